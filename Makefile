@@ -1,0 +1,37 @@
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip
+STAMP := $(VENV)/.installed
+PYTHON := $(shell command -v python3.11 || command -v python3)
+CODE := $(wildcard edgeprune tests benchmarks export)
+
+.PHONY: demo test lint bench-env clean .venv
+
+.venv: $(STAMP)
+
+# torch goes first and alone: unpinned, as a dependency, it would pull gigabytes of CUDA.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(VENV)/bin/edgeprune demo
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/mypy
+
+test: lint
+	$(PY) -m pytest -q
+
+# Without their dependencies: torchvision and timm would put another torch in place.
+bench-env: $(STAMP)
+	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm
+	$(PIP) install --quiet -c constraints.txt huggingface_hub safetensors pillow scipy scikit-learn
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo
+	find edgeprune tests benchmarks export -name __pycache__ -prune -exec rm -rf {} +

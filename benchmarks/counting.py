@@ -1,0 +1,180 @@
+"""Counts the fused kernels of torchvision and timm networks, on the meta device: computes nothing.
+
+Stands alone on purpose: it knows no step of edgeprune, so that a profile fitted with it is not
+fitted to a fault of the tool's own counting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgeprune.device.latency import padded_channels
+
+_TORCHVISION_OPERATORS = (
+    "nms",
+    "qnms",
+    "roi_align",
+    "qroi_align",
+    "_roi_align_backward",
+    "roi_pool",
+    "_roi_pool_backward",
+    "ps_roi_align",
+    "_ps_roi_align_backward",
+    "ps_roi_pool",
+    "_ps_roi_pool_backward",
+)
+_VIEWS = {
+    *("view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "t", "expand"),
+    *("unsqueeze", "squeeze", "split", "split_with_sizes", "chunk", "slice", "select", "unbind"),
+    *("detach", "alias", "dropout", "empty", "zeros", "ones", "_reshape_alias"),
+}
+_ACTIVATIONS = {
+    *("relu", "relu_", "hardtanh", "hardtanh_", "silu", "silu_", "hardswish", "hardswish_"),
+    *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "gelu", "clamp", "clamp_"),
+}
+_POOLS = {"max_pool2d_with_indices", "avg_pool2d", "mean", "_adaptive_avg_pool2d"}
+_keep_alive: list[Any] = []
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One fused kernel: `elements` are read or written (inputs, weights and outputs)."""
+
+    kind: str
+    macs: int
+    elements: int
+
+
+def import_torchvision() -> None:
+    """Import torchvision, declaring the operators that its CUDA build misses beside a CPU torch."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError, OSError):
+        library = torch.library.Library("torchvision", "DEF")
+        for name in _TORCHVISION_OPERATORS:
+            library.define(f"{name}(Tensor a) -> Tensor")
+        library.define("deform_conv2d(Tensor a) -> Tensor")
+        library.define("_deform_conv2d_backward(Tensor a) -> Tensor")
+        _keep_alive.append(library)
+        import sys
+
+        for module in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[module]
+        import torchvision  # noqa: F401
+
+
+class _Counter(TorchDispatchMode):
+    """Lists kernels as operators run; an operator that only follows one fuses into it."""
+
+    def __init__(self, multiple: int) -> None:
+        super().__init__()
+        self.multiple = multiple
+        self.kernels: list[Kernel] = []
+        self.producer: dict[int, int] = {}  # id of a tensor -> the kernel that can still grow
+        self.alive: list[Any] = []  # ids stay unique while the tensors live
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0]
+        inputs = [value for value in _flat(args) if isinstance(value, torch.Tensor)]
+        outputs = [value for value in _flat((result,)) if isinstance(value, torch.Tensor)]
+        self.alive.extend((*inputs, *outputs))
+        if not outputs:
+            return result
+        index = self._fused(name, inputs)
+        if index is None and name not in _VIEWS:
+            index = self._launched(name, args, inputs, outputs)
+        if index is not None:
+            for output in outputs:
+                self.producer[id(output)] = index
+        return result
+
+    def _fused(self, name: str, inputs: list[torch.Tensor]) -> int | None:
+        """The kernel that this operator joins: its producer, where that is a compute kernel."""
+        sources = [self.producer[id(value)] for value in inputs if id(value) in self.producer]
+        if not sources:
+            return None
+        if name in _VIEWS:
+            return sources[0]
+        latest = max(sources)
+        if name in _ACTIVATIONS and self.kernels[latest].kind != "pool":
+            return latest  # batch norm + activation before a convolution is one kernel too
+        if self.kernels[latest].macs == 0:
+            return None
+        if "batch_norm" in name:
+            return latest
+        if name in ("add", "add_") and len(inputs) == 2 and inputs[0].shape == inputs[1].shape:
+            kernel = self.kernels[latest]
+            elements = kernel.elements + inputs[0].numel()
+            self.kernels[latest] = replace(kernel, elements=elements)
+            return latest
+        return None
+
+    def _launched(
+        self, name: str, args: tuple[Any, ...], inputs: list[torch.Tensor], outputs: list[Any]
+    ) -> int:
+        kind, macs = self._work(name, args, outputs[0])
+        read = sum(value.numel() for value in inputs)
+        self.kernels.append(Kernel(kind, macs, read + outputs[0].numel()))
+        return len(self.kernels) - 1
+
+    def _work(self, name: str, args: tuple[Any, ...], output: torch.Tensor) -> tuple[str, int]:
+        """Kind of kernel and MACs, with channels rounded up to tiles (a graph's input as it is)."""
+        if name == "convolution":
+            weight, groups = args[1], args[8]
+            c_out, per_group, *window = weight.shape
+            pixels = output.numel() // c_out
+            area = math.prod(window)
+            if groups > 1 and per_group == 1:
+                return "depthwise", pixels * area * self._padded(c_out)
+            padded = groups * self._padded(c_out // groups) * self._padded(per_group)
+            kind = "grouped" if groups > 1 else "conv" if area > 1 else "pointwise"
+            return kind, pixels * area * padded
+        if name in ("addmm", "mm", "linear"):
+            first, second = args[-2:] if name != "linear" else (args[0], args[1].t())
+            rows = first.numel() // first.shape[-1]
+            return "linear", rows * self._padded(first.shape[-1]) * self._padded(second.shape[-1])
+        if name in ("bmm", "baddbmm"):
+            first, second = args[-2:]
+            return "matmul", first.numel() * second.shape[-1]
+        if "norm" in name:
+            return "norm", 0
+        if "softmax" in name:
+            return "softmax", 0
+        if name in _POOLS:
+            return "pool", 0
+        return ("copy" if name in ("cat", "clone", "copy_") else "elementwise"), 0
+
+    def _padded(self, channels: int) -> int:
+        return channels if channels < self.multiple else padded_channels(channels, self.multiple)
+
+
+def _flat(values: Any) -> list[Any]:
+    if isinstance(values, (tuple, list)):
+        return [leaf for value in values for leaf in _flat(value)]
+    return [values]
+
+
+def kernels_of(build: Callable[[], nn.Module], side: int, multiple: int) -> list[Kernel]:
+    """The fused kernels of one inference on a square image, batch 1.
+
+    build: makes the network; called under the meta device.
+    side: height and width in pixels.
+    multiple: channels are rounded up to tiles of this many.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = build().eval()
+        image = torch.empty(1, 3, side, side)
+        counter = _Counter(multiple)
+        with counter:
+            model(image)
+    return counter.kernels

@@ -1,0 +1,267 @@
+"""The ops of a traced graph, with sizes as polynomials in the plan's widths and branch bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from edgeprune.coupling import Coupling
+from edgeprune.coupling.branches import Branch
+from edgeprune.coupling.rules_layout import argument
+from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, fuse
+from edgeprune.poly import Poly, branch_variable
+from edgeprune.trace import TracedModel, sizes_of
+
+_FREE = (
+    "view reshape _unsafe_view view_as reshape_as flatten unflatten squeeze unsqueeze contiguous clone "
+    "detach alias to _to_copy type_as lift_fresh_copy dropout feature_dropout alpha_dropout getitem "
+    "float"
+).split()
+_COPY = (
+    "permute transpose t movedim cat concat stack pad constant_pad_nd roll flip expand repeat "
+    "repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle copy numpy_T swapaxes"
+).split()
+_PARTIAL = "slice narrow select index index_select gather embedding".split()
+_POOL = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d mean sum amax amin "
+    "max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d upsample_bicubic2d grid_sampler "
+    "upsample_nearest1d linalg_vector_norm var std"
+).split()
+_NORM = "layer_norm rms_norm group_norm instance_norm".split()
+_SOFTMAX = "softmax _softmax log_softmax".split()
+KINDS = {
+    **dict.fromkeys(_FREE, FREE),
+    **dict.fromkeys((*_COPY, *_PARTIAL), "copy"),
+    **dict.fromkeys(_POOL, "pool"),
+    **dict.fromkeys(_NORM, "norm"),
+    **dict.fromkeys(_SOFTMAX, "softmax"),
+}
+
+
+def kernel_graph(traced: TracedModel, coupling: Coupling) -> KernelGraph:
+    """The kernels of a traced model under any plan."""
+    # An inner branch's bit is never 1 where an outer one's is 0, so its own bit says it all.
+    scale = {b.index: Poly.variable(branch_variable(b.index)) for b in coupling.branches}
+    return fuse(_Reader(traced, coupling).run(), scale)
+
+
+class _Reader:
+    def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
+        self.traced = traced
+        self._coupling = coupling
+        self.elements_of: dict[str, Poly] = {}
+        self.constant: set[str] = set()
+        self._counted: set[str] = set()
+        self._ops: list[Op] = []
+        self._innermost = innermost_branches(coupling.branches)
+
+    def run(self) -> OpGraph:
+        graph = self.traced.graph_module.graph
+        inputs: list[str] = []
+        outputs: tuple[str, ...] = ()
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                self.constant.add(node.name)
+            elif node.op == "output":
+                outputs = tuple(n.name for n in node.all_input_nodes if n.name in self.elements_of)
+            elif isinstance(node.meta.get("val"), torch.Tensor | list | tuple):
+                self.elements_of[node.name] = self._count(node)
+                if node.op == "placeholder":
+                    inputs.append(node.name)
+                elif self._is_constant(node):
+                    self.constant.add(node.name)
+                else:
+                    self._ops.extend(self._read(node))
+        return OpGraph(tuple(self._ops), self.elements_of, tuple(inputs), outputs)
+
+    def _read(self, node: Node) -> list[Op]:
+        name = _op_name(node)
+        special = _SPECIAL.get(name)
+        if special is not None:
+            return special(self, node)
+        return [self.op(node, KINDS.get(name, "elementwise"))]
+
+    def op(self, node: Node, kind: str, macs: Poly | None = None, channels: Any = ()) -> Op:
+        """An Op for a node, with the weights that it is the first to read."""
+        sources = [s for s in node.all_input_nodes if s.name in self.elements_of]
+        return Op(
+            node.name,
+            kind,
+            tuple(s.name for s in sources if s.name not in self.constant),
+            (node.name,),
+            macs if macs is not None else Poly({}),
+            tuple(channels),
+            self._weights(node),
+            self._innermost.get(node.name),
+            _op_name(node) in _PARTIAL,
+        )
+
+    def size(self, node: Node, dim: int) -> Poly:
+        """One dimension of a node's tensor."""
+        sizes = self.traced.sizes(node)
+        labels = self._coupling.labels[node.name]
+        label, prime = labels[dim], sizes_of(node)[dim]
+        if label is None:
+            return Poly.constant(sizes[dim])
+        return self._coupling.size(label) * (sizes[dim] / prime)
+
+    def elements(self, node: Node) -> Poly:
+        """All of a node's tensor: the product of its dimensions."""
+        dims = range(len(self.traced.sizes(node)))
+        return reduce(lambda a, b: a * b, (self.size(node, d) for d in dims), Poly.constant(1))
+
+    def _count(self, node: Node) -> Poly:
+        value = node.meta["val"]
+        if isinstance(value, torch.Tensor):
+            return self.elements(node)
+        # A split's output as a whole: what it was split from.
+        return sum((self.elements_of.get(s.name, Poly({})) for s in node.all_input_nodes), Poly({}))
+
+    def _weights(self, node: Node) -> Poly:
+        """Parameter elements that this op is the first to read, through constant ops as well."""
+        total, waiting = Poly({}), list(node.all_input_nodes)
+        while waiting:
+            source = waiting.pop()
+            if source.name not in self.constant:
+                continue
+            if source.op != "get_attr":
+                waiting.extend(source.all_input_nodes)
+            elif str(source.target) not in self._counted:
+                self._counted.add(str(source.target))
+                if isinstance(source.meta.get("val"), torch.Tensor):
+                    total = total + self.elements(source)
+        return total
+
+    def _is_constant(self, node: Node) -> bool:
+        """Whether a runtime folds this node away: nothing in its value depends on an input."""
+        name = _op_name(node)
+        if name.startswith("new_") and all(isinstance(n, int) for n in node.args[1]):  # type: ignore[union-attr]
+            return True
+        return node.op == "call_function" and all(s.name in self.constant for s in node.all_input_nodes)
+
+
+def _convolution(reader: _Reader, node: Node) -> list[Op]:
+    x, weight = node.args[0], node.args[1]
+    assert isinstance(x, Node) and isinstance(weight, Node)
+    transposed = "transpose" in _op_name(node)
+    groups = argument(node, 6, "groups", 1)
+    shape = weight.meta["val"].shape
+    area = 1
+    for k in shape[2:]:
+        area *= int(k)
+    inner = reader.size(weight, 1)
+    made = reader.elements(x if transposed else node)
+    macs = made * inner * area
+    if groups == 1:
+        kind = "pointwise" if area == 1 else "conv"
+        return [reader.op(node, kind, macs, (reader.size(x, 1), reader.size(node, 1)))]
+    kind = "depthwise" if int(shape[1]) == 1 else "grouped"
+    return [reader.op(node, kind, macs, (reader.size(node, 1),))]
+
+
+def _linear(reader: _Reader, node: Node) -> list[Op]:
+    x = node.args[0]
+    assert isinstance(x, Node)
+    inner = reader.size(x, -1)
+    macs = reader.elements(node) * inner
+    return [reader.op(node, "linear", macs, (inner, reader.size(node, -1)))]
+
+
+def _product(reader: _Reader, node: Node) -> list[Op]:
+    """matmul, bmm, addmm: a weight on either side makes it a linear layer."""
+    a, b = (node.args[1], node.args[2]) if "add" in _op_name(node) else (node.args[0], node.args[1])
+    assert isinstance(a, Node) and isinstance(b, Node)
+    macs = reader.elements(node) * reader.size(a, -1)
+    learnt = any(n.name in reader.constant for n in (a, b))
+    return [reader.op(node, "linear" if learnt else "matmul", macs)]
+
+
+def _attention(reader: _Reader, node: Node) -> list[Op]:
+    """What ONNX makes of it: q and kᵀ scaled, their product, softmax, and its product with v."""
+    q, k, v = node.args[:3]
+    assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
+    rows = reduce(
+        lambda a, b: a * b,
+        (reader.size(q, d) for d in range(len(reader.traced.sizes(q)) - 1)),
+        Poly.constant(1),
+    )
+    keys = reader.size(k, -2)
+    whole = reader.op(node, "matmul")
+
+    def step(name: str, kind: str, inputs: tuple[str, ...], elements: Poly, macs: Poly) -> Op:
+        out = node.name if name == "v" else f"{node.name}.{name}"
+        reader.elements_of[out] = elements
+        return Op(f"{node.name}.{name}", kind, inputs, (out,), macs, branch=whole.branch)
+
+    none, mask = Poly({}), tuple(n for n in whole.inputs if n not in (q.name, k.name, v.name))
+    scaled = step("q", "elementwise", (q.name,), reader.elements(q), none)
+    turned = step("kt", "copy", (k.name,), reader.elements(k), none)
+    keyed = step("k", "elementwise", turned.outputs, reader.elements(k), none)
+    inputs = (*scaled.outputs, *keyed.outputs, *mask)
+    scores = step("qk", "matmul", inputs, rows * keys, rows * keys * reader.size(q, -1))
+    weights = step("softmax", "softmax", scores.outputs, rows * keys, none)
+    made = reader.elements(node)
+    out = step("v", "matmul", (*weights.outputs, v.name), made, rows * keys * reader.size(v, -1))
+    return [scaled, turned, keyed, scores, weights, out]
+
+
+def _moved(reader: _Reader, node: Node) -> list[Op]:
+    """A transpose that only feeds products is part of them."""
+    feeds = all(_op_name(user) in ("matmul", "bmm", "baddbmm") for user in node.users)
+    return [reader.op(node, FREE if feeds else "copy")]
+
+
+def _split(reader: _Reader, node: Node) -> list[Op]:
+    """A split copies each piece that is used: the pieces are what getitem names."""
+    pieces = tuple(user.name for user in node.users if _op_name(user) == "getitem")
+    for user in node.users:
+        reader.elements_of[user.name] = reader.elements(user)
+    whole = reader.op(node, "copy")
+    if _op_name(node) == "unbind":  # exported as one slice a piece
+        return [replace(whole, name=p, outputs=(p,), partial=True) for p in pieces]
+    return [replace(whole, outputs=pieces)]
+
+
+def _picked(reader: _Reader, node: Node) -> list[Op]:
+    """getitem: the op that made several tensors has named this one as its output."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return [] if _op_name(source) in _SPLITS else [reader.op(node, FREE)]
+
+
+_SPLITS = ("split_with_sizes", "unbind")
+_SPECIAL: dict[str, Callable[[_Reader, Node], list[Op]]] = {
+    **dict.fromkeys(
+        (
+            "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
+        ).split(),
+        _convolution,
+    ),
+    "linear": _linear,
+    **dict.fromkeys(("matmul", "bmm", "mm", "addmm", "baddbmm"), _product),
+    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("permute", "transpose"), _moved),
+    **dict.fromkeys(_SPLITS, _split),
+    "getitem": _picked,
+}
+
+
+def innermost_branches(branches: tuple[Branch, ...]) -> dict[str, int]:
+    """For each node inside a branch, the smallest branch that holds it."""
+    inner: dict[str, int] = {}
+    for branch in sorted(branches, key=lambda b: -len(b.nodes)):
+        inner.update(dict.fromkeys(branch.nodes, branch.index))
+    return inner
+
+
+def _op_name(node: Node) -> str:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).partition("::")[2].rstrip("_") or str(target)
+    return str(getattr(target, "__name__", target))

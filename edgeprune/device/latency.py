@@ -1,0 +1,76 @@
+"""What one fused kernel costs on a device: an efficiency per kind of kernel, and the bytes moved.
+
+    latency = launch overhead + max(arithmetic, memory traffic)
+
+The model is meant for whole networks: a sum over the kernels that the runtime really launches, with
+convolution + batch norm + activation (+ addition) counted as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeprune.device.profile import Profile
+
+#: Kinds of kernels that multiply and accumulate; each has an efficiency in a profile.
+COMPUTE_KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "matmul")
+
+#: Kinds of kernels that only move bytes.
+MEMORY_KINDS = ("norm", "softmax", "elementwise", "pool", "copy")
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A profile boiled down to the numbers that price a kernel.
+
+    overhead_ms: per kernel, in milliseconds.
+    ms_per_mac: milliseconds for one multiply-accumulate, by kind of kernel.
+    ms_per_byte: milliseconds for one byte read or written.
+    """
+
+    overhead_ms: float
+    ms_per_mac: Mapping[str, float]
+    ms_per_byte: float
+
+
+def rates(profile: Profile) -> Rates:
+    """The rates of a device; two floating-point operations per multiply-accumulate."""
+    flops_per_ms = profile.peak_gflops.value * 1e9 / 1e3
+    bytes_per_ms = (
+        profile.memory_bandwidth_gb_s.value * profile.bandwidth_efficiency.value * 1e9 / 1e3
+    )
+    efficiency = profile.efficiency
+    ms_per_mac = {
+        kind: 2 / (flops_per_ms * getattr(efficiency, kind).value) for kind in COMPUTE_KINDS
+    }
+    return Rates(
+        overhead_ms=profile.launch_overhead_us.value / 1e3,
+        ms_per_mac=MappingProxyType(ms_per_mac),
+        ms_per_byte=1 / bytes_per_ms,
+    )
+
+
+def kernel_latency_ms(kind: str, macs: float, bytes: float, rates: Rates) -> float:
+    """Milliseconds for one fused kernel.
+
+    kind: one of COMPUTE_KINDS or MEMORY_KINDS; the latter ignore `macs`.
+    macs: multiply-accumulates, with channels rounded up to the device's tiles (`padded_channels`).
+    bytes: inputs, weights and outputs, at the profile's bytes per element.
+
+    Raises ValueError for an unknown kind.
+    """
+    memory_ms = bytes * rates.ms_per_byte
+    if kind in rates.ms_per_mac:
+        return rates.overhead_ms + max(macs * rates.ms_per_mac[kind], memory_ms)
+    if kind in MEMORY_KINDS:
+        return rates.overhead_ms + memory_ms
+    raise ValueError(f"unknown kind of kernel {kind!r}")
+
+
+def padded_channels(channels: int, multiple: int) -> int:
+    """`channels` rounded up to whole tiles of `multiple`: what a kernel really computes."""
+    return -(-channels // multiple) * multiple

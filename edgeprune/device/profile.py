@@ -1,0 +1,188 @@
+"""Device profiles: one YAML file per device, each figure with its source. Knows no torch."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edgeprune.budgets import Budgets
+from edgeprune.errors import UserError
+from edgeprune.resources import profiles_folder
+
+#: The newest profile schema that this version reads.
+SCHEMA = 1
+
+#: The profile that measures the machine it runs on.
+HOST = "host"
+
+_SUFFIXES = (".yaml", ".yml")
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(_Frozen):
+    """A positive number and where it comes from."""
+
+    value: Positive
+    source: str = Field(min_length=1)
+
+    @field_validator("source")
+    @classmethod
+    def _says_something(cls, source: str) -> str:
+        if not source.strip():
+            raise ValueError("says nothing: name where the figure comes from")
+        return source.strip()
+
+
+class Share(Figure):
+    """A figure that is a share of some peak: 0 < value <= 1."""
+
+    value: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Efficiency(_Frozen):
+    """The share of `peak_gflops` that each kind of kernel reaches."""
+
+    conv: Share
+    pointwise: Share
+    depthwise: Share
+    grouped: Share
+    linear: Share
+    matmul: Share
+
+
+class Profile(_Frozen):
+    """What a device can do, in the figures that the latency and memory models need.
+
+    MB are 10**6 bytes and GB 10**9.
+    channel_multiple: channels are computed in tiles of this many.
+    expected_error_percent: mean relative error of the predicted latency, as measured.
+    """
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: str = Field(min_length=1)
+    title: str = Field(min_length=1)
+    processor: Literal["cpu", "gpu"]
+    runtime: Literal["tensorrt", "onnxruntime"]
+    precision: Literal["fp32", "fp16"]
+    threads: Annotated[int, Field(ge=1)] | None = None
+    channel_multiple: Annotated[int, Field(ge=1)]
+    ram_mb: Figure
+    peak_gflops: Figure
+    memory_bandwidth_gb_s: Figure
+    bandwidth_efficiency: Share
+    launch_overhead_us: Figure
+    efficiency: Efficiency
+    budgets: Budgets = Budgets()
+    expected_error_percent: Figure
+    notes: str = ""
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _read_budgets(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            try:
+                return Budgets.from_dict(value)
+            except UserError as error:  # pydantic reports ValueErrors together with the field
+                raise ValueError(str(error)) from error
+        return Budgets() if value is None else value
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Bytes of one weight or activation as the runtime computes it: 2 in fp16, 4 in fp32."""
+        return 2 if self.precision == "fp16" else 4
+
+    def as_dict(self) -> dict[str, Any]:
+        """The profile as plain values, in the layout of its YAML file."""
+        return self.model_dump(by_alias=True)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.title} (default {self.budgets})"
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles, sorted, and "host". Lists the folder and opens no file."""
+    return [*sorted(path.stem for path in profiles_folder().glob("*.yaml")), HOST]
+
+
+def load_profile(name: str | Path) -> Profile:
+    """The profile of a shipped name, of "host", or of a YAML file of one's own.
+
+    A name that ends in .yaml or .yml is a path. "host" may measure this machine, under a minute.
+    Raises UserError, in one line, for an unknown name, a file that cannot be read, a field that
+    breaks the schema, or a schema newer than this version.
+    """
+    text = str(name)
+    if text.lower().endswith(_SUFFIXES):
+        return _read(Path(text).expanduser())
+    if text == HOST:
+        from edgeprune.device.host import host_profile
+
+        return host_profile()
+    names = profile_names()
+    if text not in names:
+        near = difflib.get_close_matches(text.lower().replace("_", "-"), names, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+        raise UserError(f"unknown profile {text!r}: {hint} (or give the path of a .yaml file)")
+    return _read(profiles_folder() / f"{text}.yaml")
+
+
+def parse_profile(data: Any, origin: str) -> Profile:
+    """Check plain values (as YAML gives them) and make a Profile; `origin` names them in errors.
+
+    Raises UserError, in one line, for a broken field or a schema newer than this version.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{origin}: a profile is a mapping of fields, not {type(data).__name__}")
+    schema = data.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(
+            f"{origin}: written for profile schema {schema}, this edgeprune reads up to {SCHEMA}: "
+            "upgrade edgeprune"
+        )
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_describe(error)}") from error
+
+
+def _read(path: Path) -> Profile:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
+        raise UserError(f"cannot read profile {path}: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "broken"
+        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error
+    return parse_profile(data, str(path))
+
+
+def _describe(error: ValidationError) -> str:
+    """The first broken field in one line, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    field = ".".join(str(part) for part in first["loc"]) or "profile"
+    if first["type"] == "extra_forbidden":
+        message = "is no field of a profile (misspelt?)"
+    elif first["type"] == "missing":
+        message = "is missing"
+    else:
+        got = first["input"]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if not isinstance(got, (dict, list)):
+            message += f", got {got!r}"
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return " ".join(f"field {field} {message}{more}".split())

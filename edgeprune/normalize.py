@@ -1,0 +1,87 @@
+"""Canonical forms: what later steps need not know about.
+
+* in-place ops become functional where nothing else sees the tensor they write to,
+* chunk and split become split_with_sizes, whose sizes can change one by one,
+* assertions about metadata go: they state sizes that pruning changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range")
+
+
+def normalize(graph_module: GraphModule) -> None:
+    """Rewrites the graph of `graph_module` in place, its meaning unchanged."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target._schema.name.removeprefix("aten::")
+        if name.startswith(_ASSERTIONS):
+            graph.erase_node(node)
+        elif name in ("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_split"):
+            _split_by_sizes(node)
+        elif name.endswith("_") and not name.endswith("__"):
+            _functional(graph_module, node, name)
+    graph.eliminate_dead_code(is_impure_node=_is_impure)
+    graph.lint()
+    graph_module.recompile()
+
+
+def _is_impure(node: Node) -> bool:
+    return node.op in ("placeholder", "output") or node.is_impure()
+
+
+def _split_by_sizes(node: Node) -> None:
+    values = node.meta.get("val")
+    if not isinstance(values, list | tuple):
+        return
+    source: Any = node.args[0]
+    dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+    sizes = [value.shape[dim] for value in values]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    node.target = aten.split_with_sizes.default
+    node.args = (source, sizes, dim)
+    node.kwargs = {}
+
+
+def _functional(graph_module: GraphModule, node: Node, name: str) -> None:
+    """relu_(x) becomes relu(x) when x's storage is seen by nobody else, or only later through x."""
+    target: Any = node.args[0]
+    packet = getattr(aten, name[:-1], None)
+    overload = getattr(packet, node.target._overloadname, None)  # type: ignore[union-attr]
+    if overload is None or not isinstance(target, Node) or _may_alias(target):
+        return
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    later = [user for user in target.users if order[user] > order[node]]
+    if any(_is_view(user) for user in target.users if user is not node):
+        return
+    node.target = overload
+    for user in later:
+        user.replace_input_with(target, node)
+
+
+def _may_alias(node: Node) -> bool:
+    """Whether writing to this node's tensor could be seen through another node."""
+    return node.op != "call_function" or _is_view(node)
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node's output may share storage with its input."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return True
+    schema = target._schema
+    if any(r.alias_info is not None for r in schema.returns):
+        return not schema.is_mutable
+    # Composite ops that return their input unchanged when there is nothing to do.
+    name = schema.name.removeprefix("aten::")
+    return name in ("reshape", "contiguous", "to", "flatten", "dropout", "type_as", "pad", "float")

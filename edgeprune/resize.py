@@ -1,0 +1,125 @@
+"""Surgery: a traced graph and a plan become a physically smaller graph.
+
+Each parameter dimension is index-selected with what the plan keeps, each size written in the graph is
+rewritten from the same labels, removed branches are bypassed. The input graph is left as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from edgeprune.coupling import Coupling
+from edgeprune.coupling.walk import Literal, attribute
+from edgeprune.plan import Plan
+from edgeprune.trace import TracedModel
+
+_TO_THE_END = 2**62
+
+
+def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> GraphModule:
+    """A smaller GraphModule with parameters of its own; nodes keep their names."""
+    graph = copy.deepcopy(traced.graph_module.graph)
+    module = GraphModule(traced.graph_module, graph)
+    module.train(False)
+    nodes = {node.name: node for node in graph.nodes}
+    gone = plan.gone(coupling)
+    _slice_parameters(module, coupling, gone)
+    for literal in coupling.literals:
+        _rewrite(nodes[literal.node], literal, coupling.kept(literal.rows, gone))
+    for pin in coupling.pins:
+        if not coupling.kept(pin.rows, gone).all():
+            node = nodes[pin.node]
+            node.kwargs = {**node.kwargs, pin.key: pin.value}
+    # Last first: a branch's skip may be the sum of an earlier branch that goes too.
+    for index in sorted(plan.removed_branches, reverse=True):
+        branch = coupling.branches[index]
+        nodes[branch.add].replace_all_uses_with(nodes[branch.skip])
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or n.is_impure())
+    graph.lint()
+    module.delete_all_unused_submodules()
+    module = _own(module)
+    module.recompile()
+    return module
+
+
+def _slice_parameters(module: GraphModule, coupling: Coupling, gone: NDArray[np.bool_]) -> None:
+    for name, labels in coupling.parameters.items():
+        tensor = attribute(module, name)
+        smaller = tensor.detach()
+        for dim, label in enumerate(labels):
+            if label is None:
+                continue
+            mask = coupling.kept(label, gone)
+            if not mask.all():
+                smaller = smaller.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+        # A copy even where nothing shrank: training the result must not move the user's model.
+        smaller = smaller.clone()
+        holder, _, leaf = name.rpartition(".")
+        owner = attribute(module, holder) if holder else module
+        if isinstance(tensor, nn.Parameter):
+            setattr(owner, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
+        else:
+            setattr(owner, leaf, smaller)
+
+
+def _own(module: GraphModule) -> GraphModule:
+    """A module that holds only what its graph reads (removed branches' parameters are gone)."""
+    return GraphModule(module, module.graph)
+
+
+def _rewrite(node: Node, literal: Literal, mask: NDArray[np.bool_]) -> None:
+    """Writes the new count where the old one stood, if it changed."""
+    if mask.all():
+        return
+    count, total = int(mask.sum()), len(mask)
+    path: tuple[str | int, ...] = literal.path
+    from_end = path[-1] == "from_end"
+    path = path[:-1] if from_end else path
+    old = _read(node, path)
+    new: Any
+    if from_end:
+        new = -count if count else _TO_THE_END
+    elif isinstance(old, Node):
+        new = _symbolic(node, path, old, count, total)
+    else:
+        new = count
+    _write(node, path, new)
+
+
+def _symbolic(node: Node, path: tuple[str | int, ...], old: Node, count: int, total: int) -> Any:
+    """A size that depends on the batch: left to be inferred where one may be, computed otherwise."""
+    siblings = _read(node, path[:-1])
+    if isinstance(path[-1], int) and -1 not in siblings:
+        return -1
+    with node.graph.inserting_before(node):
+        scaled = node.graph.call_function(operator.mul, (old, count))
+        return node.graph.call_function(operator.floordiv, (scaled, total))
+
+
+def _read(node: Node, path: tuple[str | int, ...]) -> Any:
+    value: Any = getattr(node, str(path[0]))
+    for key in path[1:]:
+        value = value[key]
+    return value
+
+
+def _write(node: Node, path: tuple[str | int, ...], new: Any) -> None:
+    def changed(value: Any, rest: tuple[str | int, ...]) -> Any:
+        if not rest:
+            return new
+        if isinstance(value, dict):
+            return {**value, rest[0]: changed(value[rest[0]], rest[1:])}
+        items = list(value)
+        items[int(rest[0])] = changed(items[int(rest[0])], rest[1:])
+        return type(value)(items) if isinstance(value, tuple) else items
+
+    top = str(path[0])
+    setattr(node, top, changed(getattr(node, top), path[1:]))
