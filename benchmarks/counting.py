@@ -52,24 +52,6 @@ class Kernel:
     elements: int
 
 
-def import_torchvision() -> None:
-    """Import torchvision, declaring the operators that its CUDA build misses beside a CPU torch."""
-    try:
-        import torchvision
-    except (ImportError, RuntimeError, OSError):
-        library = torch.library.Library("torchvision", "DEF")
-        for name in _TORCHVISION_OPERATORS:
-            library.define(f"{name}(Tensor a) -> Tensor")
-        library.define("deform_conv2d(Tensor a) -> Tensor")
-        library.define("_deform_conv2d_backward(Tensor a) -> Tensor")
-        _keep_alive.append(library)
-        import sys
-
-        for module in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[module]
-        import torchvision  # noqa: F401
-
-
 class _Counter(TorchDispatchMode):
     """Lists kernels as operators run; an operator that only follows one fuses into it."""
 

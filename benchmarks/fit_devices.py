@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from counting import import_torchvision
+from zoo import declare_torchvision
 
 from edgeprune.device.latency import COMPUTE_KINDS
 
-import_torchvision()
+declare_torchvision()
 import timm  # noqa: E402
 import torchvision.models as tv  # noqa: E402
 

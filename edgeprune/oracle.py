@@ -3,7 +3,7 @@
 Every slice of the removed units is zeroed in the original parameters, every removed branch adds
 nothing, and the original graph runs. Where an op normalises or sums over a dimension that shrank,
 zeros would count in its mean: there the op runs on what is kept and its result is put back among
-zeros. `exact` says that no such op was met, so that the zeroed parameters alone made the comparison.
+zeros. `exact` says that no such op was met: the zeroed parameters alone made the comparison.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def difference(got: Sequence[Any], want: Sequence[Any]) -> tuple[float, float]:
         finite = b[b.isfinite()].abs()
         scale = float(finite.max()) if finite.numel() else 0.0
         absolute = max(absolute, worst)
-        relative = max(relative, worst / scale if scale > 0 else (0.0 if worst == 0 else float("inf")))
+        relative = max(
+            relative, worst / scale if scale > 0 else (0.0 if worst == 0 else float("inf"))
+        )
     return absolute, relative
 
 
@@ -172,9 +174,7 @@ class _Silenced(Interpreter):
 
     def _scatter(self, value: Any, labels: Any) -> Any:
         if isinstance(value, list | tuple):
-            return type(value)(
-                self._scatter(v, ls) for v, ls in zip(value, labels, strict=True)
-            )
+            return type(value)(self._scatter(v, ls) for v, ls in zip(value, labels, strict=True))
         for dim, label in enumerate(labels):
             if label is None or self._mask(label).all():
                 continue
@@ -188,7 +188,7 @@ class _Silenced(Interpreter):
 
 
 def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """A mask made for one batch size (a prime, see trace) at another: its batch axis is repeated."""
+    """A mask made for one batch size (a prime, see trace) at another: its batch axis repeats."""
     if len(mask) == size:
         return mask
     from edgeprune.trace import _PRIMES
@@ -205,4 +205,4 @@ def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
 def _total_size(mask: NDArray[np.bool_], kept: int) -> int:
     """The full size of a dimension of which `kept` entries are there."""
     whole = kept * len(mask) / max(int(mask.sum()), 1)
-    return int(round(whole)) if prod(mask.shape) else 0
+    return round(whole) if prod(mask.shape) else 0

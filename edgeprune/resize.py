@@ -1,7 +1,7 @@
 """Surgery: a traced graph and a plan become a physically smaller graph.
 
-Each parameter dimension is index-selected with what the plan keeps, each size written in the graph is
-rewritten from the same labels, removed branches are bypassed. The input graph is left as it was.
+Each parameter dimension is index-selected with what the plan keeps, each size written in the graph
+is rewritten from the same labels, removed branches are bypassed. The input graph stays as it was.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> GraphModule:
     for index in sorted(plan.removed_branches, reverse=True):
         branch = coupling.branches[index]
         nodes[branch.add].replace_all_uses_with(nodes[branch.skip])
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or n.is_impure())
+    graph.eliminate_dead_code(
+        is_impure_node=lambda n: n.op in ("placeholder", "output") or n.is_impure()
+    )
     graph.lint()
     module.delete_all_unused_submodules()
     module = _own(module)
@@ -95,7 +97,7 @@ def _rewrite(node: Node, literal: Literal, mask: NDArray[np.bool_]) -> None:
 
 
 def _symbolic(node: Node, path: tuple[str | int, ...], old: Node, count: int, total: int) -> Any:
-    """A size that depends on the batch: left to be inferred where one may be, computed otherwise."""
+    """A size that depends on the batch: left to be inferred if one may be, computed otherwise."""
     siblings = _read(node, path[:-1])
     if isinstance(path[-1], int) and -1 not in siblings:
         return -1

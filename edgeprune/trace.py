@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.errors import UserError
 from edgeprune.normalize import normalize
 
-# Each symbolic size counts as a prime of its own: products of sizes then tell which sizes are in them.
+# Each symbolic size counts as a prime of its own: products of sizes tell which ones are in them.
 _PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191)
 
 
@@ -76,7 +76,7 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
 
     Raises UserError when torch.export can't take the model, naming the line of the user's code.
     """
-    training = module.training
+    modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
         batch = example_inputs.batch
@@ -88,7 +88,8 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
             program = _export(module, example_inputs, None)
         graph_module = _unlifted(program)
     finally:
-        module.train(training)
+        for submodule, training in modes:
+            submodule.training = training
     normalize(graph_module)
     _describe_attributes(graph_module)
     symbols = tuple(sorted({str(s) for n in graph_module.graph.nodes for s in _symbols(n)}))
@@ -98,7 +99,7 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
 def export_program(
     graph_module: GraphModule, example_inputs: ExampleInputs, dynamic_batch: bool
 ) -> torch.export.ExportedProgram:
-    """A torch.export program of a (resized) graph: that it traces is proof that it is well formed."""
+    """A torch.export program of a (resized) graph: that it traces proves that it is well formed."""
     if not dynamic_batch:
         return _export(graph_module, example_inputs, None)
     program = _with_dynamic_batch(graph_module, example_inputs, example_inputs.batch or 1)
@@ -131,7 +132,8 @@ def _prime(symbol: str) -> int:
 def _symbols(node: Node) -> set[Any]:
     value = node.meta.get("val")
     shape = value.shape if isinstance(value, Tensor) else ()
-    return set().union(*(d.node.expr.free_symbols for d in shape if not isinstance(d, int)), set())
+    sizes: list[Any] = [d for d in shape if not isinstance(d, int)]
+    return set().union(*(d.node.expr.free_symbols for d in sizes))
 
 
 def _with_dynamic_batch(
@@ -139,7 +141,11 @@ def _with_dynamic_batch(
 ) -> torch.export.ExportedProgram | None:
     """The program with one symbol for every input's first size; None where the model fixes it."""
     # torch.export takes a size of 1 for a constant, so it has to see another one.
-    wide = example_inputs.map(lambda t: torch.cat([t, t])[: max(batch, 2)]) if batch < 2 else example_inputs
+    wide = (
+        example_inputs.map(lambda t: torch.cat([t, t])[: max(batch, 2)])
+        if batch < 2
+        else example_inputs
+    )
     dynamic = pytree.tree_map(
         lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) else None,
         (wide.args, dict(wide.kwargs)),
@@ -225,7 +231,9 @@ def _user_frame(text: str) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silences torch.export's and the exporter's warnings and logs: none concerns the user."""
-    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "torch.export")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "torch.export")
+    ]
     levels = [log.level for log in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

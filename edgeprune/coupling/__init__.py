@@ -1,4 +1,4 @@
-"""What must go together: labels on dimensions, units, groups, removable branches (docs/coupling.md)."""
+"""What must go together: labels, units, groups, removable branches (docs/coupling.md)."""
 
 from edgeprune.coupling.groups import Coupling, Group, couple
 

@@ -1,10 +1,10 @@
 """Atoms: what an index of a tensor dimension depends on, in one vectorised union-find.
 
-A dimension of size n is labelled with *rows*: an integer array (n, k). Index i goes when any atom in
-row i goes; -1 pads rows that hold fewer than k atoms. Three things happen to atoms:
+A dimension of size n is labelled with *rows*: an integer array (n, k). Index i goes when any atom
+in row i goes; -1 pads rows that hold fewer than k atoms. Three things happen to atoms:
 
 * they are **unified** (they go together),
-* they are **bound** to a row of other atoms (a reshape split the dimension: x goes when a or b goes),
+* they are **bound** to a row of others (a reshape split the dimension: x goes when a or b goes),
 * they are **frozen** (they never go), with the name of the op that did it.
 
 All of it works on whole arrays: there is no Python loop over indices anywhere in this package.
@@ -19,7 +19,8 @@ Rows = NDArray[np.int64]  # (size, k) atom ids, -1 = nothing
 Ids = NDArray[np.int64]  # (n,) atom ids
 
 NOTHING = -1
-FIXED = 0  # the atom of every index that no parameter decides: it exists from the start and is frozen
+# The atom of every index that no parameter decides: it exists from the start and is frozen.
+FIXED = 0
 
 _MAX_ROUNDS = 10_000
 
@@ -31,7 +32,8 @@ class Atoms:
         self._count = 1
         self._parent: Ids = np.zeros(1024, np.int64)
         self._frozen = np.zeros(1024, np.int32)  # 0 = free, else index of a reason
-        self._start: Ids = np.full(1024, -1, np.int64)  # where a bound atom's row begins in the pool
+        # Where a bound atom's row begins in the pool.
+        self._start: Ids = np.full(1024, -1, np.int64)
         self._arity = np.zeros(1024, np.int32)
         self._pool: Ids = np.zeros(1024, np.int64)
         self._pool_used = 0
@@ -114,7 +116,9 @@ class Atoms:
             return
         barred = (len_a == 0) | (len_b == 0)
         if barred.any():
-            reason = self.reasons(np.concatenate([whole_a[barred].ravel(), whole_b[barred].ravel()]))
+            reason = self.reasons(
+                np.concatenate([whole_a[barred].ravel(), whole_b[barred].ravel()])
+            )
             both = np.concatenate([free_a[barred], free_b[barred]])
             self.freeze(both, reason[0] if reason else self._reasons[1])
             return
@@ -125,7 +129,7 @@ class Atoms:
         self._collapse(np.concatenate([free_a, free_b], axis=1))
 
     def _bind(self, atoms: Ids, rows: Rows) -> None:
-        """atom i goes when any atom of row i goes; where that would define an atom by itself, join."""
+        """Atom i goes when any atom of row i goes; what would define an atom by itself is joins."""
         circular = np.isin(rows, atoms).any(axis=1)
         if circular.any():
             self._collapse(np.concatenate([atoms[circular][:, None], rows[circular]], axis=1))

@@ -149,7 +149,7 @@ def _groups(walk: Walk, module: torch.nn.Module) -> tuple[tuple[Group, ...], NDA
         members = np.flatnonzero(group_ids == g)
         of_first = slice(first[members[0]], ends[members[0]])
         group_slots = tuple(
-            Slot(*places[place][:2], per_unit=int(count))
+            Slot(places[place][0], places[place][1], int(count))
             for place, count in zip(pairs[1][of_first], counts[of_first], strict=True)
         )
         if any(_is_parameter(module, slot.parameter) for slot in group_slots):
@@ -196,7 +196,7 @@ def _is_parameter(module: torch.nn.Module, name: str) -> bool:
 
 
 def _names(slots_of: list[tuple[Slot, ...]]) -> list[str]:
-    """The module whose outputs a group is; numbered where one module's outputs are several groups."""
+    """The module whose outputs a group is; numbered where one module makes several groups."""
     plain = []
     for slots in slots_of:
         makers = [s for s in slots if s.dim == 0] or list(slots)

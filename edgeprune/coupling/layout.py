@@ -1,4 +1,4 @@
-"""What reshaping does to labels: merging dimensions, splitting them, cutting two shapes into blocks."""
+"""What reshaping does to labels: merging, splitting, cutting two shapes into blocks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def split(atoms: Atoms, label: Label, sizes: Sequence[int]) -> list[Label]:
     return [np.concatenate(parts, axis=1) if parts else None for parts in columns]
 
 
-def _split_column(atoms: Atoms, column: np.ndarray, sizes: Sequence[int]) -> Iterator[tuple[int, Rows]]:
+def _split_column(
+    atoms: Atoms, column: np.ndarray, sizes: Sequence[int]
+) -> Iterator[tuple[int, Rows]]:
     if atoms.frozen_mask(column)[column >= 0].all():
         return
     grid = column.reshape(sizes)
@@ -110,7 +112,7 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int],
 def reshape(
     atoms: Atoms, labels: Sequence[Label], before: Sequence[int], after: Sequence[int], reason: str
 ) -> list[Label]:
-    """The labels after a view from shape `before` to shape `after`; what can't be followed freezes."""
+    """The labels after a view from `before` to `after`; what can't be followed freezes."""
     result: list[Label] = [None] * len(after)
     cut = blocks(before, after)
     if cut is None:
@@ -138,4 +140,4 @@ def reshape(
 def kept(atoms: Atoms, label: Rows, gone: np.ndarray) -> np.ndarray:
     """Which indices stay when the atoms marked in `gone` (bool per atom id) go: bool (size,)."""
     rows = atoms.resolve(label)
-    return ~np.where(rows == NOTHING, False, gone[rows]).any(axis=1)
+    return np.asarray(~np.where(rows == NOTHING, False, gone[rows]).any(axis=1))

@@ -4,6 +4,8 @@ To teach an op: add a line to SPECS (an einsum-like rule), to SAME or POINTWISE,
 `rules_layout.py` / `rules_compute.py` under its ATen name, and one test in tests/coupling/.
 """
 
+# ruff: noqa: SIM905 (a list of names reads better as words)
+
 from __future__ import annotations
 
 from typing import Any
@@ -55,21 +57,21 @@ SPECS = {
 
 # One tensor in, the same one out, element for element.
 SAME = (
-    "dropout dropout_ feature_dropout alpha_dropout contiguous clone detach detach_ alias to _to_copy "
-    "lift_fresh_copy lift_fresh type_as float double half bool int long cpu bernoulli zeros_like "
-    "ones_like full_like empty_like rand_like randn_like fill_ zero_ hardtanh hardtanh_ "
-    "constant_pad_same"
+    "dropout dropout_ feature_dropout alpha_dropout contiguous clone detach detach_ alias to "
+    "_to_copy lift_fresh_copy lift_fresh type_as float double half bool int long cpu "
+    "bernoulli zeros_like ones_like full_like empty_like rand_like randn_like fill_ zero_ "
+    "hardtanh hardtanh_ constant_pad_same"
 ).split()
 
 # Element-wise over several tensors, but without torch.Tag.pointwise in some release.
 POINTWISE = (
-    "hardswish hardswish_ hardsigmoid hardsigmoid_ log_sigmoid logsigmoid relu6 relu6_ silu silu_ mish "
-    "mish_ selu selu_ celu celu_ elu elu_ leaky_relu leaky_relu_ gelu gelu_ softplus threshold "
-    "threshold_ masked_fill masked_fill_ where clamp clamp_ clip add_ sub_ mul_ div_ relu_ sigmoid_ "
-    "tanh_ square square_ rsub copy_ addcmul addcdiv lerp true_divide divide multiply subtract "
-    "floor_divide remainder logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not "
-    "eq ne lt le gt ge maximum minimum pow exp log sqrt rsqrt reciprocal abs neg erf sin cos "
-    "nan_to_num isnan isinf"
+    "hardswish hardswish_ hardsigmoid hardsigmoid_ log_sigmoid logsigmoid relu6 relu6_ silu "
+    "silu_ mish mish_ selu selu_ celu celu_ elu elu_ leaky_relu leaky_relu_ gelu gelu_ "
+    "softplus threshold threshold_ masked_fill masked_fill_ where clamp clamp_ clip add_ sub_ "
+    "mul_ div_ relu_ sigmoid_ tanh_ square square_ rsub copy_ addcmul addcdiv lerp "
+    "true_divide divide multiply subtract floor_divide remainder logical_and logical_or "
+    "logical_not bitwise_and bitwise_or bitwise_not eq ne lt le gt ge maximum minimum pow exp "
+    "log sqrt rsqrt reciprocal abs neg erf sin cos nan_to_num isnan isinf"
 ).split()
 
 

@@ -33,7 +33,7 @@ def _conv(walk: Walk, node: Node) -> Labels:
 def _grouped(
     walk: Walk, node: Node, x: Any, weight: Any, groups: int, out_first: bool
 ) -> tuple[Label, Label]:
-    """Pairs a grouped convolution's channels group by group; returns (output, input) channel labels."""
+    """Pairs a grouped convolution's channels group by group; returns (output, input) labels."""
     x_labels, w_labels = walk.of(x), walk.of(weight)
     if len(x_labels) != len(w_labels):
         raise Unfollowed

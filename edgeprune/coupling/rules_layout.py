@@ -69,7 +69,8 @@ def _permute(walk: Walk, node: Node) -> Labels:
 
 def _transpose(walk: Walk, node: Node) -> Labels:
     labels = list(walk.of(node.args[0]))
-    a, b = (_positive(d, len(labels)) for d in (node.args[1], node.args[2]))  # type: ignore[type-var]
+    dims: Any = node.args[1:3]
+    a, b = (_positive(d, len(labels)) for d in dims)
     labels[a], labels[b] = labels[b], labels[a]
     return labels
 
@@ -81,9 +82,9 @@ def _t(walk: Walk, node: Node) -> Labels:
 def _movedim(walk: Walk, node: Node) -> Labels:
     labels = walk.of(node.args[0])
     rank = len(labels)
+    asked: Any = node.args[1:3]
     sources, targets = (
-        [_positive(d, rank) for d in ([a] if isinstance(a, int) else a)]  # type: ignore[union-attr]
-        for a in (node.args[1], node.args[2])
+        [_positive(d, rank) for d in ([a] if isinstance(a, int) else a)] for a in asked
     )
     rest = iter(d for d in range(rank) if d not in sources)
     order = [sources[targets.index(d)] if d in targets else next(rest) for d in range(rank)]
@@ -91,7 +92,7 @@ def _movedim(walk: Walk, node: Node) -> Labels:
 
 
 def _expand(walk: Walk, node: Node) -> Labels:
-    """New entries of an expanded dimension are all alike: they may go, and the asked size with them."""
+    """New entries of an expanded dimension are all alike: they may go, and the size with them."""
     labels, before = walk.of(node.args[0]), walk.sizes(node.args[0])
     after = out_sizes(walk, node)
     lead = len(after) - len(before)
@@ -176,10 +177,11 @@ def _split_with_sizes(walk: Walk, node: Node) -> list[Labels]:
     out, start = [], 0
     for i, size in enumerate(argument(node, 1, "split_sizes")):
         piece = list(labels)
-        if labels[dim] is not None:
+        label = labels[dim]
+        if label is not None:
             if not isinstance(size, int):
                 raise Unfollowed
-            piece[dim] = labels[dim][start : start + size]
+            piece[dim] = label[start : start + size]
             walk.literal(node, (*where_is(node, 1, "split_sizes"), i), piece[dim])
             start += size
         out.append(piece)
@@ -241,7 +243,7 @@ def _select(walk: Walk, node: Node) -> Labels:
 
 
 def _index(walk: Walk, node: Node) -> Labels:
-    """x[i, :, j]: indexed dimensions freeze; the others pass, around what the indices broadcast to."""
+    """x[i, :, j]: indexed dimensions freeze; the others pass, around what the indices make."""
     labels = walk.of(node.args[0])
     indices: list[Any] = list(node.args[1])  # type: ignore[arg-type]
     indices += [None] * (len(labels) - len(indices))

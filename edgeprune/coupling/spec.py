@@ -12,7 +12,7 @@ with anything, as in broadcasting. Several outputs are separated by ';'.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch.fx import Node
@@ -21,7 +21,7 @@ from edgeprune.coupling.layout import Label
 from edgeprune.coupling.walk import Labels, Rule, Unfollowed, Walk
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(spec: str) -> tuple[list[str], list[str]]:
     left, right = spec.replace(" ", "").split("->")
     return left.split(","), right.split(";")
@@ -53,7 +53,9 @@ def apply(walk: Walk, node: Node, spec: str, arguments: Sequence[Any]) -> Any:
                 walk.freeze(labels[d], node)
             elif sizes[d] != 1:
                 known = letter in letters
-                letters[letter] = walk.join(letters[letter], labels[d], node) if known else labels[d]
+                letters[letter] = (
+                    walk.join(letters[letter], labels[d], node) if known else labels[d]
+                )
         if "*" in term:
             runs.append(([labels[d] for d in run], [sizes[d] for d in run]))
     spread = walk.broadcast_dims(runs, node)

@@ -42,7 +42,7 @@ class Literal:
 
 @dataclass(frozen=True)
 class Pin:
-    """A value that an argument's absence implied from a size: it is written down if the size changes."""
+    """A value that an argument's absence implied from a size: written down if the size changes."""
 
     node: str
     key: str
@@ -126,8 +126,8 @@ class Walk:
                 self._freeze_all(self.labels[source.name], "the model's output")
             return None
         if node.target is operator.getitem:
-            source = self.labels[node.args[0].name]  # type: ignore[union-attr]
-            return source[node.args[1]] if source is not None else None
+            made = self.labels[node.all_input_nodes[0].name]
+            return made[node.args[1]] if made is not None else None
         if node.target is torch.ops.aten.sym_size.int:
             return None
         if not any(_is_tensor(source) for source in node.all_input_nodes) and not _is_tensor(node):

@@ -1,5 +1,7 @@
 """The ops of a traced graph, with sizes as polynomials in the plan's widths and branch bits."""
 
+# ruff: noqa: SIM905 (a list of names reads better as words)
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,14 +15,15 @@ from torch.fx import Node
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.rules_layout import argument
+from edgeprune.coupling.walk import attribute
 from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, fuse
 from edgeprune.poly import Poly, branch_variable
 from edgeprune.trace import TracedModel, sizes_of
 
 _FREE = (
-    "view reshape _unsafe_view view_as reshape_as flatten unflatten squeeze unsqueeze contiguous clone "
-    "detach alias to _to_copy type_as lift_fresh_copy dropout feature_dropout alpha_dropout getitem "
-    "float"
+    "view reshape _unsafe_view view_as reshape_as flatten unflatten squeeze unsqueeze "
+    "contiguous clone detach alias to _to_copy type_as lift_fresh_copy dropout "
+    "feature_dropout alpha_dropout getitem float"
 ).split()
 _COPY = (
     "permute transpose t movedim cat concat stack pad constant_pad_nd roll flip expand repeat "
@@ -29,12 +32,12 @@ _COPY = (
 _PARTIAL = "slice narrow select index index_select gather embedding".split()
 _POOL = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d mean sum amax amin "
-    "max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d upsample_bicubic2d grid_sampler "
-    "upsample_nearest1d linalg_vector_norm var std"
+    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d mean sum "
+    "amax amin max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d "
+    "upsample_bicubic2d grid_sampler upsample_nearest1d linalg_vector_norm var std"
 ).split()
 _NORM = "layer_norm rms_norm group_norm instance_norm".split()
-_SOFTMAX = "softmax _softmax log_softmax".split()
+_SOFTMAX = ["softmax", "_softmax", "log_softmax"]
 KINDS = {
     **dict.fromkeys(_FREE, FREE),
     **dict.fromkeys((*_COPY, *_PARTIAL), "copy"),
@@ -49,6 +52,26 @@ def kernel_graph(traced: TracedModel, coupling: Coupling) -> KernelGraph:
     # An inner branch's bit is never 1 where an outer one's is 0, so its own bit says it all.
     scale = {b.index: Poly.variable(branch_variable(b.index)) for b in coupling.branches}
     return fuse(_Reader(traced, coupling).run(), scale)
+
+
+def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
+    """How many trainable parameters stay under a plan (buffers are not among them)."""
+    owners = {
+        name: b.index
+        for b in sorted(coupling.branches, key=lambda b: -len(b.nodes))
+        for name in b.parameters
+    }
+    counts = []
+    for name, labels in coupling.parameters.items():
+        tensor = attribute(traced.graph_module, name)
+        if isinstance(tensor, torch.nn.Parameter):
+            count = Poly.constant(1)
+            for size, label in zip(tensor.shape, labels, strict=True):
+                count = count * (float(size) if label is None else coupling.size(label))
+            if name in owners:
+                count = count * Poly.variable(branch_variable(owners[name]))
+            counts.append(count)
+    return Poly.total(counts)
 
 
 class _Reader:
@@ -88,8 +111,9 @@ class _Reader:
         return [self.op(node, KINDS.get(name, "elementwise"))]
 
     def op(self, node: Node, kind: str, macs: Poly | None = None, channels: Any = ()) -> Op:
-        """An Op for a node, with the weights that it is the first to read."""
+        """An Op for a node, with the weights that it reads."""
         sources = [s for s in node.all_input_nodes if s.name in self.elements_of]
+        weights, held = self._weights(node)
         return Op(
             node.name,
             kind,
@@ -97,9 +121,10 @@ class _Reader:
             (node.name,),
             macs if macs is not None else Poly({}),
             tuple(channels),
-            self._weights(node),
+            weights,
             self._innermost.get(node.name),
             _op_name(node) in _PARTIAL,
+            held,
         )
 
     def size(self, node: Node, dim: int) -> Poly:
@@ -123,27 +148,32 @@ class _Reader:
         # A split's output as a whole: what it was split from.
         return sum((self.elements_of.get(s.name, Poly({})) for s in node.all_input_nodes), Poly({}))
 
-    def _weights(self, node: Node) -> Poly:
-        """Parameter elements that this op is the first to read, through constant ops as well."""
-        total, waiting = Poly({}), list(node.all_input_nodes)
+    def _weights(self, node: Node) -> tuple[Poly, Poly]:
+        """Parameter elements that this op reads, through constant ops as well, and those of them
+        that no op before it has read."""
+        found: dict[str, Node] = {}
+        waiting = list(node.all_input_nodes)
         while waiting:
             source = waiting.pop()
             if source.name not in self.constant:
                 continue
             if source.op != "get_attr":
                 waiting.extend(source.all_input_nodes)
-            elif str(source.target) not in self._counted:
-                self._counted.add(str(source.target))
-                if isinstance(source.meta.get("val"), torch.Tensor):
-                    total = total + self.elements(source)
-        return total
+            elif isinstance(source.meta.get("val"), torch.Tensor):
+                found[str(source.target)] = source
+        sizes = {name: self.elements(source) for name, source in found.items()}
+        held = Poly.total(size for name, size in sizes.items() if name not in self._counted)
+        self._counted.update(sizes)
+        return Poly.total(sizes.values()), held
 
     def _is_constant(self, node: Node) -> bool:
         """Whether a runtime folds this node away: nothing in its value depends on an input."""
         name = _op_name(node)
         if name.startswith("new_") and all(isinstance(n, int) for n in node.args[1]):  # type: ignore[union-attr]
             return True
-        return node.op == "call_function" and all(s.name in self.constant for s in node.all_input_nodes)
+        return node.op == "call_function" and all(
+            s.name in self.constant for s in node.all_input_nodes
+        )
 
 
 def _convolution(reader: _Reader, node: Node) -> list[Op]:
@@ -197,7 +227,8 @@ def _attention(reader: _Reader, node: Node) -> list[Op]:
     def step(name: str, kind: str, inputs: tuple[str, ...], elements: Poly, macs: Poly) -> Op:
         out = node.name if name == "v" else f"{node.name}.{name}"
         reader.elements_of[out] = elements
-        return Op(f"{node.name}.{name}", kind, inputs, (out,), macs, branch=whole.branch)
+        read = tuple(n for n in inputs if n not in reader.constant)
+        return Op(f"{node.name}.{name}", kind, read, (out,), macs, branch=whole.branch)
 
     none, mask = Poly({}), tuple(n for n in whole.inputs if n not in (q.name, k.name, v.name))
     scaled = step("q", "elementwise", (q.name,), reader.elements(q), none)
@@ -205,10 +236,38 @@ def _attention(reader: _Reader, node: Node) -> list[Op]:
     keyed = step("k", "elementwise", turned.outputs, reader.elements(k), none)
     inputs = (*scaled.outputs, *keyed.outputs, *mask)
     scores = step("qk", "matmul", inputs, rows * keys, rows * keys * reader.size(q, -1))
+    scores = replace(scores, weights=whole.weights, held=whole.held)
     weights = step("softmax", "softmax", scores.outputs, rows * keys, none)
     made = reader.elements(node)
     out = step("v", "matmul", (*weights.outputs, v.name), made, rows * keys * reader.size(v, -1))
     return [scaled, turned, keyed, scores, weights, out]
+
+
+def _einsum(reader: _Reader, node: Node) -> list[Op]:
+    """Each entry of the output sums over the letters that the output lacks."""
+    terms, _, made = str(node.args[0]).replace(" ", "").partition("->")
+    operands: Any = node.args[1]
+    sizes: dict[str, Poly] = {}
+    for term, operand in zip(terms.split(","), operands, strict=True):
+        before, _, after = term.partition("...")
+        sizes.update({letter: reader.size(operand, d) for d, letter in enumerate(before)})
+        sizes.update({letter: reader.size(operand, -d - 1) for d, letter in enumerate(after[::-1])})
+    if len(operands) == 1:
+        return [reader.op(node, "copy")]
+    if "->" not in str(node.args[0]):
+        made = "".join(letter for letter in sizes if terms.count(letter) == 1)
+    summed = [size for letter, size in sizes.items() if letter not in made]
+    macs = reduce(lambda a, b: a * b, summed, reader.elements(node))
+    learnt = any(operand.name in reader.constant for operand in operands)
+    return [reader.op(node, "linear" if learnt else "matmul", macs)]
+
+
+def _recurrent(reader: _Reader, node: Node) -> list[Op]:
+    """lstm, gru, rnn: at each step every weight matrix meets its input once."""
+    x: Any = node.args[0]
+    steps = reader.size(x, 0) * reader.size(x, 1)
+    matrices = [n for n in node.all_input_nodes if n.op == "get_attr" and n.meta["val"].dim() == 2]
+    return [reader.op(node, "linear", steps * Poly.total(map(reader.elements, matrices)))]
 
 
 def _moved(reader: _Reader, node: Node) -> list[Op]:
@@ -238,13 +297,13 @@ def _picked(reader: _Reader, node: Node) -> list[Op]:
 _SPLITS = ("split_with_sizes", "unbind")
 _SPECIAL: dict[str, Callable[[_Reader, Node], list[Op]]] = {
     **dict.fromkeys(
-        (
-            "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
-        ).split(),
+        [f"{name}{d}d" for name in ("conv", "conv_transpose") for d in (1, 2, 3)],
         _convolution,
     ),
     "linear": _linear,
     **dict.fromkeys(("matmul", "bmm", "mm", "addmm", "baddbmm"), _product),
+    "einsum": _einsum,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("permute", "transpose"), _moved),
     **dict.fromkeys(_SPLITS, _split),

@@ -1,5 +1,7 @@
 """The ops of an ONNX file, with sizes as numbers. Needs onnx, not torch."""
 
+# ruff: noqa: SIM905 (a list of names reads better as words)
+
 from __future__ import annotations
 
 import json
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import shape_inference
+from onnx import helper, inliner, shape_inference
 
 from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, fuse
 from edgeprune.errors import UserError
@@ -19,19 +21,20 @@ from edgeprune.poly import Poly
 INPUT_SHAPES_KEY = "edgeprune.input_shapes"
 
 _FREE = (
-    "Reshape Flatten Squeeze Unsqueeze Identity Dropout Cast Shape Constant ConstantOfShape Size Range"
+    "Reshape Flatten Squeeze Unsqueeze Identity Dropout Cast Shape Constant ConstantOfShape "
+    "Size Range"
 ).split()
 _COPY = (
     "Transpose Concat Split Expand Pad Tile DepthToSpace SpaceToDepth ScatterND ScatterElements"
 ).split()
 _PARTIAL = "Slice Gather GatherElements GatherND".split()
 _POOL = (
-    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean ReduceSum ReduceMax ReduceMin ReduceL2 "
-    "ReduceProd Resize Upsample GridSample ArgMax TopK"
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean ReduceSum ReduceMax "
+    "ReduceMin ReduceL2 ReduceProd Resize Upsample GridSample ArgMax TopK"
 ).split()
 _NORM = (
-    "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization LpNormalization "
-    "SkipLayerNormalization"
+    "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization "
+    "LpNormalization SkipLayerNormalization"
 ).split()
 _KINDS = {
     **dict.fromkeys(_FREE, FREE),
@@ -40,6 +43,25 @@ _KINDS = {
     **dict.fromkeys(_NORM, "norm"),
     **dict.fromkeys(("Softmax", "LogSoftmax"), "softmax"),
 }
+
+# Where an op has its input and its weight.
+_CONVOLUTIONS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv"), (0, 1)),
+    "QLinearConv": (0, 3),
+}
+_PRODUCTS = {
+    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "FusedGemm"), (0, 1)),
+    "QLinearMatMul": (0, 3),
+}
+_ELEMENTWISE = (
+    "Gelu BiasGelu FastGelu QuickGelu BiasAdd QLinearAdd QLinearMul QLinearSigmoid "
+    "QLinearLeakyRelu QuantizeLinear DequantizeLinear"
+).split()
+_KNOWN = {*_KINDS, *_CONVOLUTIONS, *_PRODUCTS, *_ELEMENTWISE}
+_UNPRICED = "Attention DeformConv If Loop Scan SequenceMap DFT STFT Det".split()
+
+# Larger weights are left out of shape inference: no shape is computed from them.
+_LARGEST_KEPT = 256
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
@@ -53,83 +75,100 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
             raise ValueError("it has no nodes")
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path}: not an ONNX model ({first}); export one with edgeprune") from error
+        message = f"{path}: not an ONNX model ({first}); export one with edgeprune"
+        raise UserError(message) from error
     return model
 
 
 def kernel_graph(model: onnx.ModelProto) -> KernelGraph:
-    """The kernels of an ONNX model at its recorded input shapes (free dimensions count as 1)."""
+    """The kernels of an ONNX model at its recorded input shapes (free dimensions count as 1).
+
+    Raises UserError for a tensor whose size can't be inferred. What `unpriced_ops` names is counted
+    with the bytes that it moves, but without arithmetic.
+    """
     return fuse(_Reader(model).run())
+
+
+def unpriced_ops(model: onnx.ModelProto) -> list[str]:
+    """The ops of a model whose arithmetic the cost model doesn't know, each name once, sorted."""
+    found = set()
+    for node in _light(model).graph.node:
+        foreign = node.domain not in ("", "ai.onnx") and node.op_type not in _KNOWN
+        if foreign or node.op_type in _UNPRICED:
+            found.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
+    return sorted(found)
 
 
 class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = _with_shapes(model)
-        graph = self._model.graph
-        self._weights = {t.name: tuple(t.dims) for t in graph.initializer}
-        self._shapes: dict[str, tuple[int, ...]] = {
-            info.name: tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
-            for info in (*graph.input, *graph.value_info, *graph.output)
-        }
-        self._constant = set(self._weights)
-        self._counted: set[str] = set()
-        self._makers = {out: node for node in graph.node for out in node.output}
+        light = _light(model)
+        self._graph = light.graph
+        self._weights = _weights(model, light)
+        self._shapes = _shapes(model, light)
+        self._inputs = tuple(i.name for i in model.graph.input if i.name not in self._weights)
+        # What a constant is made of: an initializer of itself, what is folded of its inputs.
+        self._roots = {name: frozenset([name]) for name in self._weights}
+        self._held: set[str] = set()
         self._users: dict[str, list[Any]] = {}
-        for node in graph.node:
+        for node in self._graph.node:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
 
     def run(self) -> OpGraph:
         ops = []
-        graph = self._model.graph
-        for node in graph.node:
-            if node.op_type in ("Constant", "Shape", "Size") or all(
-                name in self._constant for name in node.input if name
-            ):
-                self._constant.update(node.output)
-                continue
-            ops.append(self._read(node))
-        known = {*self._shapes, *(out for node in graph.node for out in node.output)}
-        elements = {name: Poly.constant(prod(self._shape(name))) for name in known}
-        inputs = tuple(i.name for i in graph.input if i.name not in self._weights)
-        return OpGraph(tuple(ops), elements, inputs, tuple(o.name for o in graph.output))
+        outputs = tuple(o.name for o in self._graph.output)
+        for node in self._graph.node:
+            names = [name for name in node.input if name]
+            if node.op_type in ("Constant", "Shape", "Size"):
+                self._roots.update({out: self._roots.get(out, frozenset()) for out in node.output})
+            elif all(name in self._roots for name in names):
+                roots = frozenset().union(*(self._roots[name] for name in names))
+                self._roots.update(dict.fromkeys(node.output, roots))
+            else:
+                ops.append(self._read(node, outputs))
+        made = {out for op in ops if op.kind != FREE or not op.inputs for out in op.outputs}
+        sizes = {name: Poly.constant(prod(self._shape(name))) for name in (*self._inputs, *made)}
+        return OpGraph(tuple(ops), sizes, self._inputs, outputs)
 
-    def _read(self, node: Any) -> Op:
+    def _read(self, node: Any, outputs: tuple[str, ...]) -> Op:
         kind, macs, channels = self._cost(node)
-        weights = [n for n in node.input if n in self._weights and n not in self._counted]
-        self._counted.update(weights)
+        weights = {root for name in node.input for root in self._roots.get(name, ())}
+        new = weights - self._held
+        self._held |= new
+        read = tuple(out for out in node.output if out in self._users or out in outputs)
         return Op(
             node.name or node.output[0],
             kind,
-            tuple(n for n in node.input if n and n not in self._constant),
-            tuple(out for out in node.output if out),
+            tuple(n for n in node.input if n and n not in self._roots),
+            read or (node.output[0],),
             Poly.constant(macs),
             tuple(map(Poly.constant, channels)),
             Poly.constant(sum(prod(self._weights[n]) for n in weights)),
             partial=node.op_type in _PARTIAL,
+            held=Poly.constant(sum(prod(self._weights[n]) for n in new)),
         )
 
     def _cost(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
         """(kind, MACs, tiled dimensions) of a node."""
         op = node.op_type
-        out = self._shape(node.output[0])
-        if op in ("Conv", "ConvTranspose"):
-            return self._convolution(node, out)
-        if op in ("MatMul", "Gemm"):
-            a, b = (self._shape(n) for n in node.input[:2])
-            transposed = op == "Gemm" and _attribute(node, "transA", 0)
-            inner = a[0] if transposed else (a[-1] if a else 1)
-            if node.input[1] in self._constant or node.input[0] in self._constant:
-                return "linear", prod(out) * inner, (inner, out[-1] if out else 1)
-            return "matmul", prod(out) * inner, ()
+        if op in _CONVOLUTIONS:
+            return self._convolution(node)
+        if op in _PRODUCTS:
+            return self._product(node)
+        if op == "Einsum":
+            return self._einsum(node)
+        if op in ("LSTM", "GRU", "RNN"):
+            steps = prod(self._shape(node.input[0])[:2])
+            return "linear", steps * sum(prod(self._shape(n)) for n in node.input[1:3]), ()
         if op == "Transpose" and all(
-            user.op_type in ("MatMul", "Gemm") for user in self._users.get(node.output[0], ())
+            user.op_type in _PRODUCTS for user in self._users.get(node.output[0], ())
         ):
             return FREE, 0, ()
         return _KINDS.get(op, "elementwise"), 0, ()
 
-    def _convolution(self, node: Any, out: tuple[int, ...]) -> tuple[str, float, tuple[int, ...]]:
-        x, weight = self._shape(node.input[0]), self._shape(node.input[1])
+    def _convolution(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
+        x, weight = (self._shape(node.input[i]) for i in _CONVOLUTIONS[node.op_type])
+        out = self._shape(node.output[0])
         groups, area = _attribute(node, "group", 1), prod(weight[2:])
         made = x if node.op_type == "ConvTranspose" else out
         macs = prod(made) * weight[1] * area
@@ -137,25 +176,113 @@ class _Reader:
             return ("pointwise" if area == 1 else "conv"), macs, (x[1], out[1])
         return ("depthwise" if weight[1] == 1 else "grouped"), macs, (out[1],)
 
+    def _product(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
+        left, right = (node.input[i] for i in _PRODUCTS[node.op_type])
+        a, out = self._shape(left), self._shape(node.output[0])
+        inner = a[0 if _attribute(node, "transA", 0) else -1]
+        if left in self._roots or right in self._roots:
+            return "linear", prod(out) * inner, (inner, out[-1] if out else 1)
+        return "matmul", prod(out) * inner, ()
+
+    def _einsum(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
+        """Each entry of the output sums over the letters that the output lacks."""
+        equation = _attribute(node, "equation", b"").decode().replace(" ", "")
+        terms, _, made = equation.partition("->")
+        if "->" not in equation:
+            made = "".join(c for c in set(terms) if terms.count(c) == 1)
+        sizes: dict[str, int] = {}
+        for term, name in zip(terms.split(","), node.input, strict=True):
+            before, _, after = term.partition("...")
+            shape = self._shape(name)
+            sizes.update(zip(before, shape, strict=False))
+            sizes.update(zip(reversed(after), reversed(shape), strict=False))
+        if len(node.input) == 1:
+            return "copy", 0, ()
+        summed = prod(size for letter, size in sizes.items() if letter not in made)
+        learnt = any(name in self._roots for name in node.input)
+        macs = prod(self._shape(node.output[0])) * summed
+        return ("linear" if learnt else "matmul"), macs, ()
+
     def _shape(self, name: str) -> tuple[int, ...]:
-        return self._weights.get(name) or self._shapes.get(name, ())
+        shape = self._weights.get(name, self._shapes.get(name))
+        if shape is None:
+            raise UserError(
+                f"{self._graph.name or 'this ONNX model'}: the size of tensor {name!r} can't be "
+                "inferred: run onnx.shape_inference on it, or re-export it with static shapes"
+            )
+        return shape
 
 
-def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with every free input dimension fixed and all shapes inferred from that."""
+def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which large weights are inputs without data, local functions are written out."""
+    graph = onnx.GraphProto(name=model.graph.name, output=model.graph.output)
+    given = {t.name for t in model.graph.initializer}
+    graph.input.extend(info for info in model.graph.input if info.name not in given)
+    large: list[onnx.TensorProto] = []
+    for tensor in model.graph.initializer:
+        (large if _is_large(tensor) else graph.initializer).append(tensor)
+    for node in model.graph.node:
+        value = _constant_tensor(node)
+        if value is not None and _is_large(value):
+            large.append(onnx.TensorProto(name=node.output[0], dims=value.dims))
+            large[-1].data_type = value.data_type
+        else:
+            graph.node.append(node)
+    graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, tuple(t.dims)) for t in large
+    )
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.CopyFrom(graph)
+    return inliner.inline_local_functions(light) if model.functions else light
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return prod(tensor.dims) > _LARGEST_KEPT
+
+
+def _constant_tensor(node: Any) -> onnx.TensorProto | None:
+    """The tensor of a Constant node."""
+    if node.op_type != "Constant":
+        return None
+    return next((a.t for a in node.attribute if a.name == "value"), None)
+
+
+def _weights(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shape of each initializer and each Constant node's tensor, by name."""
+    found = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    for node in (*model.graph.node, *light.graph.node):
+        if node.op_type == "Constant":
+            value = _constant_tensor(node)
+            lists = [a for a in node.attribute if a.name in ("value_floats", "value_ints")]
+            count = [len(a.floats) + len(a.ints) for a in lists]
+            found[node.output[0]] = tuple(value.dims) if value is not None else tuple(count)
+    return found
+
+
+def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor that is known: inferred, or else as the file states it."""
     recorded = recorded_shapes(model)
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
+    symbols: dict[str, int] = {}
     for info in light.graph.input:
-        dims = info.type.tensor_type.shape.dim
         wanted = recorded.get(info.name, [])
-        for i, dim in enumerate(dims):
+        for i, dim in enumerate(info.type.tensor_type.shape.dim):
             if not dim.dim_value:
-                dim.dim_value = int(wanted[i]) if i < len(wanted) else 1
-    del light.graph.value_info[:]
+                size = int(wanted[i]) if i < len(wanted) else 1
+                symbols.setdefault(dim.dim_param, size)
+                dim.dim_value = size
     for info in light.graph.output:
         info.type.tensor_type.ClearField("shape")
-    return shape_inference.infer_shapes(light, data_prop=True)
+    inferred = shape_inference.infer_shapes(light, data_prop=True).graph
+    found = {}
+    stated = (*model.graph.value_info, *model.graph.output)
+    for info in (*stated, *inferred.input, *inferred.value_info, *inferred.output):
+        dims = info.type.tensor_type.shape.dim
+        sizes = [d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param) for d in dims]
+        known = [size for size in sizes if size is not None]
+        if info.type.tensor_type.HasField("shape") and len(known) == len(sizes):
+            found[info.name] = tuple(known)
+    return found
 
 
 def recorded_shapes(model: onnx.ModelProto) -> Mapping[str, list[int]]:
@@ -166,5 +293,6 @@ def recorded_shapes(model: onnx.ModelProto) -> Mapping[str, list[int]]:
     return {}
 
 
-def _attribute(node: Any, name: str, default: int) -> int:
-    return next((a.i for a in node.attribute if a.name == name), default)
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else helper.get_attribute_value(found)

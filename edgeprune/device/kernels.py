@@ -1,8 +1,8 @@
 """From ops to the kernels that a runtime launches, what they cost, and how much memory is live.
 
-Two front ends describe a model as a list of `Op`: `from_graph` (torch.fx, sizes as polynomials in the
-plan) and `from_onnx` (an exported file, sizes as numbers). Everything after that is one code: fusing,
-pricing, liveness. So the solver and `edgeprune check` speak of the same kernels.
+Two front ends describe a model as a list of `Op`: `from_graph` (torch.fx, sizes as polynomials in
+the plan) and `from_onnx` (an exported file, sizes as numbers). Everything after that is one code:
+fusing, pricing, liveness. So the solver and `edgeprune check` speak of the same kernels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from edgeprune.device.latency import COMPUTE_KINDS, kernel_latency_ms, padded_channels, rates
 from edgeprune.device.profile import Profile
 from edgeprune.poly import Poly
+
+_NONE = Poly({})
 
 FREE = "free"  # views: no kernel, the output is the input under another shape
 _ABSORBING = (*COMPUTE_KINDS, "norm", "elementwise")  # kernels that take element-wise ops in
@@ -25,7 +27,7 @@ class Op:
     kind: one of COMPUTE_KINDS, MEMORY_KINDS or FREE.
     inputs, outputs: names of activation tensors (weights are not among them).
     macs: multiply-accumulates; channels: the dimensions among its factors that run in tiles.
-    weights: how many elements of parameters it reads.
+    weights: how many elements of parameters it reads, held: those that no earlier op has counted.
     branch: the innermost removable branch that it belongs to.
     partial: it reads of its inputs only as much as it writes (a slice, a look-up).
     """
@@ -34,11 +36,12 @@ class Op:
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    macs: Poly = Poly({})
+    macs: Poly = _NONE
     channels: tuple[Poly, ...] = ()
-    weights: Poly = Poly({})
+    weights: Poly = _NONE
     branch: int | None = None
     partial: bool = False
+    held: Poly = _NONE
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ class OpGraph:
 class Kernel:
     """What the runtime launches as one: `ops[0]` and what was fused into it.
 
-    read, written: activation elements; weights: parameter elements.
+    moved: activation elements read and written; weights: parameter elements read (a look-up reads
+    no more than it writes).
     """
 
     name: str
@@ -151,7 +155,7 @@ class _Fusion:
                 self._maker[out] = at
         kernels = [self._kernel(ops) for ops in self._kernels]
         live = tuple(self._live(kernels))
-        weights = Poly.total(self._present(op.weights, op.branch) for op in self._graph.ops)
+        weights = Poly.total(self._present(op.held, op.branch) for op in self._graph.ops)
         return KernelGraph(tuple(kernels), live, weights)
 
     def _shown(self, tensor: str) -> str:
@@ -188,15 +192,14 @@ class _Fusion:
         writes = tuple(
             name
             for name in _distinct(out for op in ops for out in op.outputs)
-            if name in outside
-            or any(user.name not in inside for user in self._users.get(name, ()))
+            if name in outside or any(user.name not in inside for user in self._users.get(name, ()))
         )
         first = ops[0]
         moved = Poly.total(
             self._graph.elements[name] for name in (*(writes if first.partial else reads), *writes)
         )
         macs = Poly.total(op.macs for op in ops)
-        weights = Poly.total(op.weights for op in ops)
+        weights = Poly.total(op.weights for op in ops if not op.partial)
         return Kernel(
             first.name,
             first.kind,
@@ -211,7 +214,9 @@ class _Fusion:
         )
 
     def _present(self, amount: Poly, branch: int | None) -> Poly:
-        return amount if branch is None or branch not in self._scale else amount * self._scale[branch]
+        return (
+            amount if branch is None or branch not in self._scale else amount * self._scale[branch]
+        )
 
     def _live(self, kernels: Sequence[Kernel]) -> Iterable[Poly]:
         """For each kernel: its own tensors, and what was made before and is read after."""

@@ -1,0 +1,44 @@
+"""EdgePrune: shrinks a trained PyTorch model until it fits a device, and proves that it fits.
+
+    import edgeprune
+    result = edgeprune.prune(model, example_inputs, profile="jetson-nano",
+                             budgets=edgeprune.Budgets(latency_ms=20))
+    result.export("model.onnx")
+
+Names are imported when first used, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Budgets": "edgeprune.budgets",
+    "BudgetError": "edgeprune.errors",
+    "EdgePruneError": "edgeprune.errors",
+    "ParityError": "edgeprune.errors",
+    "UserError": "edgeprune.errors",
+    "check": "edgeprune.checking",
+    "couple": "edgeprune.api",
+    "load_profile": "edgeprune.device.profile",
+    "prune": "edgeprune.api",
+    "Result": "edgeprune.api",
+}
+
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from edgeprune.api import Result, couple, prune
+    from edgeprune.budgets import Budgets
+    from edgeprune.checking import check
+    from edgeprune.device.profile import load_profile
+    from edgeprune.errors import BudgetError, EdgePruneError, ParityError, UserError
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

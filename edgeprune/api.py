@@ -1,0 +1,174 @@
+"""The Python face: `edgeprune.prune` and `edgeprune.couple`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgeprune import coupling as coupling_step
+from edgeprune.budgets import Budgets
+from edgeprune.coupling import Coupling
+from edgeprune.data import Data, data_from, load_data
+from edgeprune.device.profile import Profile, load_profile
+from edgeprune.errors import ParityError, UserError
+from edgeprune.export import export
+from edgeprune.inputs import check_inputs
+from edgeprune.output import RESULTS, publish
+from edgeprune.pipeline import Outcome, run
+from edgeprune.report import Report, write_html
+from edgeprune.settings import Settings
+from edgeprune.steps import Listener, Steps
+from edgeprune.task import Metric, Task
+from edgeprune.trace import ExampleInputs, trace
+from edgeprune.validate import validate
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `prune` gives.
+
+    module: the user's own class where it could follow, else `graph_module`.
+    graph_module: the resized torch.fx graph; trains like any module.
+    report: what report.json holds, as a dict. facts: the same, typed.
+    """
+
+    module: nn.Module
+    graph_module: GraphModule
+    facts: Report
+    _example_inputs: ExampleInputs
+    _dynamic_batch: bool
+
+    @property
+    def report(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self.facts.to_json())
+        return facts
+
+    def export(self, path: str | Path) -> Path:
+        """Writes `graph_module`, as it is now, to an ONNX file and proves it in onnxruntime.
+
+        Raises ParityError, with nothing written, if onnxruntime disagrees with PyTorch.
+        """
+        target = Path(path)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            made = export(
+                self.graph_module,
+                self._example_inputs,
+                self._dynamic_batch,
+                folder / target.name,
+                {"version": self.facts.edgeprune, "profile": self.facts.profile},
+            )
+            proof = validate(
+                self.graph_module, self._example_inputs, self._dynamic_batch, made, folder
+            )
+            if not proof.passed:
+                raise ParityError(
+                    f"{target}: the exported model does not match PyTorch: "
+                    f"{proof.reason or proof.max_rel_error}"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for file in folder.iterdir():
+                shutil.copyfile(file, target.parent / file.name)
+        return target
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    profile: str | Path | Profile = "host",
+    budgets: Budgets | None = None,
+    rate: float | None = None,
+    method: str = "structured",
+    importance: str = "auto",
+    data: Any = None,
+    metric: Metric | None = None,
+    keep: Iterable[str] = (),
+    precision: str = "fp32",
+    seed: int = 0,
+    output: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Result:
+    """Shrinks `model` until it keeps the budgets on a device; `model` itself is left as it was.
+
+    example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments; batch in
+    dimension 0. budgets override the profile's; `rate` (share of parameters to remove) replaces them.
+    data: DataLoader(s) or what --data takes. metric: a function of the module, higher is better.
+    output: a folder for model.onnx, pruned.pt2, report.json and report.html.
+
+    Raises UserError for what the caller can mend, ParityError if the export can't be proved. Budgets
+    out of reach don't raise: `result.report["met"]` is False, with the best reachable model.
+    """
+    device = profile if isinstance(profile, Profile) else load_profile(profile)
+    settings = Settings.build(device, budgets, rate, method, importance, precision, keep, seed)
+    inputs = check_inputs(model, as_example_inputs(example_inputs))
+    task = Task(
+        type(model).__name__,
+        model,
+        inputs,
+        settings,
+        _as_data(data, inputs),
+        metric,
+        None if metric is None else getattr(metric, "__name__", "metric"),
+    )
+    outcome = carry_out(task, None if output is None else Path(output), Steps(listener))
+    return Result(
+        outcome.module,
+        outcome.graph_module,
+        outcome.report,
+        inputs,
+        outcome.dynamic_batch,
+    )
+
+
+def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
+    """Runs a task; writes its results to `target`, if given, all at once when everything is proved."""
+    torch.manual_seed(task.settings.seed)
+    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+        folder = Path(scratch)
+        outcome = run(task, folder, steps)
+        if target is not None:
+            report = outcome.report.model_copy(
+                update={"files": {kind: str(target / name) for kind, name in RESULTS.items()}}
+            )
+            (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+            write_html(report, folder / "report.html")
+            publish(folder, target)
+            outcome = replace(outcome, report=report)
+    return outcome
+
+
+def couple(model: nn.Module, example_inputs: Any) -> Coupling:
+    """The dependency graph alone: groups, removable branches, what is frozen and by which op."""
+    inputs = check_inputs(model, as_example_inputs(example_inputs))
+    return coupling_step.couple(trace(model, inputs))
+
+
+def as_example_inputs(value: Any) -> ExampleInputs:
+    """A tensor, tuple or dict as a call's arguments."""
+    if isinstance(value, ExampleInputs):
+        return value
+    if isinstance(value, Tensor):
+        return ExampleInputs((value,), {})
+    if isinstance(value, tuple | list):
+        return ExampleInputs(tuple(value), {})
+    if isinstance(value, Mapping):
+        return ExampleInputs((), dict(value))
+    raise UserError(
+        f"example_inputs is a {type(value).__name__}: give a tensor, a tuple of positional arguments "
+        "or a dict of keyword arguments"
+    )
+
+
+def _as_data(value: Any, inputs: ExampleInputs) -> Data | None:
+    if value is None or isinstance(value, Data):
+        return value
+    return load_data(str(value), inputs) if isinstance(value, str | Path) else data_from(value, inputs)

@@ -1,0 +1,208 @@
+"""The command line: parsing and printing. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from edgeprune import __version__
+from edgeprune.errors import EdgePruneError, UserError
+
+app = App(
+    name="edgeprune",
+    help="Shrinks a trained PyTorch model until it fits a device, exports ONNX and proves that it fits.",
+    version=__version__,
+    help_format="plaintext",
+)
+
+# What several commands take.
+_Profile = Annotated[str, Parameter(["--profile", "-p"], help="A shipped profile, a YAML file, or `host`: this machine.")]
+_Inputs = Annotated[
+    list[str] | None,
+    Parameter("--input", negative="", help="Input shape, once per input: 1x3x224x224 or name=1x16:int64."),
+]
+_Arch = Annotated[str | None, Parameter(help="package.module:function that builds the model of a state dict.")]
+_Trust = Annotated[bool, Parameter(negative="", help="Run code from the file (pickles that name other classes).")]
+_Latency = Annotated[float | None, Parameter("--latency-ms", help="Most milliseconds for one inference.")]
+_Memory = Annotated[float | None, Parameter("--memory-mb", help="Most memory at run time, in MB (10^6 bytes).")]
+_Size = Annotated[float | None, Parameter("--size-mb", help="Largest model file, in MB.")]
+_Json = Annotated[bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")]
+_Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
+_Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
+
+
+@app.command(name="prune")
+@app.default
+def prune(
+    model: str,
+    /,
+    *,
+    profile: _Profile = "host",
+    input: _Inputs = None,
+    arch: _Arch = None,
+    trust: _Trust = False,
+    latency_ms: _Latency = None,
+    memory_mb: _Memory = None,
+    size_mb: _Size = None,
+    rate: Annotated[float | None, Parameter(help="Instead of budgets: share of parameters to remove.")] = None,
+    max_drop: Annotated[float | None, Parameter(help="Most accuracy that may be lost (not supported yet).")] = None,
+    method: Annotated[str, Parameter(help="channel, layer or structured (both).")] = "structured",
+    importance: Annotated[str, Parameter(help="Scoring criterion: auto or magnitude.")] = "auto",
+    data: Annotated[str | None, Parameter(help="DataLoaders (module:function), an image folder, or an .npz.")] = None,
+    eval: Annotated[str | None, Parameter(help="module:function(model) -> float, higher is better.")] = None,
+    require: Annotated[str | None, Parameter(help="The limits in a sentence (not supported yet).")] = None,
+    keep: Annotated[list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")] = None,
+    steps: Annotated[int | None, Parameter(help="Progressive pruning steps (not supported yet).")] = None,
+    epochs: Annotated[int | None, Parameter(help="Fine-tuning epochs (not supported yet).")] = None,
+    precision: Annotated[str, Parameter(help="Numeric type of the file: fp32.")] = "fp32",
+    output: Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")] = None,
+    solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 10.0,
+    json: _Json = False,
+    seed: int = 0,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> int:
+    """Prune MODEL until it keeps the device's budgets; write model.onnx, pruned.pt2 and the report.
+
+    MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or an
+    importable factory package.module:function.
+    """
+    _not_yet(("--max-drop", max_drop), ("--require", require), ("--steps", steps), ("--epochs", epochs))
+    from edgeprune.budgets import Budgets
+    from edgeprune.commands import Request, prune_model
+
+    request = Request(
+        model, profile, tuple(input or ()), arch, trust, Budgets(latency_ms, memory_mb, size_mb), rate, method,
+        importance, precision, tuple(keep or ()), seed, solver_seconds, data, eval, output,
+    )
+    return prune_model(request, json, quiet)
+
+
+@app.command
+def check(
+    model: Path,
+    /,
+    *,
+    profile: _Profile = "host",
+    latency_ms: _Latency = None,
+    memory_mb: _Memory = None,
+    size_mb: _Size = None,
+    measure: Annotated[bool, Parameter(negative="", help="Run it here rather than predict.")] = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> int:
+    """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
+    from edgeprune.budgets import Budgets
+    from edgeprune.checking import check as check_file
+    from edgeprune.printing import print_check, print_json
+
+    found = check_file(model, profile, Budgets(latency_ms, memory_mb, size_mb), measure)
+    print_json(found) if json else print_check(found)
+    return 0 if found["met"] else 3
+
+
+@app.command
+def inspect(
+    model: str,
+    /,
+    *,
+    profile: _Profile = "host",
+    input: _Inputs = None,
+    arch: _Arch = None,
+    trust: _Trust = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> int:
+    """Show MODEL's groups and widths, what is frozen and by which op, and its cost per kernel."""
+    from edgeprune.commands import inspect_model
+
+    return inspect_model(model, profile, tuple(input or ()), arch, trust, json)
+
+
+@app.command
+def profiles(name: str | None = None, /, *, json: _Json = False, debug: _Debug = False) -> int:
+    """List the device profiles, or show one with the sources of its figures."""
+    from edgeprune.device.profile import load_profile, profile_names
+    from edgeprune.printing import print_json, print_profile, print_profiles
+
+    if name is None:
+        shipped = [load_profile(n) for n in profile_names() if n != "host"]
+        print_json([p.as_dict() for p in shipped]) if json else print_profiles(shipped)
+    else:
+        profile = load_profile(name)
+        print_json(profile.as_dict()) if json else print_profile(profile)
+    return 0
+
+
+@app.command
+def calibrate(
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="Where to write the profile.")] = Path("this-machine.yaml"),
+    debug: _Debug = False,
+) -> int:
+    """Measure this machine with onnxruntime and write a profile of it."""
+    from edgeprune.device.host import calibrate as calibrate_machine
+    from edgeprune.printing import print_profile
+
+    profile = calibrate_machine(output)
+    print_profile(profile)
+    return 0
+
+
+@app.command
+def demo(
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for the results.")] = Path("edgeprune-demo"),
+    seed: int = 0,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> int:
+    """Train a small network on scikit-learn's digits, prune it to half its latency, show the report."""
+    from edgeprune.demo import run_demo
+
+    return run_demo(output, seed, quiet)
+
+
+def _not_yet(*options: tuple[str, Any]) -> None:
+    for name, value in options:
+        if value is not None:
+            raise UserError(f"{name} is not supported yet: leave it out")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status (the table in README.md)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # A terminated run cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        return int(result) if isinstance(result, int) else 0
+    except CycloptsError as error:
+        return _fail(" ".join(str(error).split()) + " (see edgeprune --help)", 2)
+    except EdgePruneError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted, nothing was written", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        return _fail(f"internal error: {type(error).__name__}: {first} (--debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"edgeprune: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """What the installed script calls."""
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""What the commands that need torch do, from words to a printed result."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from edgeprune.api import carry_out
+from edgeprune.budgets import Budgets
+from edgeprune.coupling import couple
+from edgeprune.data import load_data, load_metric
+from edgeprune.device.profile import load_profile
+from edgeprune.inputs import describe, example_inputs, parse_input
+from edgeprune.inspection import inspection, print_inspection
+from edgeprune.load import LoadedModel, load
+from edgeprune.output import check_target
+from edgeprune.printing import print_json
+from edgeprune.progress import Bars
+from edgeprune.report import print_report
+from edgeprune.settings import Settings
+from edgeprune.steps import Silent, Steps
+from edgeprune.task import Task
+from edgeprune.trace import ExampleInputs, trace
+
+
+@dataclass(frozen=True)
+class Request:
+    """The words of `edgeprune prune`."""
+
+    model: str
+    profile: str
+    inputs: tuple[str, ...]
+    arch: str | None
+    trust: bool
+    budgets: Budgets
+    rate: float | None
+    method: str
+    importance: str
+    precision: str
+    keep: tuple[str, ...]
+    seed: int
+    solver_seconds: float
+    data: str | None
+    metric: str | None
+    output: Path | None
+
+
+def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
+    """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met."""
+    profile = load_profile(request.profile)
+    settings = Settings.build(
+        profile,
+        request.budgets,
+        request.rate,
+        request.method,
+        request.importance,
+        request.precision,
+        request.keep,
+        request.seed,
+        request.solver_seconds,
+    )
+    loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
+    target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
+    check_target(target)
+    data = load_data(request.data, inputs) if request.data else None
+    task = Task(
+        loaded.name,
+        loaded.module,
+        inputs,
+        settings,
+        data,
+        load_metric(request.metric) if request.metric else None,
+        request.metric or ("accuracy, %" if data and data.test else None),
+        (*remarks, *(data.remarks if data else ())),
+    )
+    with _listener(quiet or as_json) as listener:
+        report = carry_out(task, target, Steps(listener)).report
+    if as_json:
+        print(report.to_json())
+    elif not quiet:
+        print_report(report, Console())
+    if report.met:
+        return 0
+    print(f"edgeprune: {'; '.join(report.unmet())}: {_why(report.warnings, target)}", file=sys.stderr)
+    return 3
+
+
+def inspect_model(
+    model: str, profile: str, inputs: tuple[str, ...], arch: str | None, trust: bool, as_json: bool
+) -> int:
+    """Prints what can be pruned in a model, and what it costs."""
+    device = load_profile(profile)
+    loaded, example, remarks = _ready(model, inputs, arch, trust)
+    traced = trace(loaded.module, example)
+    found = inspection(loaded.name, traced, couple(traced), device, remarks)
+    print_json(found) if as_json else print_inspection(found, Console())
+    return 0
+
+
+def _ready(
+    model: str, shapes: tuple[str, ...], arch: str | None, trust: bool
+) -> tuple[LoadedModel, ExampleInputs, tuple[str, ...]]:
+    """The loaded model, inputs that it runs on, and what was assumed."""
+    specs = [parse_input(text) for text in shapes]
+    loaded = load(model, arch, trust)
+    inputs, assumed = example_inputs(loaded.module, specs, loaded.example_inputs)
+    return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
+
+
+def _why(warnings: list[str], target: Path) -> str:
+    """What stands in the way, and where the best model is."""
+    reasons = [w for w in warnings if "out of reach" in w]
+    return " ".join([*reasons, f"(the best model is in {target}, marked as not meeting them)"])
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _listener(silent: bool) -> Bars:
+    return Bars(Console(stderr=True, quiet=silent))
+
+
+__all__ = ["Request", "Silent", "inspect_model", "prune_model"]

@@ -1,0 +1,152 @@
+"""Export: a graph becomes a simplified, checked ONNX file that says what it was made for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxsim
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
+from edgeprune.trace import ExampleInputs, export_program, quiet
+
+#: Above this, protobuf can't hold the weights: they go into a file beside the model.
+LARGEST_FILE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file and the names under which it takes its inputs, in the order of the tensors.
+
+    program: the torch.export program that it was made from.
+    """
+
+    path: Path
+    program: torch.export.ExportedProgram
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    size_mb: float
+    warnings: tuple[str, ...]
+
+
+def export(
+    module: GraphModule,
+    example_inputs: ExampleInputs,
+    dynamic_batch: bool,
+    path: Path,
+    metadata: Mapping[str, Any],
+) -> Exported:
+    """Writes `module` to `path`: torch.onnx, onnxsim, onnx.checker, metadata (values become JSON).
+
+    Raises onnx.checker.ValidationError if what was written isn't valid ONNX.
+    """
+    program = export_program(module, example_inputs, dynamic_batch)
+    outputs = _output_names(module, example_inputs)
+    with quiet():
+        made = torch.onnx.export(
+            program, dynamo=True, optimize=True, verbose=False, output_names=list(outputs)
+        )
+    assert made is not None
+    model = made.model_proto
+    warnings: list[str] = []
+    model = _simplified(model, warnings)
+    _name_batch(model)
+    shapes = _shapes(model, example_inputs)
+    _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
+    _save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return Exported(
+        path,
+        program,
+        tuple(info.name for info in model.graph.input),
+        tuple(info.name for info in model.graph.output),
+        _size_mb(path),
+        tuple(warnings),
+    )
+
+
+def mark_unmet(path: Path) -> None:
+    """Writes into a file's metadata that it does not meet its budgets."""
+    model = onnx.load(str(path))
+    model.metadata_props.append(onnx.StringStringEntryProto(key="edgeprune.met", value="false"))
+    _save(model, path)
+
+
+def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
+    try:
+        simpler, same = onnxsim.simplify(model)
+    except Exception as error:  # onnxsim is C++: it raises what it likes; the model is fine without
+        warnings.append(f"onnxsim could not simplify the model ({error}): it stays as exported")
+        return model
+    if not same:
+        warnings.append("onnxsim changed the model's output: it stays as exported")
+        return model
+    return simpler
+
+
+def _output_names(module: GraphModule, inputs: ExampleInputs) -> tuple[str, ...]:
+    """Names from where each tensor stands in the model's output: act, aux_0; output for a lone one."""
+    with torch.no_grad():
+        out = module(*inputs.args, **inputs.kwargs)
+    names = []
+    for keys, leaf in pytree.tree_flatten_with_path(out)[0]:
+        if isinstance(leaf, Tensor):
+            words = re.findall(r"\w+", pytree.keystr(keys))
+            stem = "_".join(words)
+            names.append(stem if stem and not stem[0].isdigit() else f"output_{stem}".rstrip("_"))
+    return tuple(names)
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    """torch.export's symbol (s77) becomes "batch" wherever a shape names it."""
+    symbols = {
+        dim.dim_param
+        for info in model.graph.input
+        for dim in info.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    if len(symbols) != 1:
+        return
+    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = symbol.sub("batch", dim.dim_param)
+
+
+def _shapes(model: onnx.ModelProto, inputs: ExampleInputs) -> dict[str, list[int]]:
+    """The example inputs' shapes by input name."""
+    names = [info.name for info in model.graph.input]
+    return {
+        name: list(tensor.shape) for name, tensor in zip(names, inputs.tensors, strict=False)
+    }
+
+
+def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
+    model.producer_name = "edgeprune"
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.metadata_props.append(onnx.StringStringEntryProto(key=f"edgeprune.{key}", value=text))
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    big = sum(len(t.raw_data) for t in model.graph.initializer) > LARGEST_FILE_BYTES
+    onnx.save(
+        model, str(path), save_as_external_data=big, location=f"{path.name}.data" if big else None
+    )
+
+
+def _size_mb(path: Path) -> float:
+    """MB of the model file, weights beside it included."""
+    files: Sequence[Path] = [path, path.with_name(f"{path.name}.data")]
+    return sum(f.stat().st_size for f in files if f.exists()) / 1e6

@@ -1,0 +1,107 @@
+"""`edgeprune inspect`: what can go in a model, what can't and why, and what each kernel costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgeprune.coupling import Coupling
+from edgeprune.device.from_graph import kernel_graph, parameter_count
+from edgeprune.device.profile import Profile
+from edgeprune.plan import Plan
+from edgeprune.solve.problem import widths_of
+from edgeprune.trace import TracedModel
+
+_MOST_ROWS = 24
+
+
+def inspection(
+    name: str, traced: TracedModel, coupling: Coupling, profile: Profile, remarks: tuple[str, ...]
+) -> dict[str, Any]:
+    """The facts as a dict: totals, groups, branches, frozen dimensions, kernels."""
+    values = Plan.everything(coupling).variables(coupling)
+    kernels = kernel_graph(traced, coupling)
+    total = kernels.latency_ms(profile, values)
+    return {
+        "model": name,
+        "profile": profile.name,
+        "params": round(parameter_count(traced, coupling)(values)),
+        "macs": round(kernels.macs(values)),
+        "latency_ms": total,
+        "latency_source": "predicted",
+        "peak_memory_mb": kernels.peak_memory_mb(profile, values),
+        "dynamic_batch": traced.dynamic_batch,
+        "groups": [
+            {
+                "name": g.name,
+                "size": g.size,
+                "widths": widths_of(g, profile.channel_multiple),
+                "slots": [f"{s.parameter}[{s.dim}]" for s in g.slots],
+            }
+            for g in coupling.groups
+        ],
+        "branches": [{"name": b.name, "parameters": sorted(b.parameters)} for b in coupling.branches],
+        "frozen": [
+            {"parameter": f.parameter, "dim": f.dim, "size": f.size, "frozen_by": list(f.reasons)}
+            for f in coupling.frozen
+        ],
+        "unknown_ops": sorted(set(coupling.unknown.values())),
+        "kernels": [
+            {
+                "name": k.name,
+                "kind": k.kind,
+                "latency_ms": k.latency_ms(profile, values),
+                "share": k.latency_ms(profile, values) / total if total else 0.0,
+                "macs": round(k.macs(values)),
+                "ops": list(k.ops),
+            }
+            for k in kernels.kernels
+        ],
+        "remarks": list(remarks),
+    }
+
+
+def print_inspection(found: dict[str, Any], console: Console) -> None:
+    """The same for a reader: totals, then three tables."""
+    console.print(
+        f"[bold]{found['model']}[/bold] on {found['profile']}: {found['params'] / 1e6:.2f} M parameters, "
+        f"{found['macs'] / 1e6:.0f} M MACs, {found['latency_ms']:.2f} ms and "
+        f"{found['peak_memory_mb']:.1f} MB predicted"
+    )
+    for remark in found["remarks"]:
+        console.print(f"  {remark}", style="dim")
+    groups = found["groups"]
+    table = Table("group", "units", "may shrink to", title=f"{len(groups)} groups", title_justify="left")
+    for g in groups[:_MOST_ROWS]:
+        table.add_row(g["name"], str(g["size"]), _some(g["widths"][:-1]))
+    console.print(table)
+    _more(console, len(groups))
+    if found["branches"]:
+        names = ", ".join(b["name"] for b in found["branches"])
+        console.print(f"{len(found['branches'])} layers that can go whole: {names}")
+    frozen = Table("frozen", "dim", "size", "by", title="held as they are", title_justify="left")
+    shown = [f for f in found["frozen"] if f["dim"] < 2]  # a kernel's own height and width say nothing
+    for f in shown[:_MOST_ROWS]:
+        frozen.add_row(f["parameter"], str(f["dim"]), str(f["size"]), ", ".join(f["frozen_by"][:2]))
+    console.print(frozen)
+    _more(console, len(shown))
+    costs = Table("kernel", "kind", "ms", "share", title="what costs most", title_justify="left")
+    ranked = sorted(found["kernels"], key=lambda k: -k["latency_ms"])
+    for k in ranked[:_MOST_ROWS]:
+        costs.add_row(k["name"], k["kind"], f"{k['latency_ms']:.3f}", f"{k['share']:.1%}")
+    console.print(costs)
+    _more(console, len(ranked))
+
+
+def _some(widths: list[int]) -> str:
+    if not widths:
+        return "stays"
+    shown = widths if len(widths) <= 4 else [*widths[:2], "…", widths[-1]]
+    return ", ".join(map(str, shown))
+
+
+def _more(console: Console, count: int) -> None:
+    if count > _MOST_ROWS:
+        console.print(f"… {count - _MOST_ROWS} more with --json", style="dim")

@@ -1,0 +1,99 @@
+"""The whole way: load → trace → couple → score → solve → resize → recover → export → validate → report.
+
+Loading is the caller's (a file on the command line, a module in Python); from there it is `run`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+from edgeprune.coupling import Coupling, couple
+from edgeprune.errors import EdgePruneError, ParityError, UserError
+from edgeprune.export import Exported, mark_unmet
+from edgeprune.fitting import Candidate, Fitting
+from edgeprune.report import Report
+from edgeprune.reporting import build_report
+from edgeprune.score import score
+from edgeprune.settings import Settings
+from edgeprune.steps import Steps
+from edgeprune.task import Task
+from edgeprune.trace import trace
+from edgeprune.validate import Validation, validate
+from edgeprune.writeback import WrittenBack, write_back
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives: the smaller graph, the user's own module if it could follow, the file, the report."""
+
+    graph_module: GraphModule
+    module: nn.Module
+    exported: Exported
+    report: Report
+    dynamic_batch: bool
+
+
+def run(task: Task, folder: Path, steps: Steps) -> Outcome:
+    """Prunes a model and writes model.onnx and pruned.pt2 into `folder` (which must exist).
+
+    Raises UserError for a model that can't be traced or pruned, ParityError if onnxruntime disagrees
+    with PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
+    error here: the report says so.
+    """
+    settings = task.settings
+    with steps.step("trace"):
+        traced = trace(task.module, task.example_inputs)
+    with steps.step("couple"):
+        coupling = couple(traced)
+        _check_prunable(coupling, settings)
+    with steps.step("score"):
+        scores = score(traced, coupling, settings.importance)
+    fitting = Fitting(task, traced, coupling, scores, folder, steps)
+    best = fitting.run()  # solve → resize → recover → export, until the exported file fits
+    if not best.met(settings.budgets):
+        mark_unmet(best.exported.path)
+    with steps.step("validate"):
+        validation = validate(
+            best.module, traced.example_inputs, traced.dynamic_batch, best.exported, folder, settings.seed
+        )
+    _check_proofs(best, validation)
+    with steps.step("write back"):
+        written = write_back(task.module, traced, coupling, best.plan, best.module)
+        torch.export.save(best.exported.program, folder / "pruned.pt2")
+    report = build_report(task, coupling, fitting.baseline, best, validation, written, steps)
+    return _outcome(best, written, report, traced.dynamic_batch)
+
+
+def _check_prunable(coupling: Coupling, settings: Settings) -> None:
+    """Raises UserError for a model in which nothing could ever go."""
+    if settings.rate == 0 or coupling.groups or coupling.branches:
+        return
+    reasons = sorted({reason for frozen in coupling.frozen for reason in frozen.reasons})
+    raise UserError(
+        "nothing in this model can be pruned: every layer is held by "
+        f"{', '.join(reasons[:3]) or 'its inputs and outputs'} (edgeprune inspect lists them; "
+        "--rate 0 exports it as it is)"
+    )
+
+
+def _check_proofs(best: Candidate, validation: Validation) -> None:
+    if not best.proof.passed:
+        raise EdgePruneError(
+            f"the pruned graph is off by {best.proof.max_rel_error:.1e} from the original with the same "
+            "units silenced: this is a bug in edgeprune, nothing was written (please report the model)"
+        )
+    if not validation.passed:
+        raise ParityError(
+            "the exported model does not match PyTorch in onnxruntime: "
+            + (validation.reason or f"relative error {validation.max_rel_error:.1e}")
+        )
+
+
+def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:
+    module = written.module if written.module is not None else best.module
+    return Outcome(best.module, module, best.exported, report, dynamic_batch)
+

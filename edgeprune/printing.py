@@ -1,0 +1,68 @@
+"""Printing what needs no torch: checks, profiles, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgeprune.device.profile import Figure, Profile
+
+
+def print_json(value: Any) -> None:
+    """Standard output gets the JSON and nothing else."""
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
+    print()
+
+
+def print_check(found: dict[str, Any]) -> None:
+    """One line per cost with its budget, and the verdict."""
+    console = Console()
+    budgets = found["budgets"]
+    rows = (
+        (f"latency ({found['latency_source']})", found["latency_ms"], "ms", budgets["latency_ms"]),
+        ("peak memory", found["peak_memory_mb"], "MB", budgets["memory_mb"]),
+        ("file size", found["size_mb"], "MB", budgets["size_mb"]),
+    )
+    console.print(f"[bold]{found['model']}[/bold] on {found['profile']}")
+    for name, value, unit, limit in rows:
+        figure = "unknown" if value is None else f"{value:.4g} {unit}"
+        verdict = "" if limit is None else f"  budget {limit:g} {unit}  {_mark(value, limit)}"
+        console.print(f"  {name:<20} {figure}{verdict}")
+    console.print("meets its budgets" if found["met"] else "does not meet its budgets")
+
+
+def _mark(value: float | None, limit: float) -> str:
+    return "ok" if value is not None and value <= limit else "over"
+
+
+def print_profiles(profiles: Sequence[Profile]) -> None:
+    """A line per shipped profile."""
+    table = Table("profile", "device", "budgets of its own", box=None, pad_edge=False)
+    for profile in profiles:
+        table.add_row(profile.name, profile.title, str(profile.budgets))
+    table.add_row("host", "this machine, measured on first use", "")
+    Console().print(table)
+
+
+def print_profile(profile: Profile) -> None:
+    """Every figure of one profile with its source."""
+    console = Console()
+    console.print(f"[bold]{profile.name}[/bold]: {profile.title}")
+    console.print(f"runtime {profile.runtime}, {profile.precision}, tiles of {profile.channel_multiple} channels")
+    console.print(f"budgets: {profile.budgets}")
+    table = Table("figure", "value", "source")
+    for name, figure in _figures(profile):
+        table.add_row(name, f"{figure.value:g}", figure.source)
+    console.print(table)
+    if profile.notes:
+        console.print(profile.notes)
+
+
+def _figures(profile: Profile) -> list[tuple[str, Figure]]:
+    own = [(n, v) for n, v in profile if isinstance(v, Figure)]
+    return own + [(f"efficiency.{n}", v) for n, v in profile.efficiency if isinstance(v, Figure)]

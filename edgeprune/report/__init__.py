@@ -1,0 +1,27 @@
+"""What came out: report.json, a table on the terminal and one HTML file. Knows no torch."""
+
+from edgeprune.report.html import write_html
+from edgeprune.report.model import (
+    Figures,
+    GroupWidth,
+    KernelCost,
+    Rate,
+    Report,
+    SolverFacts,
+    Surgery,
+    Validation,
+)
+from edgeprune.report.terminal import print_report
+
+__all__ = [
+    "Figures",
+    "GroupWidth",
+    "KernelCost",
+    "Rate",
+    "Report",
+    "SolverFacts",
+    "Surgery",
+    "Validation",
+    "print_report",
+    "write_html",
+]

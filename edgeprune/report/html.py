@@ -1,0 +1,180 @@
+"""The report as one HTML file: nothing to load, nothing to run, light or dark as the reader's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from edgeprune.report import words
+from edgeprune.report.digits import DASH, milliseconds, significant
+from edgeprune.report.model import GroupWidth, Report
+
+MOST_KERNELS = 20
+MOST_GROUPS = 60
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A budget as a bar: shares of its full length, in percent."""
+
+    row: words.Row
+    before: float
+    after: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class WidthBar:
+    """A group of layers; `share` of its width is left, in percent."""
+
+    group: GroupWidth
+    share: float
+
+
+@dataclass(frozen=True)
+class KernelBar:
+    """A kernel's cost in words, and as shares of the most costly one, in percent."""
+
+    name: str
+    kind: str
+    before: str
+    after: str
+    before_share: float
+    after_share: float
+
+
+def write_html(report: Report, path: str | Path) -> None:
+    """Writes report.html, in UTF-8. Raises OSError where it can't be written."""
+    Path(path).write_text(render(report), encoding="utf-8")
+
+
+def render(report: Report) -> str:
+    """The page as text. Everything that comes from outside is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("edgeprune.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    changed = words.changed(report)
+    kernels, rest = words.kernel_rows(report, MOST_KERNELS)
+    return environment.get_template("template.html.j2").render(
+        report=report,
+        headline=words.headline(report),
+        verdict=words.verdict(report),
+        good=words.good(report),
+        rows=words.rows(report),
+        notes=words.notes(report),
+        budgets=budget_bars(report),
+        proofs=words.proofs(report),
+        choice=words.solver_sentence(report),
+        module=words.module_sentence(report),
+        groups_sentence=words.groups_sentence(report),
+        widths=width_bars(changed[:MOST_GROUPS]),
+        more_widths=width_bars(changed[MOST_GROUPS:]),
+        unchanged=[group for group in report.groups if group.before == group.after],
+        kernels=kernel_bars(kernels),
+        other_kernels=kernel_bars([rest])[0] if rest else None,
+        shapes=[f"{name}: {_shape(shape)}" for name, shape in report.input_shapes.items()],
+        seconds=_seconds(report),
+        snippet=snippet(report),
+    )
+
+
+def _finalize(value: Any) -> Any:
+    """Control characters have no place on a page; HTML itself takes care of spaces."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in value)
+    return value
+
+
+# Bars -------------------------------------------------------------------------------------------
+
+
+def budget_bars(report: Report) -> list[Bar]:
+    """A bar for each budget, long enough for what it was, what it is and what it may be."""
+    bars = []
+    for row in words.rows(report):
+        if row.met is None:
+            continue
+        before, after, limit = (0.0 if math.isnan(x) else x for x in row.amounts)
+        longest = max(before, after, 1.08 * limit)
+        bars.append(Bar(row, *(_percent(x, longest) for x in (before, after, limit))))
+    return bars
+
+
+def width_bars(groups: Iterable[GroupWidth]) -> list[WidthBar]:
+    """A bar for each group, its full length being the width it had."""
+    return [WidthBar(group, _percent(group.after, group.before)) for group in groups]
+
+
+def kernel_bars(kernels: Iterable[words.KernelRow]) -> list[KernelBar]:
+    """A pair of bars for each kernel, on one scale."""
+    kernels = list(kernels)
+    longest = max((max(k.before_ms or 0.0, k.after_ms or 0.0) for k in kernels), default=0.0)
+    return [
+        KernelBar(
+            kernel.name,
+            kernel.kind,
+            _cost(kernel.before_ms),
+            _cost(kernel.after_ms),
+            _percent(kernel.before_ms or 0.0, longest),
+            _percent(kernel.after_ms or 0.0, longest),
+        )
+        for kernel in kernels
+    ]
+
+
+def _cost(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return milliseconds(value) if value > 0 else "gone"
+
+
+def _percent(part: float, whole: float) -> float:
+    return round(min(100.0, 100 * part / whole), 1) if whole > 0 else 0.0
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _seconds(report: Report) -> str:
+    """The time that the run took, and each step: "14.2 s (trace 4.1, solve 10.1)"."""
+    steps = {name: s for name, s in report.seconds.items() if math.isfinite(s)}
+    if not steps:
+        return ""
+    each = ", ".join(f"{name} {significant(s, 2)}" for name, s in steps.items())
+    return f"{significant(sum(steps.values()))} s ({each})"
+
+
+# On the device ----------------------------------------------------------------------------------
+
+
+def snippet(report: Report) -> str:
+    """What runs model.onnx on the device: a shell command or a few lines of Python."""
+    if report.runtime == "tensorrt":
+        return "trtexec --onnx=model.onnx --fp16 --saveEngine=model.engine"
+    lines = [
+        "import onnxruntime as ort",
+        "",
+        'session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
+    ]
+    if len(report.input_shapes) <= 1:
+        shape = next((_shape(sizes) for sizes in report.input_shapes.values()), "the input")
+        lines.append(f"# x: a numpy array, {shape}")
+        lines.append("outputs = session.run(None, {session.get_inputs()[0].name: x})")
+    else:
+        shapes = ", ".join(_shape(sizes) for sizes in report.input_shapes.values())
+        lines.append(f"# arrays: numpy arrays in the order of session.get_inputs(): {shapes}")
+        lines.append("names = [entry.name for entry in session.get_inputs()]")
+        lines.append("outputs = session.run(None, dict(zip(names, arrays)))")
+    return "\n".join(lines)

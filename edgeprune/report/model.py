@@ -1,0 +1,218 @@
+"""The report as data: what report.json holds, key for key."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from edgeprune.budgets import Budgets
+from edgeprune.errors import UserError
+from edgeprune.report.digits import beside, megabytes, milliseconds
+
+#: The largest relative error of an exact surgery; the same as edgeprune.oracle.TOLERANCE.
+SURGERY_TOLERANCE = 1e-4
+
+
+def _unknown(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+def _whole(value: Any) -> Any:
+    return round(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _encodable(value: Any) -> Any:
+    """File names that are no valid UTF-8 reach Python with surrogates, which JSON refuses."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    return value
+
+
+#: A number that may be unknown: NaN in Python, null in JSON.
+Number = Annotated[float, BeforeValidator(_unknown)]
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+String = Annotated[str, BeforeValidator(_encodable)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Figures(_Frozen):
+    """What a model costs. MB are 10**6 bytes; `metric` is None where no data could tell it."""
+
+    params: Count
+    macs: Count
+    latency_ms: Number
+    latency_source: Literal["predicted", "measured"]
+    peak_memory_mb: Number
+    size_mb: Number
+    metric: float | None = None
+
+
+class SolverFacts(_Frozen):
+    """How good the choice is. gap: (objective - bound) / objective, the share that may be left."""
+
+    status: Literal["optimal", "feasible", "infeasible"]
+    objective: Number
+    bound: Number
+    gap: Number
+    seconds: Number
+
+
+class Validation(_Frozen):
+    """What onnxruntime computed against PyTorch; an error is None where none could be told."""
+
+    max_abs_error: float | None
+    max_rel_error: float | None
+    samples: Count
+    passed: bool
+
+
+class Surgery(_Frozen):
+    """The smaller model against the original with the removed parts at zero.
+
+    exact: zeroed parameters alone made the comparison; no op normalises over what was removed.
+    """
+
+    oracle_max_abs_error: Number
+    exact: bool
+    oracle_max_rel_error: Number = math.nan
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether both compute the same; None where the relative error is not known."""
+        if math.isnan(self.oracle_max_rel_error):
+            return None
+        return self.oracle_max_rel_error <= SURGERY_TOLERANCE
+
+
+class GroupWidth(_Frozen):
+    """How many channels a group of layers had and has. frozen_by: the op that forbids a change."""
+
+    name: String
+    before: Count
+    after: Count
+    frozen_by: String | None = None
+
+
+class KernelCost(_Frozen):
+    """What one kernel of the runtime costs, as predicted."""
+
+    name: String
+    kind: String
+    latency_ms: Number
+    macs: Count
+    bytes: Count
+
+
+class Rate(_Frozen):
+    """Shares of the parameters: what --rate asked to remove (None: budgets did) and what went."""
+
+    asked: float | None = None
+    achieved: Number = 0.0
+
+
+class Report(_Frozen):
+    """Everything that is told about a run.
+
+    The first keys, to `warnings`, are a contract with scripts: their names and their order stay.
+    Leave `met` out to have it computed; a value that contradicts the figures is refused.
+
+    module: whether the user's own class could follow or the resized graph stands in for it;
+    module_note says why. remarks: what was assumed. batch: the batch size that costs are for.
+    files: paths of what was written, by what it is. runtime: what runs the file on the device.
+    """
+
+    edgeprune: String
+    model: String
+    profile: String
+    seed: int
+    budgets: Budgets
+    before: Figures
+    after: Figures
+    solver: SolverFacts
+    validation: Validation
+    surgery: Surgery
+    groups: list[GroupWidth] = []
+    removed_layers: list[String] = []
+    met: bool = Field(default=None, validate_default=True)  # type: ignore[assignment]
+    seconds: dict[str, Number] = {}
+    warnings: list[String] = []
+
+    rate: Rate = Rate()
+    method: String = "structured"
+    importance: String = "auto"
+    precision: String = "fp32"
+    module: Literal["user class", "graph"] = "graph"
+    module_note: String = ""
+    input_shapes: dict[String, list[int]] = {}
+    remarks: list[String] = []
+    kernels_before: list[KernelCost] = []
+    kernels_after: list[KernelCost] = []
+    metric_name: String | None = None
+    batch: int = Field(default=1, ge=1)
+    files: dict[String, String] = {}
+    runtime: String = "onnxruntime"
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _read_budgets(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            try:
+                return Budgets.from_dict(value)
+            except UserError as error:  # pydantic reports ValueErrors together with the field
+                raise ValueError(str(error)) from error
+        return value
+
+    @field_validator("met", mode="before")
+    @classmethod
+    def _compute_met(cls, value: Any, info: ValidationInfo) -> Any:
+        if "budgets" not in info.data or "after" not in info.data:
+            return bool(value)  # broken themselves, and pydantic says so
+        missed = _unmet(info.data["budgets"], info.data["after"])
+        if value is not None and bool(value) == bool(missed):
+            raise ValueError(f"contradicts the figures: {'; '.join(missed) or 'all budgets met'}")
+        return not missed
+
+    def unmet(self) -> list[str]:
+        """A line for each budget that is not met, like "latency 12.1 ms, budget 10 ms"."""
+        return _unmet(self.budgets, self.after)
+
+    def to_json(self) -> str:
+        """The text of report.json. What is not finite (NaN, infinity) becomes null."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """The inverse of `to_json`. Raises UserError, in one line, for what is no report."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = " ".join(first["msg"].split())
+            raise UserError(f"not a report: {where + ': ' if where else ''}{message}") from error
+
+
+def _unmet(budgets: Budgets, after: Figures) -> list[str]:
+    costs = (
+        ("latency", budgets.latency_ms, after.latency_ms, milliseconds),
+        ("peak memory", budgets.memory_mb, after.peak_memory_mb, megabytes),
+        ("file size", budgets.size_mb, after.size_mb, megabytes),
+    )
+    return [
+        f"{label} {beside(cost, limit, unit)}, budget {beside(limit, limit, unit)}"
+        for label, limit, cost, unit in costs
+        if limit is not None and not cost <= limit  # NaN, an unknown cost, meets nothing
+    ]

@@ -1,0 +1,159 @@
+"""Gathering what a run found into a Report."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from edgeprune import __version__
+from edgeprune.costs import Cost
+from edgeprune.coupling import Coupling
+from edgeprune.device.profile import Profile
+from edgeprune.fitting import Baseline, Candidate
+from edgeprune.report import (
+    Figures,
+    GroupWidth,
+    KernelCost,
+    Rate,
+    Report,
+    SolverFacts,
+    Surgery,
+)
+from edgeprune.report import Validation as ValidationFacts
+from edgeprune.steps import Steps
+from edgeprune.task import Task
+from edgeprune.validate import Validation
+from edgeprune.writeback import WrittenBack
+
+
+def build_report(
+    task: Task,
+    coupling: Coupling,
+    baseline: Baseline,
+    best: Candidate,
+    validation: Validation,
+    written: WrittenBack,
+    steps: Steps,
+) -> Report:
+    """The report of one run."""
+    settings, solution = task.settings, best.solution
+    removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
+    inputs = best.exported.input_names
+    return Report(
+        edgeprune=__version__,
+        model=task.name,
+        profile=settings.profile.name,
+        seed=settings.seed,
+        budgets=settings.budgets,
+        before=_figures(baseline.cost, baseline.metric),
+        after=_figures(best.cost, best.metric),
+        solver=SolverFacts(
+            status=cast(Literal["optimal", "feasible", "infeasible"], solution.status),
+            objective=solution.objective,
+            bound=solution.bound,
+            gap=solution.gap,
+            seconds=solution.seconds,
+        ),
+        validation=ValidationFacts(
+            max_abs_error=validation.max_abs_error,
+            max_rel_error=validation.max_rel_error,
+            samples=validation.samples,
+            passed=validation.passed,
+        ),
+        surgery=Surgery(
+            oracle_max_abs_error=best.proof.max_abs_error,
+            exact=best.proof.exact,
+            oracle_max_rel_error=best.proof.max_rel_error,
+        ),
+        groups=[*_widths(coupling, best), *_frozen(coupling)],
+        removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
+        seconds={name: round(seconds, 3) for name, seconds in steps.seconds.items()},
+        warnings=[*_obstacles(task, best), *_unknown(coupling), *best.warnings],
+        rate=Rate(asked=settings.rate, achieved=removed),
+        method=settings.method,
+        importance=settings.importance,
+        precision=settings.precision,
+        module="graph" if written.module is None else "user class",
+        module_note=written.note,
+        input_shapes={
+            name: list(tensor.shape)
+            for name, tensor in zip(inputs, task.example_inputs.tensors, strict=False)
+        },
+        remarks=list(task.remarks),
+        kernels_before=kernel_costs(baseline.cost, settings.profile),
+        kernels_after=kernel_costs(best.cost, settings.profile),
+        metric_name=task.metric_name,
+        batch=task.example_inputs.batch or 1,
+        runtime=settings.profile.runtime,
+    )
+
+
+def kernel_costs(cost: Cost, profile: Profile) -> list[KernelCost]:
+    """Each kernel's predicted share of the latency."""
+    return [
+        KernelCost(
+            name=kernel.name,
+            kind=kernel.kind,
+            latency_ms=kernel.latency_ms(profile, {}),
+            macs=round(kernel.macs({})),
+            bytes=round((kernel.moved + kernel.weights)({}) * profile.bytes_per_element),
+        )
+        for kernel in cost.kernels.kernels
+    ]
+
+
+def _figures(cost: Cost, metric: float | None) -> Figures:
+    return Figures(
+        params=cost.parameters,
+        macs=cost.macs,
+        latency_ms=cost.latency_ms,
+        latency_source=cast(Literal["predicted", "measured"], cost.source),
+        peak_memory_mb=cost.memory_mb,
+        size_mb=cost.size_mb,
+        metric=metric,
+    )
+
+
+def _widths(coupling: Coupling, best: Candidate) -> list[GroupWidth]:
+    return [
+        GroupWidth(name=group.name, before=group.size, after=width)
+        for group, width in zip(coupling.groups, best.plan.widths, strict=True)
+    ]
+
+
+def _frozen(coupling: Coupling) -> list[GroupWidth]:
+    """Layers whose outputs can't shrink, with the op that holds them."""
+    return [
+        GroupWidth(
+            name=frozen.parameter.rpartition(".")[0] or frozen.parameter,
+            before=frozen.size,
+            after=frozen.size,
+            frozen_by=", ".join(frozen.reasons[:3]),
+        )
+        for frozen in coupling.frozen
+        if frozen.dim == 0 and frozen.parameter.endswith("weight")
+    ]
+
+
+def _obstacles(task: Task, best: Candidate) -> list[str]:
+    """Why the budgets can't be met, with the best reachable figures."""
+    if best.solution.status != "infeasible":
+        return []
+    budgets = task.settings.budgets.as_dict()
+    figures = ", ".join(
+        f"{name} {best.cost.figure(name):.4g} (budget {limit:.4g})"
+        for name, limit in budgets.items()
+        if limit is not None
+    )
+    most = ", ".join(f"{name} {ms:.3g} ms" for name, ms in best.reachable.obstacles)
+    return [
+        f"the budgets are out of reach: with every group at its smallest and every removable layer "
+        f"gone it comes to {figures}; what is left is mostly {most}"
+    ]
+
+
+def _unknown(coupling: Coupling) -> list[str]:
+    if not coupling.unknown:
+        return []
+    ops = sorted(set(coupling.unknown.values()))
+    more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
+    return [f"ops without a rule, so what they touch stays as it is: {', '.join(ops[:3])}{more}"]

@@ -1,0 +1,189 @@
+"""What is lost when units or branches go, as curves that compare across a model (docs/scoring.md).
+
+This criterion reads weights alone. The *energy* of a unit is its share of the squared weights of
+each parameter that it reaches into, averaged over them (Li et al. 2017, arXiv:1608.08710, with
+squared L2 norms; averaged over coupled layers as in DepGraph, arXiv:2301.12900). Keeping a share e
+of a group's energy costs -log(e): shares kept one after the other multiply, so their logs add up,
+and no group can be emptied for free. Inside a residual branch that contributes a share s of its
+stream, the same loss can touch no more than s of the signal: -log(1 - s·(1 - e)), which reaches the
+price of the whole branch, -log(1 - s), when nothing is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.fx import Node
+
+from edgeprune.coupling import Coupling, Group
+from edgeprune.coupling.branches import Branch
+from edgeprune.coupling.walk import attribute
+from edgeprune.errors import UserError
+from edgeprune.trace import TracedModel
+
+Array = NDArray[np.float64]
+
+CRITERIA = ("magnitude",)
+PLANNED = (
+    "gradient",
+    "saliency",
+    "bn-scale",
+    "fpgm",
+    "lamp",
+    "reconstruction",
+    "sensitivity",
+    "random",
+)
+
+_LEAST_KEPT = 1e-6  # the share of energy that counts as nothing left: keeps -log finite
+
+
+@dataclass(frozen=True)
+class Scores:
+    """importance[g][u]: the energy of unit u (they add up to 1 in a group).
+    curves[g][n]: the loss of keeping the n most important units, n = 0 … size.
+    branches[b]: the loss of removing branch b.
+    """
+
+    criterion: str
+    importance: tuple[Array, ...]
+    curves: tuple[Array, ...]
+    branches: tuple[float, ...]
+
+
+def score(traced: TracedModel, coupling: Coupling, importance: str = "auto") -> Scores:
+    """Scores every group and branch. Raises UserError for a criterion that isn't there (yet)."""
+    if importance not in ("auto", *CRITERIA):
+        known = importance in PLANNED
+        raise UserError(
+            f"--importance {importance} "
+            + ("is not supported yet" if known else "is not a criterion")
+            + f": use {' or '.join(('auto', *CRITERIA))}"
+        )
+    shares = _branch_shares(traced, coupling)
+    energies = tuple(_energy(traced, group, coupling) for group in coupling.groups)
+    curves = tuple(
+        _curve(energy, _share_of(group, coupling, shares))
+        for group, energy in zip(coupling.groups, energies, strict=True)
+    )
+    branches = tuple(float(-np.log1p(-shares[b.index])) for b in coupling.branches)
+    return Scores("magnitude", energies, curves, branches)
+
+
+def _energy(traced: TracedModel, group: Group, coupling: Coupling) -> Array:
+    """Each unit's share of squared weights, averaged over the parameters of its slots: (units,)."""
+    position = np.full(int(group.units.max()) + 1, -1)
+    position[group.units] = np.arange(group.size)
+    total = np.zeros(group.size)
+    for name, dim in dict.fromkeys((s.parameter, s.dim) for s in group.slots):
+        parameter = attribute(traced.graph_module, name)
+        if not isinstance(parameter, torch.nn.Parameter):
+            continue
+        rows = coupling.atoms.resolve(coupling.parameters[name][dim])  # type: ignore[arg-type]
+        others = tuple(d for d in range(parameter.dim()) if d != dim)
+        squares = parameter.detach().double().square()
+        by_index = (squares.sum(others) if others else squares).numpy()
+        share = np.zeros(group.size)
+        for column in range(rows.shape[1]):
+            atoms = rows[:, column]
+            known = (atoms >= 0) & (atoms < len(position))
+            unit = np.where(known, position[np.where(known, atoms, 0)], -1)
+            np.add.at(share, unit[unit >= 0], by_index[unit >= 0])
+        if share.sum() > 0:
+            total += share / share.sum()
+    return total / total.sum() if total.sum() > 0 else np.full(group.size, 1 / group.size)
+
+
+def _curve(energy: Array, branch_share: float) -> Array:
+    """The loss of keeping the n most energetic units, for n = 0 … size: (size + 1,)."""
+    kept = np.concatenate([[0.0], np.cumsum(np.sort(energy)[::-1])])
+    kept = np.clip(kept, _LEAST_KEPT, 1.0)
+    kept[-1] = 1.0
+    return np.maximum(-np.log(np.clip(1 - branch_share * (1 - kept), _LEAST_KEPT, 1.0)), 0.0)
+
+
+def _share_of(group: Group, coupling: Coupling, shares: Mapping[int, float]) -> float:
+    """How much of the signal a group can touch: the product over the branches that hold it."""
+    share = 1.0
+    for branch in branches_of(group, coupling):
+        share *= shares[branch.index]
+    return share
+
+
+def branches_of(group: Group, coupling: Coupling) -> list[Branch]:
+    """The branches that hold all of a group's parameters, the outermost first."""
+    names = {slot.parameter for slot in group.slots}
+    holders = [b for b in coupling.branches if names <= b.parameters]
+    return sorted(holders, key=lambda b: -len(b.nodes))
+
+
+def _branch_shares(traced: TracedModel, coupling: Coupling) -> dict[int, float]:
+    """The share of its residual stream that a branch contributes when it is added.
+
+    The stream before branch k of a stage is the sum of what k others have added to the stage's
+    first tensor; each counts with the square of its output's scale relative to the stage's mean.
+    """
+    nodes = {n.name: n for n in traced.graph_module.graph.nodes}
+    by_stream: dict[Any, list[Branch]] = {}
+    for branch in coupling.branches:
+        by_stream.setdefault(_stream(branch, nodes, coupling), []).append(branch)
+    shares = {}
+    for branches in by_stream.values():
+        scales = np.array([_output_scale(b, nodes, traced) for b in branches])
+        known = scales[np.isfinite(scales) & (scales > 0)]
+        mean = float(np.sqrt(np.mean(known**2))) if len(known) else 1.0
+        energy = np.where(np.isfinite(scales), scales / mean, 1.0) ** 2
+        before = 1.0  # what entered the stage
+        for branch, own in zip(branches, energy, strict=True):
+            before += float(own)
+            shares[branch.index] = min(float(own) / before, 1 - _LEAST_KEPT)
+    return shares
+
+
+def _stream(branch: Branch, nodes: Mapping[str, Node], coupling: Coupling) -> Any:
+    """What tells one residual stream from another: the groups of its channels, else its shape."""
+    labels = coupling.labels[branch.add]
+    variables = frozenset(
+        v for label in labels if label is not None for v in coupling.size(label).variables
+    )
+    return variables or tuple(nodes[branch.add].meta["val"].shape[1:])
+
+
+_SEE_THROUGH = ("dropout", "permute", "transpose", "reshape", "view", "contiguous", "slice", "roll")
+
+
+def _output_scale(branch: Branch, nodes: Mapping[str, Node], traced: TracedModel) -> float:
+    """The root mean square that the branch's last weights give its output; nan if unknown."""
+    add = nodes[branch.add]
+    node = next(n for n in add.all_input_nodes if n.name != branch.skip)
+    scale = 1.0
+    while node.op == "call_function":
+        name = str(node.target).removeprefix("aten.").split(".")[0]
+        if name in _SEE_THROUGH:
+            node = node.all_input_nodes[0]
+            continue
+        weights = [
+            attribute(traced.graph_module, str(n.target)).detach().float()
+            for n in node.all_input_nodes
+            if n.op == "get_attr"
+        ]
+        if name == "mul" and weights:  # layer scale: what it scales counts as well
+            scale *= _rms(weights[0])
+            node = next(n for n in node.all_input_nodes if n.op != "get_attr")
+            continue
+        if name == "batch_norm" and weights:  # the input's own scale is normalised away
+            return scale * _rms(weights[0])
+        if name in ("linear", "conv1d", "conv2d", "conv3d") and weights:
+            fan_in = weights[0][0].numel()
+            return scale * _rms(weights[0]) * float(np.sqrt(fan_in))
+        break
+    return float("nan")
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float(tensor.square().mean().sqrt())

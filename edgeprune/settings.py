@@ -1,0 +1,100 @@
+"""What a user asks of one run, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from edgeprune.budgets import Budgets
+from edgeprune.device.profile import Profile
+from edgeprune.errors import UserError
+
+METHODS = ("channel", "layer", "structured")
+PLANNED_METHODS = ("weight", "unstructured", "2:4")
+PRECISIONS = ("fp32",)
+PLANNED_PRECISIONS = ("fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """budgets: what must hold (the profile's own, overridden). rate: share of parameters to remove
+    instead. keep: globs over module names that stay as they are. solver_seconds: its time limit."""
+
+    profile: Profile
+    budgets: Budgets
+    rate: float | None = None
+    method: str = "structured"
+    importance: str = "auto"
+    precision: str = "fp32"
+    keep: tuple[str, ...] = ()
+    seed: int = 0
+    solver_seconds: float = 10.0
+
+    @staticmethod
+    def build(
+        profile: Profile,
+        budgets: Budgets | None = None,
+        rate: float | None = None,
+        method: str = "structured",
+        importance: str = "auto",
+        precision: str = "fp32",
+        keep: Iterable[str] = (),
+        seed: int = 0,
+        solver_seconds: float = 10.0,
+    ) -> Settings:
+        """Settings from what was asked. Raises UserError for what isn't possible or isn't there yet."""
+        asked = budgets or Budgets()
+        _one_of("--method", method, METHODS, PLANNED_METHODS)
+        _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
+        if rate is not None:
+            if not (isinstance(rate, int | float) and math.isfinite(rate) and 0 <= rate < 1):
+                raise UserError(
+                    f"--rate {rate}: give the share of parameters to remove, at least 0 and below 1"
+                )
+            if not asked.is_empty:
+                raise UserError("--rate goes instead of budgets: give one or the other")
+            limits = Budgets()
+        else:
+            limits = profile.budgets.overridden_by(asked)
+            if limits.is_empty:
+                raise UserError(
+                    f"nothing to reach: profile {profile.name} has no budgets of its own, "
+                    "so give --latency-ms, --memory-mb, --size-mb or --rate"
+                )
+        return Settings(
+            profile, limits, rate, method, importance, precision, tuple(keep), seed, solver_seconds
+        )
+
+    @property
+    def measures(self) -> bool:
+        """Whether the profile's device is this machine, so that latency is measured."""
+        return self.profile.name == "host"
+
+    def kept_parameters(self, names: Iterable[str]) -> frozenset[str]:
+        """The parameters that --keep names. Raises UserError for a pattern that names none."""
+        names = list(names)
+        found: set[str] = set()
+        for pattern in self.keep:
+            hits = [n for n in names if fnmatchcase(n, pattern) or _under(n, pattern)]
+            if not hits:
+                modules = sorted({n.rpartition(".")[0] for n in names})
+                raise UserError(
+                    f"--keep {pattern} names no layer: its names look like {', '.join(modules[:3])}"
+                )
+            found.update(hits)
+        return frozenset(found)
+
+
+def _under(parameter: str, pattern: str) -> bool:
+    """Whether some module that holds the parameter matches."""
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts)))
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...], planned: tuple[str, ...]) -> None:
+    if value in planned:
+        raise UserError(f"{option} {value} is not supported yet: use {', '.join(known)}")
+    if value not in known:
+        raise UserError(f"{option} {value}: choose from {', '.join(known)}")

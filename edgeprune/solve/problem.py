@@ -1,0 +1,272 @@
+"""The decision that a solver makes, apart from how: choices, losses, costs, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.coupling import Coupling, Group
+from edgeprune.device.kernels import Kernel, KernelGraph, tile_factor
+from edgeprune.device.latency import MEMORY_KINDS, rates
+from edgeprune.device.profile import Profile
+from edgeprune.plan import Plan, keep_best
+from edgeprune.poly import Poly, branch_variable
+from edgeprune.score import Scores, branches_of
+
+#: How many widths a group may choose from: the solver's work grows with the square of it.
+MOST_OPTIONS = 16
+
+#: No group shrinks below this share of its width: what is left would carry nothing.
+LEAST_SHARE = 1 / 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper limits at the solver's own cost model; None = unrestricted.
+
+    latency_ms, memory_mb: as in Budgets. parameters: how many may stay (size and rate mean that).
+    """
+
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    parameters: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        return {
+            "latency_ms": self.latency_ms,
+            "memory_mb": self.memory_mb,
+            "parameters": self.parameters,
+        }
+
+
+@dataclass(frozen=True)
+class Reachable:
+    """The least that each cost can come to, and the kernels that make most of it then."""
+
+    costs: Mapping[str, float]
+    obstacles: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A variable per group (its width) and per branch (1 = stays); see poly.py for their numbers.
+
+    options[v]: the values a variable may take, ascending. losses[v]: the loss of each.
+    holder[g]: the branch variable whose 0 forces group g to 0.
+    inside[b]: the branch variable whose 0 forces branch b to 0.
+    """
+
+    coupling: Coupling
+    scores: Scores
+    kernels: KernelGraph
+    count: Poly  # trainable parameters that stay
+    profile: Profile
+    options: Mapping[int, NDArray[np.int64]]
+    losses: Mapping[int, NDArray[np.float64]]
+    holder: Mapping[int, int]
+    inside: Mapping[int, int]
+
+    @staticmethod
+    def build(
+        coupling: Coupling,
+        scores: Scores,
+        kernels: KernelGraph,
+        count: Poly,
+        profile: Profile,
+        method: str = "structured",
+        keep: frozenset[str] = frozenset(),
+    ) -> Problem:
+        """method: channel, layer or structured. keep: parameters that stay as they are."""
+        options: dict[int, NDArray[np.int64]] = {}
+        losses: dict[int, NDArray[np.float64]] = {}
+        holder, inside = {}, {}
+        for branch in coupling.branches:
+            v = branch_variable(branch.index)
+            stays = method == "channel" or bool(branch.parameters & keep)
+            options[v] = np.array([1] if stays else [0, 1])
+            losses[v] = np.array([0.0] if stays else [scores.branches[branch.index], 0.0])
+            outer = [
+                b for b in coupling.branches if branch.nodes < b.nodes and branch.index != b.index
+            ]
+            if outer:
+                smallest = min(outer, key=lambda b: len(b.nodes))
+                inside[v] = branch_variable(smallest.index)
+        for group in coupling.groups:
+            holders = branches_of(group, coupling)
+            fixed = method == "layer" or any(s.parameter in keep for s in group.slots)
+            widths = [group.size] if fixed else widths_of(group, profile.channel_multiple)
+            loss = scores.curves[group.index][widths]
+            if holders and len(options[branch_variable(holders[-1].index)]) > 1:
+                holder[group.index] = branch_variable(holders[-1].index)
+                widths, loss = [0, *widths], np.concatenate([[0.0], loss])
+            options[group.index] = np.array(widths)
+            losses[group.index] = np.asarray(loss, dtype=float)
+        return Problem(coupling, scores, kernels, count, profile, options, losses, holder, inside)
+
+    @property
+    def full(self) -> dict[int, int]:
+        """The values that remove nothing."""
+        return {v: int(values[-1]) for v, values in self.options.items()}
+
+    @property
+    def smallest(self) -> dict[int, int]:
+        """The values that cost least: every cost grows with every variable."""
+        return {v: int(values[0]) for v, values in self.options.items()}
+
+    def loss(self, values: Mapping[int, int]) -> float:
+        """What a choice loses."""
+        return sum(
+            float(self.losses[v][np.searchsorted(options, values[v])])
+            for v, options in self.options.items()
+        )
+
+    def costs(self, values: Mapping[int, Any]) -> dict[str, float]:
+        """latency_ms, memory_mb and parameters of a choice."""
+        return {
+            "latency_ms": self.kernels.latency_ms(self.profile, values),
+            "memory_mb": self.kernels.peak_memory_mb(self.profile, values),
+            "parameters": self.count(values),
+        }
+
+    def within(self, values: Mapping[int, int], limits: Limits) -> bool:
+        """Whether a choice keeps all limits."""
+        costs = self.costs(values)
+        return all(
+            limit is None or costs[name] <= limit * (1 + 1e-9)
+            for name, limit in limits.as_dict().items()
+        )
+
+    def reachable(self) -> Reachable:
+        """What the smallest choice costs, and which kernels cost most there."""
+        values = self.smallest
+        priced = [(k.name, k.latency_ms(self.profile, values)) for k in self.kernels.kernels]
+        return Reachable(self.costs(values), sorted(priced, key=lambda item: -item[1])[:3])
+
+    def plan(self, values: Mapping[int, int]) -> Plan:
+        """The units and branches that a choice keeps and removes."""
+        keep = keep_best(
+            self.scores.importance, {g.index: values[g.index] for g in self.coupling.groups}
+        )
+        removed = frozenset(
+            b.index for b in self.coupling.branches if values[branch_variable(b.index)] == 0
+        )
+        return Plan(keep, removed)
+
+    def values(self, plan: Plan) -> dict[int, int]:
+        """The choice that a plan is."""
+        return {v: int(x) for v, x in plan.variables(self.coupling).items()}
+
+    @cached_property
+    def terms(self) -> tuple[LatencyTerm, ...]:
+        """The latency of each kernel as the larger of two polynomials."""
+        return tuple(self._term(kernel) for kernel in self.kernels.kernels)
+
+    def _term(self, kernel: Kernel) -> LatencyTerm:
+        rate = rates(self.profile)
+        moved = (kernel.moved + kernel.weights) * (
+            rate.ms_per_byte * self.profile.bytes_per_element
+        )
+        macs = (
+            Poly({}) if kernel.kind in MEMORY_KINDS else kernel.macs * rate.ms_per_mac[kernel.kind]
+        )
+        here = Poly.constant(rate.overhead_ms)
+        if kernel.branch is not None:
+            here = here * Poly.variable(branch_variable(kernel.branch))
+        return LatencyTerm(kernel, self._reduced(here), self._reduced(macs), self._reduced(moved))
+
+    def _reduced(self, poly: Poly) -> Poly:
+        """Without branch bits that a group's own 0, or an inner branch's, already implies."""
+        terms: dict[tuple[int, ...], float] = {}
+        for monomial, c in poly.terms.items():
+            implied = set()
+            for v in monomial:
+                above = self.holder.get(v) if v >= 0 else self.inside.get(v)
+                while above is not None:
+                    implied.add(above)
+                    above = self.inside.get(above)
+            bits = {v for v in monomial if v < 0} - implied  # a bit's square is itself
+            key = tuple(sorted([*bits, *(v for v in monomial if v >= 0)]))
+            terms[key] = terms.get(key, 0.0) + c
+        return Poly(terms)
+
+    @cached_property
+    def live(self) -> tuple[Poly, ...]:
+        """MB of activations held at each step, steps that another one covers left out."""
+        unit = self.profile.bytes_per_element / 1e6
+        steps = {}
+        for live in self.kernels.live:
+            poly = self._reduced(live * unit)
+            steps[frozenset(poly.terms.items())] = poly
+        polys = list(steps.values())
+        return tuple(p for p in polys if not any(q is not p and _covers(q, p) for q in polys))
+
+    @cached_property
+    def parameters(self) -> Poly:
+        """How many trainable parameters stay."""
+        return self._reduced(self.count)
+
+    @cached_property
+    def weights_mb(self) -> Poly:
+        """MB of parameters and buffers at run time."""
+        return self._reduced(self.kernels.weights * (self.profile.bytes_per_element / 1e6))
+
+    def padded(self, variable: int) -> NDArray[np.float64]:
+        """A variable's options as the arithmetic sees them: rounded up to whole channel tiles."""
+        options = self.options[variable].astype(float)
+        if variable < 0 or variable not in self._tiled:
+            return options
+        tile = self.profile.channel_multiple
+        return np.array([x * tile_factor(int(x), tile) if x else 0.0 for x in options])
+
+    @cached_property
+    def _tiled(self) -> frozenset[int]:
+        """Groups that are a channel dimension of some kernel by themselves."""
+        return frozenset(
+            next(iter(channels.variables))
+            for kernel in self.kernels.kernels
+            for channels in kernel.channels
+            if list(channels.terms.values()) == [1.0] and len(channels.variables) == 1
+        )
+
+
+@dataclass(frozen=True)
+class LatencyTerm:
+    """latency = overhead + max(compute, memory), in milliseconds; all 0 once the kernel is gone."""
+
+    kernel: Kernel
+    overhead: Poly
+    compute: Poly
+    memory: Poly
+
+    @property
+    def variables(self) -> frozenset[int]:
+        return self.overhead.variables | self.compute.variables | self.memory.variables
+
+
+def widths_of(group: Group, tile: int) -> list[int]:
+    """The widths that a group may take: multiples of what the device computes at once.
+
+    A group whose units span several indices (a head of 64) reaches a tile with fewer units. Where
+    whole tiles leave under four choices, halves and quarters of a tile are let in.
+    """
+    span = min(slot.per_unit for slot in group.slots)
+    step = max(tile // gcd(tile, span), 1)
+    while step > 1 and group.size < 4 * step:
+        step //= 2
+    least = max(step, -(-round(group.size * LEAST_SHARE) // step) * step)
+    widths = list(range(least, group.size, step))
+    if len(widths) >= MOST_OPTIONS:
+        picked = np.linspace(0, len(widths) - 1, MOST_OPTIONS - 1).round().astype(int)
+        widths = [widths[i] for i in dict.fromkeys(picked)]
+    return [*widths, group.size]
+
+
+def _covers(larger: Poly, smaller: Poly) -> bool:
+    """Whether one polynomial is at least the other wherever variables are not negative."""
+    return all(larger.terms.get(m, 0.0) >= c for m, c in smaller.terms.items())

@@ -1,0 +1,361 @@
+"""CP-SAT over widths and branches: one Boolean per option, tables for kernels of two variables.
+
+A kernel whose latency depends on two variables (most: channels in and out) is exact: one 0/1
+variable per pair of options, tied to the options by marginals, so that the linear relaxation is
+that of a pairwise Markov field and therefore tight. Kernels of more variables (concatenation,
+attention) are sums of products, each linearised over the options of one factor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.sat.python import cp_model
+
+from edgeprune.poly import Poly
+from edgeprune.solve.descent import descend
+from edgeprune.solve.problem import LatencyTerm, Limits, Problem
+
+#: The search stops once the answer is proven to be within this share of the best.
+GAP_LIMIT = 0.01
+_UNITS = 10_000_000  # a limit, in the solver's whole numbers
+_LOSS_UNIT = 1e-6
+_LARGEST_TABLE = 4096  # combinations of three variables' options that are still written out
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A choice, and how near to the best one it is known to be.
+
+    status: optimal (within GAP_LIMIT), feasible (time ran out) or infeasible (smallest values).
+    gap: (objective - bound) / objective.
+    """
+
+    values: Mapping[int, int]
+    status: str
+    objective: float
+    bound: float
+    seconds: float
+
+    @property
+    def gap(self) -> float:
+        """How much of the objective might still be saved, as a share of it."""
+        if self.objective <= 0:
+            return 0.0
+        return max(0.0, (self.objective - self.bound) / self.objective)
+
+
+def solve(
+    problem: Problem,
+    limits: Limits,
+    seconds: float = 10.0,
+    seed: int = 0,
+    start: Mapping[int, int] | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> Solution:
+    """The choice of least loss within the limits.
+
+    start: a choice to improve on. progress: called with (objective, bound) as they improve.
+    """
+    began = time.perf_counter()
+    if problem.within(problem.full, limits):
+        return Solution(problem.full, "optimal", 0.0, 0.0, time.perf_counter() - began)
+    if not problem.within(problem.smallest, limits):
+        least = problem.smallest
+        loss = problem.loss(least)
+        return Solution(least, "infeasible", loss, loss, time.perf_counter() - began)
+    known = _better(problem, limits, descend(problem, limits), start) or problem.smallest
+    answer = _Model(problem, limits).search(known, seconds, seed, progress)
+    values = _better(problem, limits, answer.values, known) or known
+    loss = problem.loss(values)
+    status = "optimal" if loss - answer.bound <= GAP_LIMIT * max(loss, 1e-12) else "feasible"
+    return Solution(values, status, loss, min(answer.bound, loss), time.perf_counter() - began)
+
+
+def _better(
+    problem: Problem, limits: Limits, *choices: Mapping[int, int] | None
+) -> Mapping[int, int] | None:
+    """The choice of least loss among those within the limits."""
+    feasible = [c for c in choices if c is not None and problem.within(c, limits)]
+    return min(feasible, key=problem.loss, default=None)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    values: Mapping[int, int] | None
+    bound: float
+
+
+Expression = Any  # what CP-SAT calls a linear expression
+
+
+class _Model:
+    def __init__(self, problem: Problem, limits: Limits) -> None:
+        self._problem = problem
+        self._limits = limits
+        self._model = cp_model.CpModel()
+        self._select: dict[int, list[Any]] = {}
+        self._pairs: dict[tuple[int, int], list[list[Any]]] = {}
+        self._triples: dict[tuple[int, int, int], list[Any]] = {}
+        self._options()
+        self._limit_latency()
+        self._limit_parameters_and_memory()
+        self._objective()
+
+    # -- choices --------------------------------------------------------------------------------
+
+    def _options(self) -> None:
+        for v, options in self._problem.options.items():
+            if len(options) == 1:
+                continue
+            chosen = [self._model.new_bool_var("") for _ in options]
+            self._model.add_exactly_one(chosen)
+            self._select[v] = chosen
+        for group, branch in self._problem.holder.items():
+            self._model.add(self._select[group][0] == self._select[branch][0])
+        for inner, outer in self._problem.inside.items():
+            if inner in self._select and outer in self._select:
+                self._model.add_implication(self._select[outer][0], self._select[inner][0])
+
+    def _pair(self, u: int, v: int) -> list[list[Any]]:
+        """0/1 variables for each pair of options of two variables (u < v)."""
+        if (u, v) not in self._pairs:
+            left, right = self._select[u], self._select[v]
+            table = [[self._model.new_bool_var("") for _ in right] for _ in left]
+            for i, row in enumerate(table):
+                self._model.add(sum(row) == left[i])
+            for j, column in enumerate(zip(*table, strict=True)):
+                self._model.add(sum(column) == right[j])
+            self._pairs[u, v] = table
+        return self._pairs[u, v]
+
+    def _triple(self, u: int, v: int, w: int) -> list[Any]:
+        """0/1 variables for each combination of options of three variables, row-major."""
+        if (u, v, w) not in self._triples:
+            sizes = tuple(len(self._select[x]) for x in (u, v, w))
+            cube = np.array([self._model.new_bool_var("") for _ in range(prod(sizes))]).reshape(
+                sizes
+            )
+            for axis, (a, b) in enumerate(((v, w), (u, w), (u, v))):
+                pair = self._pair(a, b)
+                faces = np.moveaxis(cube, axis, -1)
+                for i, j in np.ndindex(faces.shape[:2]):
+                    self._model.add(sum(faces[i, j]) == pair[i][j])
+            self._triples[u, v, w] = list(cube.ravel())
+        return self._triples[u, v, w]
+
+    def _combinations(self, free: tuple[int, ...]) -> int:
+        return prod(len(self._select[v]) for v in free)
+
+    # -- limits ---------------------------------------------------------------------------------
+
+    def _limit_latency(self) -> None:
+        limit = self._limits.latency_ms
+        if limit is None:
+            return
+        unit = limit / _UNITS
+        tables: dict[tuple[int, ...], NDArray[np.float64]] = {}
+        parts: list[Expression] = []
+        for term in self._problem.terms:
+            free = tuple(sorted(v for v in term.variables if v in self._select))
+            if len(free) <= 2 or (len(free) == 3 and self._combinations(free) <= _LARGEST_TABLE):
+                table = self._table(term, free)
+                tables[free] = tables.get(free, np.zeros(table.shape)) + table
+            else:
+                parts.append(self._slower_of(term, unit))
+        parts.extend(self._tabled(free, table / unit) for free, table in tables.items())
+        self._model.add(_sum(parts) <= _UNITS)
+
+    def _table(self, term: LatencyTerm, free: tuple[int, ...]) -> NDArray[np.float64]:
+        """A term's milliseconds for each combination of options of at most three variables."""
+        shape = tuple(len(self._problem.options[v]) for v in free)
+        plain, padded = dict(self._fixed(False)), dict(self._fixed(True))
+        for axis, v in enumerate(free):
+            along = [1] * len(free)
+            along[axis] = -1
+            plain[v] = self._problem.options[v].astype(float).reshape(along)
+            padded[v] = self._problem.padded(v).reshape(along)
+        slower = np.maximum(term.compute(padded), term.memory(plain))
+        return np.broadcast_to(np.asarray(term.overhead(plain) + slower, float), shape)
+
+    def _fixed(self, padded: bool) -> Iterable[tuple[int, Any]]:
+        for v, options in self._problem.options.items():
+            if v not in self._select:
+                yield v, float((self._problem.padded(v) if padded else options)[0])
+
+    def _tabled(self, free: tuple[int, ...], table: NDArray[np.float64]) -> Expression:
+        whole = np.ceil(table).astype(int)
+        if not free:
+            return int(whole)
+        if len(free) == 1:
+            return _weighted(self._select[free[0]], whole)
+        if len(free) == 3:
+            return _weighted(self._triple(*free), whole.ravel())
+        pair = self._pair(*free)
+        return _weighted([x for row in pair for x in row], whole.ravel())
+
+    def _slower_of(self, term: LatencyTerm, unit: float) -> Expression:
+        """A variable at least as large as both of a kernel's costs."""
+        overhead = self._linear(term.overhead, unit, padded=False)
+        compute, memory = term.compute.terms, term.memory.terms
+        costs = [
+            self._linear(poly, unit, padded)
+            for poly, padded in ((term.compute, True), (term.memory, False))
+            if poly.terms
+        ]
+        if len(costs) == 1 or not compute or not memory:
+            return overhead + costs[0]
+        slower = self._model.new_int_var(0, _UNITS, "")
+        for cost in costs:
+            self._model.add(slower >= cost)
+        return overhead + slower
+
+    def _limit_parameters_and_memory(self) -> None:
+        if self._limits.parameters is not None:
+            unit = self._limits.parameters / _UNITS
+            self._model.add(self._linear(self._problem.parameters, unit, False) <= _UNITS)
+        if self._limits.memory_mb is not None:
+            unit = self._limits.memory_mb / _UNITS
+            weights = self._linear(self._problem.weights_mb, unit, False)
+            held = self._model.new_int_var(0, _UNITS, "")
+            self._model.add(held >= weights)
+            for live in self._problem.live:
+                self._model.add(held + self._linear(live, unit, False) <= _UNITS)
+
+    def _objective(self) -> None:
+        parts = []
+        for v, chosen in self._select.items():
+            parts.append(
+                _weighted(chosen, np.round(self._problem.losses[v] / _LOSS_UNIT).astype(int))
+            )
+        self._model.minimize(_sum(parts))
+
+    # -- polynomials ----------------------------------------------------------------------------
+
+    def _linear(self, poly: Poly, unit: float, padded: bool) -> Expression:
+        """A polynomial in whole units, rounded up, as a linear expression over options."""
+        constant, single, rest = self._sorted_terms(poly, padded)
+        parts: list[Expression] = [int(np.ceil(constant / unit))]
+        for v, c in single.items():
+            parts.append(
+                _weighted(self._select[v], np.ceil(c * self._values(v, padded) / unit).astype(int))
+            )
+        while rest:
+            pivot = Counter(v for m in rest for v in set(m)).most_common(1)[0][0]
+            having = {m: c for m, c in rest.items() if pivot in m}
+            rest = {m: c for m, c in rest.items() if pivot not in m}
+            parts.extend(self._with_pivot(pivot, having, unit, padded))
+        return _sum(parts)
+
+    def _with_pivot(
+        self, pivot: int, terms: Mapping[tuple[int, ...], float], unit: float, padded: bool
+    ) -> list[Expression]:
+        """Products that share a factor: pair tables where they are few, else a product of a sum."""
+        others = {m: tuple(_without(m, pivot)) for m in terms}
+        if len(terms) <= 2 and all(len(o) == 1 and o[0] != pivot for o in others.values()):
+            return [
+                self._pair_product(pivot, others[m][0], c / unit, padded) for m, c in terms.items()
+            ]
+        inner = Poly({others[m]: c for m, c in terms.items()})
+        top = inner({v: float(self._values(v, padded).max()) for v in inner.variables})
+        step = top / 1_000_000
+        factor = self._model.new_int_var(0, 2_000_000, "")
+        self._model.add(factor == self._linear(inner, step, padded))
+        values = self._values(pivot, padded)
+        pieces = []
+        for chosen in self._select[pivot]:
+            piece = self._model.new_int_var(0, 2_000_000, "")
+            self._model.add(piece <= 2_000_000 * chosen)
+            pieces.append(piece)
+        self._model.add(sum(pieces) == factor)
+        scale = max(1, int(np.ceil(1_000_000 * unit / (top * values.max()))))
+        # A coefficient under one whole unit would round to nothing: the product is scaled up first.
+        weights = np.ceil(values * step / unit * scale * 1000).astype(int)
+        out = self._model.new_int_var(0, 4 * _UNITS, "")
+        self._model.add(out * (scale * 1000) >= _weighted(pieces, weights))
+        return [out]
+
+    def _pair_product(self, u: int, v: int, c: float, padded: bool) -> Expression:
+        u, v = sorted((u, v))
+        table = np.outer(self._values(u, padded), self._values(v, padded)) * c
+        return self._tabled((u, v), table)
+
+    def _sorted_terms(
+        self, poly: Poly, padded: bool
+    ) -> tuple[float, dict[int, float], dict[tuple[int, ...], float]]:
+        """Constant, linear and higher terms, with variables of one option put in as numbers."""
+        fixed = dict(self._fixed(padded))
+        constant = 0.0
+        single: dict[int, float] = {}
+        rest: dict[tuple[int, ...], float] = {}
+        for monomial, c in poly.terms.items():
+            free = tuple(v for v in monomial if v in self._select)
+            for v in monomial:
+                c *= fixed.get(v, 1.0)
+            if not free:
+                constant += c
+            elif len(free) == 1:
+                single[free[0]] = single.get(free[0], 0.0) + c
+            else:
+                rest[free] = rest.get(free, 0.0) + c
+        return constant, single, rest
+
+    def _values(self, v: int, padded: bool) -> NDArray[np.float64]:
+        return self._problem.padded(v) if padded else self._problem.options[v].astype(float)
+
+    # -- search ---------------------------------------------------------------------------------
+
+    def search(
+        self,
+        known: Mapping[int, int],
+        seconds: float,
+        seed: int,
+        progress: Callable[[float, float], None] | None,
+    ) -> _Answer:
+        for v, chosen in self._select.items():
+            for option, variable in zip(self._problem.options[v], chosen, strict=True):
+                self._model.add_hint(variable, int(option) == known[v])
+        solver = cp_model.CpSolver()
+        solver.parameters.max_time_in_seconds = seconds
+        solver.parameters.relative_gap_limit = GAP_LIMIT
+        solver.parameters.random_seed = seed
+        solver.parameters.linearization_level = 2
+        solver.parameters.num_workers = 8
+        if progress is not None:
+            solver.best_bound_callback = lambda bound: progress(
+                self._problem.loss(known), bound * _LOSS_UNIT
+            )
+        status = solver.solve(self._model)
+        bound = max(solver.best_objective_bound, 0.0) * _LOSS_UNIT
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return _Answer(None, bound if status != cp_model.INFEASIBLE else 0.0)
+        values = {v: int(options[0]) for v, options in self._problem.options.items()}
+        for v, chosen in self._select.items():
+            picked = next(i for i, x in enumerate(chosen) if solver.value(x))
+            values[v] = int(self._problem.options[v][picked])
+        return _Answer(values, bound)
+
+
+def _weighted(variables: list[Any], weights: NDArray[np.int64]) -> Expression:
+    return cp_model.LinearExpr.weighted_sum(variables, [int(w) for w in weights])
+
+
+def _sum(parts: list[Expression]) -> Expression:
+    return cp_model.LinearExpr.sum(parts) if parts else 0
+
+
+def _without(monomial: tuple[int, ...], variable: int) -> Iterable[int]:
+    """The monomial divided by one factor."""
+    gone = False
+    for v in monomial:
+        if v == variable and not gone:
+            gone = True
+        else:
+            yield v

@@ -1,0 +1,55 @@
+"""The steps of a run as it goes: how long each took, and who wants to hear of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Listener(Protocol):
+    """Something that shows progress (the terminal's bars; nothing at all under --quiet)."""
+
+    def begin(self, step: str) -> None: ...
+
+    def advance(self, step: str, fraction: float | None, note: str) -> None: ...
+
+    def end(self, step: str, seconds: float) -> None: ...
+
+
+class Silent:
+    """A listener that shows nothing."""
+
+    def begin(self, step: str) -> None:
+        pass
+
+    def advance(self, step: str, fraction: float | None, note: str) -> None:
+        pass
+
+    def end(self, step: str, seconds: float) -> None:
+        pass
+
+
+class Steps:
+    """Times steps by name; a step that runs again adds to its time. `seconds` is the result."""
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener or Silent()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Everything inside the with block counts as step `name`."""
+        began = time.perf_counter()
+        self._listener.begin(name)
+        try:
+            yield
+        finally:
+            took = time.perf_counter() - began
+            self.seconds[name] = self.seconds.get(name, 0.0) + took
+            self._listener.end(name, took)
+
+    def note(self, step: str, note: str, fraction: float | None = None) -> None:
+        """Says how far a running step is (a share of 1, if known)."""
+        self._listener.advance(step, fraction, note)

@@ -1,0 +1,214 @@
+"""Inputs: reading --input, where shapes come from, and how names meet forward's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import UserError
+from edgeprune.inputs import InputSpec, describe, example_inputs, parse_input
+from edgeprune.trace import ExampleInputs
+
+
+class TwoInputs(nn.Module):
+    """forward(image, mask, *, scale=None, ids=None)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(
+        self, image: Tensor, mask: Tensor, *, scale: Any = None, ids: Any = None
+    ) -> tuple[Any, ...]:
+        return self.conv(image), mask, scale, ids
+
+
+class Classifier(nn.Sequential):
+    """Accepts 28 x 28 alone."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 26 * 26, 10))
+
+
+def specs(*texts: str) -> list[InputSpec]:
+    return [parse_input(text) for text in texts]
+
+
+def refusal(module: nn.Module, *texts: str, loaded: ExampleInputs | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        example_inputs(module, specs(*texts), loaded)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1x3x224x224", InputSpec(None, (1, 3, 224, 224), torch.float32)),
+        ("1x16:int64", InputSpec(None, (1, 16), torch.int64)),
+        ("ids=1x16:int32", InputSpec("ids", (1, 16), torch.int32)),
+        ("x=4x2", InputSpec("x", (4, 2), torch.float32)),
+        ("mask=1x8:bool", InputSpec("mask", (1, 8), torch.bool)),
+        ("7:float32", InputSpec(None, (7,), torch.float32)),
+    ],
+)
+def test_an_input_is_read_and_written_back(text: str, expected: InputSpec) -> None:
+    assert parse_input(text) == expected
+    assert parse_input(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "x", "1x", "1xx3", "-1x3", "1.5x3", "0x3", "1x0", "1,3", "=1x3", "a b=1x3", "1x3:"),
+        *("1x3:float16", "1x3:float64", "1x3:uint8", "1x3:nothing", "1x3\n1x4"),
+        "99999x99999x99999",
+    ],
+)
+def test_what_is_no_input_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="--input") as caught:
+        parse_input(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_are_the_same_every_time_and_normal() -> None:
+    module = nn.Conv2d(3, 4, 3)
+    first, second = (example_inputs(module, specs("2x3x32x32"))[0].args[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert abs(first.std().item() - 1) < 0.1
+
+
+def test_integers_are_indices_of_the_embedding_and_0_or_1_without_one() -> None:
+    small = example_inputs(nn.Embedding(5, 2), specs("4x64:int64"))[0].args[0]
+    large = example_inputs(nn.Embedding(5000, 2), specs("4x64:int32"))[0].args[0]
+    assert (int(small.min()), int(small.max()), small.dtype) == (0, 4, torch.int64)
+    assert 50 < int(large.max()) < 100
+    assert large.dtype == torch.int32
+    other = example_inputs(nn.Identity(), specs("4x64:int64"))[0].args[0]
+    assert set(other.flatten().tolist()) == {0, 1}
+
+
+def test_booleans_are_true() -> None:
+    assert bool(example_inputs(nn.Identity(), specs("2x3:bool"))[0].args[0].all())
+
+
+def test_names_that_lead_forward_go_by_position_in_its_order() -> None:
+    inputs, remarks = example_inputs(TwoInputs(), specs("mask=1x2:bool", "image=1x3x8x8"))
+    assert [tuple(a.shape) for a in inputs.args] == [(1, 3, 8, 8), (1, 2)]
+    assert (dict(inputs.kwargs), remarks) == ({}, ())
+
+
+def test_unnamed_inputs_come_first_and_the_other_names_are_keywords() -> None:
+    inputs, _ = example_inputs(TwoInputs(), specs("ids=1x4:int64", "1x3x8x8", "mask=1x2:bool"))
+    assert [tuple(a.shape) for a in inputs.args] == [(1, 3, 8, 8), (1, 2)]
+    assert list(inputs.kwargs) == ["ids"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["1x3x8x8"], "give --input for mask too"),
+        (["mask=1x2"], "give --input for image too"),
+        (["nose=1x2"], "names nose, but forward takes image, mask, scale, ids"),
+        (["1x3x8x8", "image=1x3x8x8"], "image twice"),
+        (["mask=1x2", "mask=1x2"], "mask twice"),
+        (["1x3x8x8", "1x2", "1x2"], "3 inputs without a name"),
+        ([], "several inputs (image, mask)"),
+    ],
+)
+def test_inputs_that_do_not_match_forward_are_refused(texts: list[str], words: str) -> None:
+    assert words in refusal(TwoInputs(), *texts)
+
+
+def test_an_input_that_the_model_cannot_run_on_is_refused_with_shape_and_reason() -> None:
+    message = refusal(Classifier(), "1x1x30x30")
+    for words in ("1x1x30x30", "RuntimeError: mat1 and mat2", "--input"):
+        assert words in message
+
+
+def test_what_is_asked_wins_over_what_came_with_the_model() -> None:
+    loaded = ExampleInputs((torch.ones(1, 3, 16, 16),), {})
+    module = nn.Conv2d(3, 4, 3)
+    assert example_inputs(module, specs("1x3x9x9"), loaded)[0].args[0].shape[-1] == 9
+    assert example_inputs(module, (), loaded) == (loaded, ())
+    bad = ExampleInputs((torch.ones(1, 4, 16, 16),), {})
+    assert "came with it" in refusal(module, loaded=bad)
+
+
+@pytest.mark.parametrize("name", ["default_cfg", "pretrained_cfg"])
+def test_timms_configuration_gives_the_shape(name: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3))
+    setattr(module, name, {"input_size": (3, 40, 48)})
+    inputs, remarks = example_inputs(module)
+    assert inputs.args[0].shape == (1, 3, 40, 48)
+    assert remarks == (f"input assumed 1x3x40x48 (from {name}): give --input to change it",)
+
+
+def test_a_configuration_that_fails_gives_way_to_the_first_layer() -> None:
+    module = Classifier()
+    module.default_cfg = {"input_size": (1, 32, 32)}
+    inputs, remarks = example_inputs(module)
+    assert inputs.args[0].shape == (1, 1, 28, 28)
+    assert "first layer 0" in remarks[0]
+
+
+def test_lightnings_and_transformers_examples_are_used_as_they_are() -> None:
+    lightning = nn.Linear(4, 2)
+    lightning.example_input_array = torch.full((3, 4), 7.0)
+    assert torch.equal(example_inputs(lightning)[0].args[0], lightning.example_input_array)
+    transformer = TwoInputs()
+    transformer.dummy_inputs = {
+        "mask": torch.ones(1),
+        "image": torch.ones(1, 3, 8, 8),
+        "scale": torch.ones(1),
+    }
+    inputs, remarks = example_inputs(transformer)
+    assert [tuple(a.shape) for a in inputs.args] == [(1, 3, 8, 8), (1,)]
+    assert list(inputs.kwargs) == ["scale"]
+    assert "dummy_inputs" in remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (1, 3, 224, 224)),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(1800, 5)), (1, 3, 32, 32)),
+        (Classifier(), (1, 1, 28, 28)),
+        (nn.Conv1d(2, 4, 3), (1, 2, 1024)),
+        (nn.Conv3d(1, 1, 3), (1, 1, 16, 112, 112)),
+        (nn.ConvTranspose2d(16, 4, 4), (1, 16, 1, 1)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (1, 12)),
+        (nn.Embedding(50, 4), (1, 16)),
+        (nn.GRU(6, 4, batch_first=True), (1, 16, 6)),
+    ],
+)
+def test_the_first_layer_gives_a_shape_that_runs(module: nn.Module, shape: tuple[int, ...]) -> None:
+    inputs, remarks = example_inputs(module)
+    assert tuple(inputs.args[0].shape) == shape
+    assert describe(inputs) in remarks[0]
+    assert "give --input" in remarks[0]
+
+
+def test_the_remark_names_the_layer() -> None:
+    module = nn.Sequential()
+    module.add_module("stem", nn.Conv2d(3, 4, 3))
+    assert "from the first layer stem" in example_inputs(module)[1][0]
+
+
+def test_a_model_that_runs_on_nothing_tried_asks_for_input() -> None:
+    fussy = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(3, 3))
+    for words in ("1x3x224x224", "RuntimeError", "--input"):
+        assert words in refusal(fussy)
+    assert "--input" in refusal(nn.ReLU())
+
+
+def test_trying_inputs_leaves_statistics_and_modes_alone() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
+    module[0].eval()
+    example_inputs(module)
+    assert [m.training for m in module] == [False, True]
+    assert int(module[1].num_batches_tracked) == 0
