@@ -312,8 +312,22 @@ def _from_program(path: Path, trust: bool) -> LoadedModel:
         module.__dict__.pop(method, None)
     remarks = ("captured in training mode: set to evaluation",) if _evaluating(module) else ()
     examples = program.example_inputs
-    inputs = None if examples is None else ExampleInputs(tuple(examples[0]), dict(examples[1]))
+    if examples is None:
+        return LoadedModel(module, path.stem, "program", None, remarks)
+    inputs = ExampleInputs(tuple(examples[0]), dict(examples[1]))
+    if _batch_is_dynamic(program) and (inputs.batch or 1) > 1:
+        # Capturing a dynamic batch takes an example of two; a device runs one at a time.
+        inputs = inputs.map(lambda t: t[:1])
+        remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
     return LoadedModel(module, path.stem, "program", inputs, remarks)
+
+
+def _batch_is_dynamic(program: torch.export.ExportedProgram) -> bool:
+    """Whether dimension 0 of every input tensor may vary."""
+    inputs = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.name in inputs]
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    return bool(tensors) and all(t.dim() and not isinstance(t.shape[0], int) for t in tensors)
 
 
 def _evaluating(graph_module: GraphModule) -> bool:

@@ -30,13 +30,19 @@ def normalize(graph_module: GraphModule) -> None:
             _split_by_sizes(node)
         elif name.endswith("_") and not name.endswith("__"):
             _functional(graph_module, node, name)
-    graph.eliminate_dead_code(is_impure_node=_is_impure)
+    graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
     graph_module.recompile()
 
 
-def _is_impure(node: Node) -> bool:
-    return node.op in ("placeholder", "output") or node.is_impure()
+def has_effect(node: Node) -> bool:
+    """Whether a node counts though nobody reads it: it writes to a tensor, or is the graph's own.
+
+    fx's own answer also keeps ops that may draw random numbers, attention with its dropout among them.
+    """
+    if node.op in ("placeholder", "output"):
+        return True
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _split_by_sizes(node: Node) -> None:

@@ -18,15 +18,17 @@ from torch.fx import GraphModule, Node
 
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.walk import Literal, attribute
+from edgeprune.normalize import has_effect
 from edgeprune.plan import Plan
-from edgeprune.trace import TracedModel
+from edgeprune.trace import TracedModel, quiet
 
 _TO_THE_END = 2**62
 
 
 def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> GraphModule:
     """A smaller GraphModule with parameters of its own; nodes keep their names."""
-    graph = copy.deepcopy(traced.graph_module.graph)
+    with quiet():
+        graph = copy.deepcopy(traced.graph_module.graph)
     module = GraphModule(traced.graph_module, graph)
     module.train(False)
     nodes = {node.name: node for node in graph.nodes}
@@ -42,9 +44,7 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> GraphModule:
     for index in sorted(plan.removed_branches, reverse=True):
         branch = coupling.branches[index]
         nodes[branch.add].replace_all_uses_with(nodes[branch.skip])
-    graph.eliminate_dead_code(
-        is_impure_node=lambda n: n.op in ("placeholder", "output") or n.is_impure()
-    )
+    graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
     module.delete_all_unused_submodules()
     module = _own(module)

@@ -156,7 +156,9 @@ def _with_dynamic_batch(
         placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
         users = [n for n in placeholders if n.name in program.graph_signature.user_inputs]
         sizes = [n.meta["val"].shape[0] for n in users if isinstance(n.meta.get("val"), Tensor)]
-        if sizes and len({str(s) for s in sizes}) == 1 and not isinstance(sizes[0], int):
+        # A symbol that the model pins to one value stays a SymInt, but its expression is a number.
+        symbolic = all(not isinstance(s, int) and s.node.expr.free_symbols for s in sizes)
+        if sizes and symbolic and len({str(s) for s in sizes}) == 1:
             return program
     return None
 

@@ -155,7 +155,8 @@ class Atoms:
         a, b = a.ravel(), b.ravel()
         valid = (a >= 0) & (b >= 0)
         a, b = a[valid], b[valid]
-        touched = np.unique(np.concatenate([self.find(a), self.find(b)]))
+        stuck = np.concatenate([self.find(a), self.find(b)])
+        stuck = stuck[self._frozen[stuck] > 0]
         while True:
             a, b = self.find(a), self.find(b)
             apart = a != b
@@ -163,7 +164,7 @@ class Atoms:
                 break
             a, b = a[apart], b[apart]
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
-        np.maximum.at(self._frozen, self.find(touched), self._frozen[touched])
+        np.maximum.at(self._frozen, self.find(stuck), self._frozen[stuck])
 
     def _without_frozen(self, rows: Rows) -> Rows:
         return _tidy(np.where(self.frozen_mask(rows), NOTHING, rows))

@@ -142,13 +142,22 @@ class Walk:
             try:
                 labels = rule(self, node)
                 if _fits(labels, node):
-                    return labels
+                    return self._settled(labels, node)
             except Unfollowed:
                 pass
         self.unknown[node.name] = describe(node)
         for source in node.all_input_nodes:
             self._freeze_all(self.labels[source.name], describe(node))
         return map_tensors(node.meta.get("val"), lambda t: [None] * t.dim())
+
+    def _settled(self, labels: Any, node: Node) -> Any:
+        """Without labels of size 1, which broadcasting takes for a size that pairs with any."""
+        if isinstance(labels, list):
+            return [self._settled(label, node) for label in labels]
+        if labels is not None and len(labels) == 1:
+            self.freeze(labels, node)
+            return None
+        return labels
 
     def _attribute(self, node: Node) -> Any:
         tensor = attribute(self.graph_module, str(node.target))

@@ -129,20 +129,10 @@ class _Descent:
     ) -> NDArray[np.float64]:
         """The limited costs that depend on `v`, for each of its options."""
         at: dict[int, object] = {**values, v: options.astype(float)}
-        padded: dict[int, object] = (
-            {
-                u: self._padded(u, x) if u != v else self._problem.padded(v)
-                for u, x in values.items()
-            }
-            if "latency_ms" in self._unit
-            else {}
-        )
         total = np.zeros(len(options))
         if "latency_ms" in self._unit:
             for term in self._terms[v]:
-                overhead = _value(term.overhead, at)
-                slower = np.maximum(_value(term.compute, padded), _value(term.memory, at))
-                total = total + (overhead + slower) * self._unit["latency_ms"]
+                total = total + term.at(at) * self._unit["latency_ms"]
         if "memory_mb" in self._unit:
             steps = [_value(step, at) * np.ones(len(options)) for step in self._problem.live]
             held = np.max(steps, axis=0) + _value(self._problem.weights_mb, at)
@@ -150,10 +140,6 @@ class _Descent:
         if "parameters" in self._unit:
             total = total + _value(self._problem.parameters, at) * self._unit["parameters"]
         return total
-
-    def _padded(self, variable: int, value: int) -> float:
-        options = self._problem.options[variable]
-        return float(self._problem.padded(variable)[int(np.searchsorted(options, value))])
 
     def refill(self, values: dict[int, int]) -> dict[int, int]:
         """Widens what fits in the slack that bisection left, most loss regained first."""

@@ -172,13 +172,16 @@ class Problem:
         moved = (kernel.moved + kernel.weights) * (
             rate.ms_per_byte * self.profile.bytes_per_element
         )
-        macs = (
-            Poly({}) if kernel.kind in MEMORY_KINDS else kernel.macs * rate.ms_per_mac[kernel.kind]
-        )
+        tile = self.profile.channel_multiple
+        macs = kernel.macs * (0 if kernel.kind in MEMORY_KINDS else rate.ms_per_mac[kernel.kind])
+        for channels in kernel.channels:
+            if not channels.variables:
+                macs = macs * tile_factor(round(channels({})), tile)
         here = Poly.constant(rate.overhead_ms)
         if kernel.branch is not None:
             here = here * Poly.variable(branch_variable(kernel.branch))
-        return LatencyTerm(kernel, self._reduced(here), self._reduced(macs), self._reduced(moved))
+        reduced = self._reduced
+        return LatencyTerm(kernel, reduced(here), reduced(macs), reduced(moved), tile)
 
     def _reduced(self, poly: Poly) -> Poly:
         """Without branch bits that a group's own 0, or an inner branch's, already implies."""
@@ -227,22 +230,37 @@ class Problem:
     @cached_property
     def _tiled(self) -> frozenset[int]:
         """Groups that are a channel dimension of some kernel by themselves."""
-        return frozenset(
-            next(iter(channels.variables))
-            for kernel in self.kernels.kernels
-            for channels in kernel.channels
-            if list(channels.terms.values()) == [1.0] and len(channels.variables) == 1
-        )
+        return frozenset().union(*(term.tiled for term in self.terms))
 
 
 @dataclass(frozen=True)
 class LatencyTerm:
-    """latency = overhead + max(compute, memory), in milliseconds; all 0 once the kernel is gone."""
+    """latency = overhead + max(compute, memory), in milliseconds; all 0 once the kernel is gone.
+
+    compute: without what is computed in vain to fill tiles of `tile` channels; `at` has that too.
+    """
 
     kernel: Kernel
     overhead: Poly
     compute: Poly
     memory: Poly
+    tile: int
+
+    def at(self, values: Mapping[int, Any]) -> NDArray[np.float64]:
+        """Milliseconds at these values, which may be arrays that broadcast against each other."""
+        compute = np.asarray(self.compute(values), float)
+        for channels in self.kernel.channels:
+            if channels.variables:
+                size = np.round(np.asarray(channels(values), float))
+                padded = np.ceil(size / self.tile) * self.tile
+                compute = compute * np.where(size > self.tile, padded / np.maximum(size, 1), 1.0)
+        return np.asarray(self.overhead(values) + np.maximum(compute, self.memory(values)), float)
+
+    @property
+    def tiled(self) -> frozenset[int]:
+        """Variables that are a channel dimension of this kernel by themselves."""
+        lone = [c for c in self.kernel.channels if list(c.terms.values()) == [1.0]]
+        return frozenset(m[0] for c in lone for m in c.terms if len(m) == 1)
 
     @property
     def variables(self) -> frozenset[int]:

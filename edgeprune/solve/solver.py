@@ -27,6 +27,10 @@ from edgeprune.solve.problem import LatencyTerm, Limits, Problem
 GAP_LIMIT = 0.01
 _UNITS = 10_000_000  # a limit, in the solver's whole numbers
 _LOSS_UNIT = 1e-6
+_NONE: frozenset[int] = frozenset()
+# The model leaves a little out of kernels of many variables: an answer over a limit is forbidden,
+# this often at most, and the search goes on.
+_ROUNDS = 12
 _LARGEST_TABLE = 4096  # combinations of three variables' options that are still written out
 
 
@@ -72,11 +76,42 @@ def solve(
         loss = problem.loss(least)
         return Solution(least, "infeasible", loss, loss, time.perf_counter() - began)
     known = _better(problem, limits, descend(problem, limits), start) or problem.smallest
-    answer = _Model(problem, limits).search(known, seconds, seed, progress)
-    values = _better(problem, limits, answer.values, known) or known
-    loss = problem.loss(values)
-    status = "optimal" if loss - answer.bound <= GAP_LIMIT * max(loss, 1e-12) else "feasible"
-    return Solution(values, status, loss, min(answer.bound, loss), time.perf_counter() - began)
+    model, bound = _Model(problem, limits), 0.0
+    tighter = limits
+    for _ in range(_ROUNDS):
+        left = seconds - (time.perf_counter() - began)
+        answer = model.search(known, max(left, 0.01), seed, progress)
+        bound = max(bound, answer.bound)
+        known = _better(problem, limits, answer.values, known) or known
+        if answer.values is None or left <= 0 or _near(problem.loss(known), bound):
+            break
+        if problem.within(answer.values, limits):
+            break
+        model.forbid(answer.values)
+        tighter = _tighter(problem, tighter, limits, answer.values)
+        left = seconds - (time.perf_counter() - began)
+        inner = _Model(problem, tighter).search(known, max(left, 0.01), seed, None)
+        known = _better(problem, limits, inner.values, known) or known
+        if _near(problem.loss(known), bound):
+            break
+    loss = problem.loss(known)
+    status = "optimal" if _near(loss, bound) else "feasible"
+    return Solution(known, status, loss, min(bound, loss), time.perf_counter() - began)
+
+
+def _near(loss: float, bound: float) -> bool:
+    return loss - bound <= GAP_LIMIT * max(loss, 1e-12)
+
+
+def _tighter(problem: Problem, asked: Limits, limits: Limits, values: Mapping[int, int]) -> Limits:
+    """The limits to ask for so that an answer like this one, a bit too dear, comes out within."""
+    costs = problem.costs(values)
+    over = {
+        name: limit * (getattr(asked, name) / max(costs[name], limit))
+        for name, limit in limits.as_dict().items()
+        if limit is not None
+    }
+    return Limits(**over)
 
 
 def _better(
@@ -176,19 +211,17 @@ class _Model:
     def _table(self, term: LatencyTerm, free: tuple[int, ...]) -> NDArray[np.float64]:
         """A term's milliseconds for each combination of options of at most three variables."""
         shape = tuple(len(self._problem.options[v]) for v in free)
-        plain, padded = dict(self._fixed(False)), dict(self._fixed(True))
+        values = dict(self._fixed(_NONE))
         for axis, v in enumerate(free):
             along = [1] * len(free)
             along[axis] = -1
-            plain[v] = self._problem.options[v].astype(float).reshape(along)
-            padded[v] = self._problem.padded(v).reshape(along)
-        slower = np.maximum(term.compute(padded), term.memory(plain))
-        return np.broadcast_to(np.asarray(term.overhead(plain) + slower, float), shape)
+            values[v] = self._problem.options[v].astype(float).reshape(along)
+        return np.broadcast_to(term.at(values), shape)
 
-    def _fixed(self, padded: bool) -> Iterable[tuple[int, Any]]:
-        for v, options in self._problem.options.items():
+    def _fixed(self, tiled: frozenset[int]) -> Iterable[tuple[int, Any]]:
+        for v in self._problem.options:
             if v not in self._select:
-                yield v, float((self._problem.padded(v) if padded else options)[0])
+                yield v, float(self._values(v, tiled)[0])
 
     def _tabled(self, free: tuple[int, ...], table: NDArray[np.float64]) -> Expression:
         whole = np.ceil(table).astype(int)
@@ -202,12 +235,15 @@ class _Model:
         return _weighted([x for row in pair for x in row], whole.ravel())
 
     def _slower_of(self, term: LatencyTerm, unit: float) -> Expression:
-        """A variable at least as large as both of a kernel's costs."""
-        overhead = self._linear(term.overhead, unit, padded=False)
+        """A variable at least as large as both of a kernel's costs.
+
+        What fills the tiles of a dimension of several variables isn't counted: the bound is true.
+        """
+        overhead = self._linear(term.overhead, unit)
         compute, memory = term.compute.terms, term.memory.terms
         costs = [
-            self._linear(poly, unit, padded)
-            for poly, padded in ((term.compute, True), (term.memory, False))
+            self._linear(poly, unit, tiled)
+            for poly, tiled in ((term.compute, term.tiled), (term.memory, _NONE))
             if poly.terms
         ]
         if len(costs) == 1 or not compute or not memory:
@@ -220,14 +256,14 @@ class _Model:
     def _limit_parameters_and_memory(self) -> None:
         if self._limits.parameters is not None:
             unit = self._limits.parameters / _UNITS
-            self._model.add(self._linear(self._problem.parameters, unit, False) <= _UNITS)
+            self._model.add(self._linear(self._problem.parameters, unit) <= _UNITS)
         if self._limits.memory_mb is not None:
             unit = self._limits.memory_mb / _UNITS
-            weights = self._linear(self._problem.weights_mb, unit, False)
+            weights = self._linear(self._problem.weights_mb, unit)
             held = self._model.new_int_var(0, _UNITS, "")
             self._model.add(held >= weights)
             for live in self._problem.live:
-                self._model.add(held + self._linear(live, unit, False) <= _UNITS)
+                self._model.add(held + self._linear(live, unit) <= _UNITS)
 
     def _objective(self) -> None:
         parts = []
@@ -239,36 +275,36 @@ class _Model:
 
     # -- polynomials ----------------------------------------------------------------------------
 
-    def _linear(self, poly: Poly, unit: float, padded: bool) -> Expression:
+    def _linear(self, poly: Poly, unit: float, tiled: frozenset[int] = _NONE) -> Expression:
         """A polynomial in whole units, rounded up, as a linear expression over options."""
-        constant, single, rest = self._sorted_terms(poly, padded)
+        constant, single, rest = self._sorted_terms(poly, tiled)
         parts: list[Expression] = [int(np.ceil(constant / unit))]
         for v, c in single.items():
             parts.append(
-                _weighted(self._select[v], np.ceil(c * self._values(v, padded) / unit).astype(int))
+                _weighted(self._select[v], np.ceil(c * self._values(v, tiled) / unit).astype(int))
             )
         while rest:
             pivot = Counter(v for m in rest for v in set(m)).most_common(1)[0][0]
             having = {m: c for m, c in rest.items() if pivot in m}
             rest = {m: c for m, c in rest.items() if pivot not in m}
-            parts.extend(self._with_pivot(pivot, having, unit, padded))
+            parts.extend(self._with_pivot(pivot, having, unit, tiled))
         return _sum(parts)
 
     def _with_pivot(
-        self, pivot: int, terms: Mapping[tuple[int, ...], float], unit: float, padded: bool
+        self, pivot: int, terms: Mapping[tuple[int, ...], float], unit: float, tiled: frozenset[int]
     ) -> list[Expression]:
         """Products that share a factor: pair tables where they are few, else a product of a sum."""
         others = {m: tuple(_without(m, pivot)) for m in terms}
         if len(terms) <= 2 and all(len(o) == 1 and o[0] != pivot for o in others.values()):
             return [
-                self._pair_product(pivot, others[m][0], c / unit, padded) for m, c in terms.items()
+                self._pair_product(pivot, others[m][0], c / unit, tiled) for m, c in terms.items()
             ]
         inner = Poly({others[m]: c for m, c in terms.items()})
-        top = inner({v: float(self._values(v, padded).max()) for v in inner.variables})
+        top = inner({v: float(self._values(v, tiled).max()) for v in inner.variables})
         step = top / 1_000_000
         factor = self._model.new_int_var(0, 2_000_000, "")
-        self._model.add(factor == self._linear(inner, step, padded))
-        values = self._values(pivot, padded)
+        self._model.add(factor == self._linear(inner, step, tiled))
+        values = self._values(pivot, tiled)
         pieces = []
         for chosen in self._select[pivot]:
             piece = self._model.new_int_var(0, 2_000_000, "")
@@ -282,16 +318,16 @@ class _Model:
         self._model.add(out * (scale * 1000) >= _weighted(pieces, weights))
         return [out]
 
-    def _pair_product(self, u: int, v: int, c: float, padded: bool) -> Expression:
+    def _pair_product(self, u: int, v: int, c: float, tiled: frozenset[int]) -> Expression:
         u, v = sorted((u, v))
-        table = np.outer(self._values(u, padded), self._values(v, padded)) * c
+        table = np.outer(self._values(u, tiled), self._values(v, tiled)) * c
         return self._tabled((u, v), table)
 
     def _sorted_terms(
-        self, poly: Poly, padded: bool
+        self, poly: Poly, tiled: frozenset[int]
     ) -> tuple[float, dict[int, float], dict[tuple[int, ...], float]]:
         """Constant, linear and higher terms, with variables of one option put in as numbers."""
-        fixed = dict(self._fixed(padded))
+        fixed = dict(self._fixed(tiled))
         constant = 0.0
         single: dict[int, float] = {}
         rest: dict[tuple[int, ...], float] = {}
@@ -307,8 +343,16 @@ class _Model:
                 rest[free] = rest.get(free, 0.0) + c
         return constant, single, rest
 
-    def _values(self, v: int, padded: bool) -> NDArray[np.float64]:
-        return self._problem.padded(v) if padded else self._problem.options[v].astype(float)
+    def _values(self, v: int, tiled: frozenset[int]) -> NDArray[np.float64]:
+        return self._problem.padded(v) if v in tiled else self._problem.options[v].astype(float)
+
+    def forbid(self, values: Mapping[int, int]) -> None:
+        """Excludes a choice over a limit and all larger ones: costs grow with each variable."""
+        below = []
+        for v, chosen in self._select.items():
+            at = int(np.searchsorted(self._problem.options[v], values[v]))
+            below.extend(chosen[:at])
+        self._model.add_bool_or(below)
 
     # -- search ---------------------------------------------------------------------------------
 
@@ -319,6 +363,7 @@ class _Model:
         seed: int,
         progress: Callable[[float, float], None] | None,
     ) -> _Answer:
+        self._model.clear_hints()
         for v, chosen in self._select.items():
             for option, variable in zip(self._problem.options[v], chosen, strict=True):
                 self._model.add_hint(variable, int(option) == known[v])
@@ -327,7 +372,8 @@ class _Model:
         solver.parameters.relative_gap_limit = GAP_LIMIT
         solver.parameters.random_seed = seed
         solver.parameters.linearization_level = 2
-        solver.parameters.num_workers = 8
+        solver.parameters.num_workers = 3
+        solver.parameters.subsolvers.extend(["max_lp", "reduced_costs"])
         if progress is not None:
             solver.best_bound_callback = lambda bound: progress(
                 self._problem.loss(known), bound * _LOSS_UNIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -116,7 +117,7 @@ def regrouped(draw: st.DrawFn) -> tuple[list[int], list[int]]:
     def grouped() -> list[int]:
         cuts = sorted(draw(st.sets(st.integers(0, len(factors)), max_size=4)))
         bounds = [0, *cuts, len(factors)]
-        return [prod(factors[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [prod(factors[a:b]) for a, b in pairwise(bounds)]
 
     return grouped(), grouped()
 

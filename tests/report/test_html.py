@@ -214,6 +214,7 @@ def test_kernels_that_went_or_came_are_told_apart(plain: dict[str, Any]) -> None
     assert "zero conv 2.00 ms → gone" in text
     assert "missing conv 1.00 ms → \u2013" in text
     assert "new conv \u2013 → 3.00 ms" in text
+    assert text.index("new conv") < text.index("zero conv") < text.index("missing conv")
 
 
 def test_proofs_choice_warnings_and_assumptions_are_told(report: Report) -> None:
