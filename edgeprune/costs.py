@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule
@@ -11,7 +11,7 @@ from edgeprune.device.from_onnx import kernel_graph, load_onnx
 from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import Profile
 from edgeprune.export import Exported
-from edgeprune.running import measure, run_runner
+from edgeprune.running import run_runner
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,12 @@ def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
 def measured_pair(
     before: Exported, after: Exported, parameters: int, profile: Profile, known: Cost
 ) -> tuple[Cost, Cost]:
-    """Both files' cost in onnxruntime on this machine, timed alternately so that noise hits both.
+    """Both files' cost with their latency measured on this machine, timed alternately so that noise
+    hits both. Memory stays predicted: a process's own overhead is no part of the model.
 
-    known: the cost of `before` (its memory isn't measured again once it was).
+    known: the cost of `before`.
     """
-    threads = profile.threads or 1
-    timed = run_runner(["compare", before.path, after.path, "--threads", threads])
-    memory = measure(after.path, threads, seconds=0.5)["peak_memory_mb"]
-    new = predicted(after, parameters, profile)
-    own = memory if memory is not None else new.memory_mb
-    first = Cost(
-        known.parameters,
-        known.macs,
-        timed["a"]["latency_ms"],
-        known.memory_mb if known.source == "measured" else own,
-        known.size_mb,
-        "measured",
-        known.kernels,
-    )
-    second = Cost(
-        parameters, new.macs, timed["b"]["latency_ms"], own, new.size_mb, "measured", new.kernels
-    )
-    return first, second
+    timed = run_runner(["compare", before.path, after.path, "--threads", profile.threads or 1])
+    first = replace(known, latency_ms=timed["a"]["latency_ms"], source="measured")
+    second = predicted(after, parameters, profile)
+    return first, replace(second, latency_ms=timed["b"]["latency_ms"], source="measured")

@@ -21,15 +21,16 @@ from edgeprune.coupling.walk import Literal, attribute
 from edgeprune.normalize import has_effect
 from edgeprune.plan import Plan
 from edgeprune.trace import TracedModel, quiet
+from edgeprune.trainable import TrainableGraph
 
 _TO_THE_END = 2**62
 
 
-def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> GraphModule:
+def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGraph:
     """A smaller GraphModule with parameters of its own; nodes keep their names."""
     with quiet():
         graph = copy.deepcopy(traced.graph_module.graph)
-    module = GraphModule(traced.graph_module, graph)
+    module = TrainableGraph(traced.graph_module, graph)
     module.train(False)
     nodes = {node.name: node for node in graph.nodes}
     gone = plan.gone(coupling)
@@ -72,9 +73,9 @@ def _slice_parameters(module: GraphModule, coupling: Coupling, gone: NDArray[np.
             setattr(owner, leaf, smaller)
 
 
-def _own(module: GraphModule) -> GraphModule:
+def _own(module: TrainableGraph) -> TrainableGraph:
     """A module that holds only what its graph reads (removed branches' parameters are gone)."""
-    return GraphModule(module, module.graph)
+    return TrainableGraph(module, module.graph)
 
 
 def _rewrite(node: Node, literal: Literal, mask: NDArray[np.bool_]) -> None:

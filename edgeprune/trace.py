@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.errors import UserError
 from edgeprune.normalize import normalize
+from edgeprune.trainable import TrainableGraph
 
 # Each symbolic size counts as a prime of its own: products of sizes tell which ones are in them.
 _PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191)
@@ -185,7 +186,7 @@ def _export(
 def _unlifted(program: torch.export.ExportedProgram) -> GraphModule:
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
-    return module
+    return TrainableGraph(module, module.graph).eval()
 
 
 def _describe_attributes(graph_module: GraphModule) -> None:

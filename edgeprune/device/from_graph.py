@@ -232,7 +232,9 @@ def _attention(reader: _Reader, node: Node) -> list[Op]:
 
     none, mask = Poly({}), tuple(n for n in whole.inputs if n not in (q.name, k.name, v.name))
     scaled = step("q", "elementwise", (q.name,), reader.elements(q), none)
-    turned = step("kt", "copy", (k.name,), reader.elements(k), none)
+    # A transpose of a transpose is one.
+    merged = _op_name(k) in ("permute", "transpose") and len(k.users) == 1
+    turned = step("kt", FREE if merged else "copy", (k.name,), reader.elements(k), none)
     keyed = step("k", "elementwise", turned.outputs, reader.elements(k), none)
     inputs = (*scaled.outputs, *keyed.outputs, *mask)
     scores = step("qk", "matmul", inputs, rows * keys, rows * keys * reader.size(q, -1))

@@ -45,23 +45,15 @@ _KINDS = {
 }
 
 # Where an op has its input and its weight.
-_CONVOLUTIONS = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "FusedConv"), (0, 1)),
-    "QLinearConv": (0, 3),
-}
-_PRODUCTS = {
-    **dict.fromkeys(("MatMul", "Gemm", "MatMulInteger", "FusedMatMul", "FusedGemm"), (0, 1)),
-    "QLinearMatMul": (0, 3),
-}
-_ELEMENTWISE = (
-    "Gelu BiasGelu FastGelu QuickGelu BiasAdd QLinearAdd QLinearMul QLinearSigmoid "
-    "QLinearLeakyRelu QuantizeLinear DequantizeLinear"
-).split()
+_CONVOLUTIONS = dict.fromkeys("Conv ConvTranspose ConvInteger FusedConv".split(), (0, 1))
+_CONVOLUTIONS["QLinearConv"] = (0, 3)
+_PRODUCTS = dict.fromkeys("MatMul Gemm MatMulInteger FusedMatMul FusedGemm".split(), (0, 1))
+_PRODUCTS["QLinearMatMul"] = (0, 3)
+_ELEMENTWISE = "Gelu BiasGelu FastGelu QuickGelu QLinearAdd QuantizeLinear DequantizeLinear".split()
+_OWN = ("", "ai.onnx")  # the domains of the standard's own ops
 _KNOWN = {*_KINDS, *_CONVOLUTIONS, *_PRODUCTS, *_ELEMENTWISE}
 _UNPRICED = "Attention DeformConv If Loop Scan SequenceMap DFT STFT Det".split()
-
-# Larger weights are left out of shape inference: no shape is computed from them.
-_LARGEST_KEPT = 256
+_LARGEST_KEPT = 256  # larger weights stay out of shape inference: no shape is computed from them
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
@@ -93,7 +85,7 @@ def unpriced_ops(model: onnx.ModelProto) -> list[str]:
     """The ops of a model whose arithmetic the cost model doesn't know, each name once, sorted."""
     found = set()
     for node in _light(model).graph.node:
-        foreign = node.domain not in ("", "ai.onnx") and node.op_type not in _KNOWN
+        foreign = node.domain not in _OWN and node.op_type not in _KNOWN
         if foreign or node.op_type in _UNPRICED:
             found.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
     return sorted(found)
@@ -126,7 +118,7 @@ class _Reader:
                 self._roots.update(dict.fromkeys(node.output, roots))
             else:
                 ops.append(self._read(node, outputs))
-        made = {out for op in ops if op.kind != FREE or not op.inputs for out in op.outputs}
+        made = [out for op in ops if op.kind != FREE or not op.inputs for out in op.outputs]
         sizes = {name: Poly.constant(prod(self._shape(name))) for name in (*self._inputs, *made)}
         return OpGraph(tuple(ops), sizes, self._inputs, outputs)
 
@@ -273,9 +265,17 @@ def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[i
                 dim.dim_value = size
     for info in light.graph.output:
         info.type.tensor_type.ClearField("shape")
+    # onnx knows nothing of foreign ops: there the file's own word is what goes on from.
+    foreign = {out for n in light.graph.node if n.domain not in _OWN for out in n.output}
+    stated = (*model.graph.value_info, *model.graph.output)
+    for info in stated:
+        if info.name in foreign:
+            light.graph.value_info.append(info)
+    for info in light.graph.value_info:
+        for dim in info.type.tensor_type.shape.dim:
+            dim.dim_value = symbols.get(dim.dim_param, dim.dim_value)
     inferred = shape_inference.infer_shapes(light, data_prop=True).graph
     found = {}
-    stated = (*model.graph.value_info, *model.graph.output)
     for info in (*stated, *inferred.input, *inferred.value_info, *inferred.output):
         dims = info.type.tensor_type.shape.dim
         sizes = [d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param) for d in dims]

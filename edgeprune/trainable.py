@@ -1,0 +1,34 @@
+"""A graph that trains: train() and eval() set the flags that torch.export wrote into the ops."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+# Where an op states whether it trains: batch_norm normalises by the batch then, dropout drops.
+_FLAG_AT = {
+    torch.ops.aten.batch_norm.default: 5,
+    torch.ops.aten.dropout.default: 2,
+    torch.ops.aten.feature_dropout.default: 2,
+    torch.ops.aten.alpha_dropout.default: 2,
+}
+
+
+class TrainableGraph(GraphModule):
+    """A torch.fx.GraphModule of ATen ops whose train() and eval() do what a module's do."""
+
+    def train(self, mode: bool = True) -> TrainableGraph:
+        """Sets every batch norm with running statistics and every dropout to training, or not."""
+        super().train(mode)
+        changed = False
+        for node in self.graph.nodes:
+            at = _FLAG_AT.get(node.target)
+            if at is None or len(node.args) <= at or node.args[at] == mode:
+                continue
+            if at == 5 and node.args[3] is None:  # no running statistics: it always uses the batch
+                continue
+            node.update_arg(at, mode)
+            changed = True
+        if changed:
+            self.recompile()
+        return self
