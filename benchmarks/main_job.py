@@ -1,9 +1,9 @@
-"""The main job on other people's models: half of the predicted latency on jetson-nano, as a user runs it.
+"""The main job on other people's models: half the predicted latency, as a user runs it.
 
     python benchmarks/main_job.py [NAME ...] [--json FILE] [--profile NAME] [--share 0.5]
 
 Each model is pickled (random weights, every all-zero parameter filled so that outputs depend on the
-whole network), `edgeprune inspect` says its latency, `edgeprune` gets half of that as its budget, and
+whole network), `edgeprune inspect` says its latency, `edgeprune` gets half of that as budget, and
 `edgeprune check` has the last word on the file. Needs the `bench` extra (torchvision, timm).
 """
 
@@ -39,16 +39,21 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5)
     options = parser.parse_args()
     rows = []
-    print(f"{'model':22} {'exit':>4} {'ms':>7} {'budget':>7} {'after':>7} {'check':>5} "
-          f"{'parity':>8} {'oracle':>8} {'gap':>6} {'wall s':>7} {'peak GB':>7}")
+    print(
+        f"{'model':22} {'exit':>4} {'ms':>7} {'budget':>7} {'after':>7} {'check':>5} "
+        f"{'parity':>8} {'oracle':>8} {'gap':>6} {'wall s':>7} {'peak GB':>7}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.names or (*TORCHVISION, *TIMM, *FORMS):
             row = run(name, Path(scratch), options.profile, options.share)
             rows.append(row)
-            print(f"{name:22} {row['exit']:4} {row['latency_ms']:7.2f} {row['budget_ms']:7.2f} "
-                  f"{row['after_ms']:7.2f} {'met' if row['check'] == 0 else 'not':>5} "
-                  f"{row['parity']:8.1e} {row['oracle']:8.1e} {row['gap']:6.1%} "
-                  f"{row['wall_s']:7.1f} {row['peak_gb']:7.2f}", flush=True)
+            print(
+                f"{name:22} {row['exit']:4} {row['latency_ms']:7.2f} {row['budget_ms']:7.2f} "
+                f"{row['after_ms']:7.2f} {'met' if row['check'] == 0 else 'not':>5} "
+                f"{row['parity']:8.1e} {row['oracle']:8.1e} {row['gap']:6.1%} "
+                f"{row['wall_s']:7.1f} {row['peak_gb']:7.2f}",
+                flush=True,
+            )
     good = sum(row["exit"] == 0 and row["check"] == 0 for row in rows)
     print(f"{good} of {len(rows)} exit 0 and pass edgeprune check")
     if options.json:
@@ -65,7 +70,9 @@ def run(name: str, scratch: Path, profile: str, share: float) -> dict[str, Any]:
     began = time.perf_counter()
     code, _, peak_gb = _edgeprune([*arguments, *limits, "--quiet", "-o", str(out)])
     wall = time.perf_counter() - began
-    facts = json.loads((out / "report.json").read_text()) if (out / "report.json").exists() else None
+    facts = (
+        json.loads((out / "report.json").read_text()) if (out / "report.json").exists() else None
+    )
     checked = _edgeprune(["check", str(out / "model.onnx"), *limits])[0]
     return {
         "model": name,

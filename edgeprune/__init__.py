@@ -28,7 +28,19 @@ _HOMES = {
     "Result": "edgeprune.api",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "BudgetError",
+    "Budgets",
+    "EdgePruneError",
+    "ParityError",
+    "Result",
+    "UserError",
+    "__version__",
+    "check",
+    "couple",
+    "load_profile",
+    "prune",
+]
 
 if TYPE_CHECKING:
     from edgeprune.api import Result, couple, prune

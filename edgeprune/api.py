@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -55,9 +56,17 @@ class Result:
     def export(self, path: str | Path) -> Path:
         """Writes `graph_module`, as it is now, to an ONNX file and proves it in onnxruntime.
 
+        The graph is exported for inference, and left in the mode it was in.
         Raises ParityError, with nothing written, if onnxruntime disagrees with PyTorch.
         """
-        target = Path(path)
+        training = self.graph_module.training
+        self.graph_module.eval()
+        try:
+            return self._export(Path(path))
+        finally:
+            self.graph_module.train(training)
+
+    def _export(self, target: Path) -> Path:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             made = export(
@@ -76,8 +85,10 @@ class Result:
                     f"{proof.reason or proof.max_rel_error}"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
-            for file in folder.iterdir():
-                shutil.copyfile(file, target.parent / file.name)
+            for file in sorted(folder.iterdir(), reverse=True):  # weights beside a model first
+                draft = target.parent / f".{file.name}.part"
+                shutil.copyfile(file, draft)
+                os.replace(draft, target.parent / file.name)
         return target
 
 
@@ -100,12 +111,12 @@ def prune(
     """Shrinks `model` until it keeps the budgets on a device; `model` itself is left as it was.
 
     example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments; batch in
-    dimension 0. budgets override the profile's; `rate` (share of parameters to remove) replaces them.
+    dimension 0. budgets override the profile's; `rate` (a share of the parameters) goes instead.
     data: DataLoader(s) or what --data takes. metric: a function of the module, higher is better.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
-    Raises UserError for what the caller can mend, ParityError if the export can't be proved. Budgets
-    out of reach don't raise: `result.report["met"]` is False, with the best reachable model.
+    Raises UserError for what the caller can mend, ParityError if the export can't be proved.
+    Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.
     """
     device = profile if isinstance(profile, Profile) else load_profile(profile)
     settings = Settings.build(device, budgets, rate, method, importance, precision, keep, seed)
@@ -130,7 +141,7 @@ def prune(
 
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
-    """Runs a task; writes its results to `target`, if given, all at once when everything is proved."""
+    """Runs a task; writes its results to `target`, if given, at once when everything is proved."""
     torch.manual_seed(task.settings.seed)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         folder = Path(scratch)
@@ -163,12 +174,14 @@ def as_example_inputs(value: Any) -> ExampleInputs:
     if isinstance(value, Mapping):
         return ExampleInputs((), dict(value))
     raise UserError(
-        f"example_inputs is a {type(value).__name__}: give a tensor, a tuple of positional arguments "
-        "or a dict of keyword arguments"
+        f"example_inputs is a {type(value).__name__}: give a tensor, a tuple of positional "
+        "arguments or a dict of keyword arguments"
     )
 
 
 def _as_data(value: Any, inputs: ExampleInputs) -> Data | None:
     if value is None or isinstance(value, Data):
         return value
-    return load_data(str(value), inputs) if isinstance(value, str | Path) else data_from(value, inputs)
+    return (
+        load_data(str(value), inputs) if isinstance(value, str | Path) else data_from(value, inputs)
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,6 +46,23 @@ def arrange(inputs: Sequence[Tensor], example_inputs: ExampleInputs) -> ExampleI
     """The inputs of a batch as the call that the example inputs stand for."""
     remaining = iter(inputs)
     return example_inputs.map(lambda _: next(remaining))
+
+
+@dataclass(frozen=True)
+class Rebatched:
+    """The same batches cut to `size` samples, for a model that takes no other; leftovers go."""
+
+    batches: Iterable[Any]
+    example_inputs: ExampleInputs
+    size: int
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            inputs, labels = split_batch(batch, self.example_inputs)
+            count = len(inputs[0]) // self.size if inputs else 0
+            for i in range(0, count * self.size, self.size):
+                part = tuple(t[i : i + self.size] for t in inputs)
+                yield part if labels is None else (part, labels[i : i + self.size])
 
 
 def accuracy(model: nn.Module, test: Iterable[Any], example_inputs: ExampleInputs) -> float:

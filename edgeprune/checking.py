@@ -50,5 +50,3 @@ def check(
         "budgets": limits.as_dict(),
         "met": met,
     }
-
-

@@ -1,4 +1,4 @@
-"""The command line: parsing and printing. Everything heavy is imported inside the command that needs it."""
+"""The command line: parsing and printing. Each command imports what it needs, when it runs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,39 @@ from edgeprune.errors import EdgePruneError, UserError
 
 app = App(
     name="edgeprune",
-    help="Shrinks a trained PyTorch model until it fits a device, exports ONNX and proves that it fits.",
+    help="Shrinks a trained PyTorch model until it fits a device, and proves its ONNX equal.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main answers it
 )
 
 # What several commands take.
-_Profile = Annotated[str, Parameter(["--profile", "-p"], help="A shipped profile, a YAML file, or `host`: this machine.")]
+_Profile = Annotated[
+    str,
+    Parameter(["--profile", "-p"], help="A shipped profile, a YAML file, or `host`: this machine."),
+]
 _Inputs = Annotated[
     list[str] | None,
-    Parameter("--input", negative="", help="Input shape, once per input: 1x3x224x224 or name=1x16:int64."),
+    Parameter(
+        "--input", negative="", help="Input shape, once per input: 1x3x224x224 or name=1x16:int64."
+    ),
 ]
-_Arch = Annotated[str | None, Parameter(help="package.module:function that builds the model of a state dict.")]
-_Trust = Annotated[bool, Parameter(negative="", help="Run code from the file (pickles that name other classes).")]
-_Latency = Annotated[float | None, Parameter("--latency-ms", help="Most milliseconds for one inference.")]
-_Memory = Annotated[float | None, Parameter("--memory-mb", help="Most memory at run time, in MB (10^6 bytes).")]
+_Arch = Annotated[
+    str | None, Parameter(help="package.module:function that builds the model of a state dict.")
+]
+_Trust = Annotated[
+    bool, Parameter(negative="", help="Run code from the file (pickles that name other classes).")
+]
+_Latency = Annotated[
+    float | None, Parameter("--latency-ms", help="Most milliseconds for one inference.")
+]
+_Memory = Annotated[
+    float | None, Parameter("--memory-mb", help="Most memory at run time, in MB (10^6 bytes).")
+]
 _Size = Annotated[float | None, Parameter("--size-mb", help="Largest model file, in MB.")]
-_Json = Annotated[bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")]
+_Json = Annotated[
+    bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")
+]
 _Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
 _Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
 
@@ -49,18 +65,35 @@ def prune(
     latency_ms: _Latency = None,
     memory_mb: _Memory = None,
     size_mb: _Size = None,
-    rate: Annotated[float | None, Parameter(help="Instead of budgets: share of parameters to remove.")] = None,
-    max_drop: Annotated[float | None, Parameter(help="Most accuracy that may be lost (not supported yet).")] = None,
+    rate: Annotated[
+        float | None, Parameter(help="Instead of budgets: share of parameters to remove.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, Parameter(help="Most accuracy that may be lost (not supported yet).")
+    ] = None,
     method: Annotated[str, Parameter(help="channel, layer or structured (both).")] = "structured",
     importance: Annotated[str, Parameter(help="Scoring criterion: auto or magnitude.")] = "auto",
-    data: Annotated[str | None, Parameter(help="DataLoaders (module:function), an image folder, or an .npz.")] = None,
-    eval: Annotated[str | None, Parameter(help="module:function(model) -> float, higher is better.")] = None,
-    require: Annotated[str | None, Parameter(help="The limits in a sentence (not supported yet).")] = None,
-    keep: Annotated[list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")] = None,
-    steps: Annotated[int | None, Parameter(help="Progressive pruning steps (not supported yet).")] = None,
+    data: Annotated[
+        str | None, Parameter(help="DataLoaders (module:function), an image folder, or an .npz.")
+    ] = None,
+    eval: Annotated[
+        str | None, Parameter(help="module:function(model) -> float, higher is better.")
+    ] = None,
+    require: Annotated[
+        str | None, Parameter(help="The limits in a sentence (not supported yet).")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        Parameter(negative="", help="Layers that stay as they are (a glob; repeat)."),
+    ] = None,
+    steps: Annotated[
+        int | None, Parameter(help="Progressive pruning steps (not supported yet).")
+    ] = None,
     epochs: Annotated[int | None, Parameter(help="Fine-tuning epochs (not supported yet).")] = None,
     precision: Annotated[str, Parameter(help="Numeric type of the file: fp32.")] = "fp32",
-    output: Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")] = None,
+    output: Annotated[
+        Path | None, Parameter(["--output", "-o"], help="Folder for the results.")
+    ] = None,
     solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 10.0,
     json: _Json = False,
     seed: int = 0,
@@ -69,16 +102,32 @@ def prune(
 ) -> int:
     """Prune MODEL until it keeps the device's budgets; write model.onnx, pruned.pt2 and the report.
 
-    MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or an
-    importable factory package.module:function.
+    MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or
+    an importable factory package.module:function.
     """
-    _not_yet(("--max-drop", max_drop), ("--require", require), ("--steps", steps), ("--epochs", epochs))
+    _not_yet(
+        ("--max-drop", max_drop), ("--require", require), ("--steps", steps), ("--epochs", epochs)
+    )
     from edgeprune.budgets import Budgets
     from edgeprune.commands import Request, prune_model
 
     request = Request(
-        model, profile, tuple(input or ()), arch, trust, Budgets(latency_ms, memory_mb, size_mb), rate, method,
-        importance, precision, tuple(keep or ()), seed, solver_seconds, data, eval, output,
+        model,
+        profile,
+        tuple(input or ()),
+        arch,
+        trust,
+        Budgets(latency_ms, memory_mb, size_mb),
+        rate,
+        method,
+        importance,
+        precision,
+        tuple(keep or ()),
+        seed,
+        solver_seconds,
+        data,
+        eval,
+        output,
     )
     return prune_model(request, json, quiet)
 
@@ -92,7 +141,9 @@ def check(
     latency_ms: _Latency = None,
     memory_mb: _Memory = None,
     size_mb: _Size = None,
-    measure: Annotated[bool, Parameter(negative="", help="Run it here rather than predict.")] = False,
+    measure: Annotated[
+        bool, Parameter(negative="", help="Run it here rather than predict.")
+    ] = False,
     json: _Json = False,
     debug: _Debug = False,
 ) -> int:
@@ -142,7 +193,9 @@ def profiles(name: str | None = None, /, *, json: _Json = False, debug: _Debug =
 @app.command
 def calibrate(
     *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="Where to write the profile.")] = Path("this-machine.yaml"),
+    output: Annotated[
+        Path, Parameter(["--output", "-o"], help="Where to write the profile.")
+    ] = Path("this-machine.yaml"),
     debug: _Debug = False,
 ) -> int:
     """Measure this machine with onnxruntime and write a profile of it."""
@@ -157,12 +210,14 @@ def calibrate(
 @app.command
 def demo(
     *,
-    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for the results.")] = Path("edgeprune-demo"),
+    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for the results.")] = Path(
+        "edgeprune-demo"
+    ),
     seed: int = 0,
     quiet: _Quiet = False,
     debug: _Debug = False,
 ) -> int:
-    """Train a small network on scikit-learn's digits, prune it to half its latency, show the report."""
+    """Train a small network on scikit-learn's digits, prune it to half its latency, report."""
     from edgeprune.demo import run_demo
 
     return run_demo(output, seed, quiet)
@@ -191,6 +246,10 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to a closed pipe
+            return 0
+        raise
     except Exception as error:
         if "--debug" in words:
             raise

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,7 +23,7 @@ from edgeprune.load import LoadedModel, load
 from edgeprune.output import check_target
 from edgeprune.printing import print_json
 from edgeprune.progress import Bars
-from edgeprune.report import print_report
+from edgeprune.report import Report, print_report
 from edgeprune.settings import Settings
 from edgeprune.steps import Silent, Steps
 from edgeprune.task import Task
@@ -51,6 +54,24 @@ class Request:
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
     """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met."""
+    with _standard_output_kept(as_json):
+        report, target = _pruned(request, quiet or as_json)
+    if as_json:
+        print(report.to_json())
+    elif not quiet:
+        print_report(report, Console())
+    if report.met:
+        return 0
+    print(
+        f"edgeprune: {'; '.join(report.unmet())}: {_why(report.warnings, target)}", file=sys.stderr
+    )
+    return 3
+
+
+def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
+    """The report of a run, and the folder that it wrote to."""
+    # The model first: the profile of this machine takes a while to measure.
+    loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
     profile = load_profile(request.profile)
     settings = Settings.build(
         profile,
@@ -63,7 +84,6 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
         request.seed,
         request.solver_seconds,
     )
-    loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
     target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
     check_target(target)
     data = load_data(request.data, inputs) if request.data else None
@@ -77,26 +97,19 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
         request.metric or ("accuracy, %" if data and data.test else None),
         (*remarks, *(data.remarks if data else ())),
     )
-    with _listener(quiet or as_json) as listener:
-        report = carry_out(task, target, Steps(listener)).report
-    if as_json:
-        print(report.to_json())
-    elif not quiet:
-        print_report(report, Console())
-    if report.met:
-        return 0
-    print(f"edgeprune: {'; '.join(report.unmet())}: {_why(report.warnings, target)}", file=sys.stderr)
-    return 3
+    with _listener(silent) as listener:
+        return carry_out(task, target, Steps(listener)).report, target
 
 
 def inspect_model(
     model: str, profile: str, inputs: tuple[str, ...], arch: str | None, trust: bool, as_json: bool
 ) -> int:
     """Prints what can be pruned in a model, and what it costs."""
-    device = load_profile(profile)
-    loaded, example, remarks = _ready(model, inputs, arch, trust)
-    traced = trace(loaded.module, example)
-    found = inspection(loaded.name, traced, couple(traced), device, remarks)
+    with _standard_output_kept(as_json):
+        loaded, example, remarks = _ready(model, inputs, arch, trust)
+        device = load_profile(profile)
+        traced = trace(loaded.module, example)
+        found = inspection(loaded.name, traced, couple(traced), device, remarks)
     print_json(found) if as_json else print_inspection(found, Console())
     return 0
 
@@ -109,6 +122,11 @@ def _ready(
     loaded = load(model, arch, trust)
     inputs, assumed = example_inputs(loaded.module, specs, loaded.example_inputs)
     return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
+
+
+def _standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
+    """Sends what the user's own code prints to standard error where JSON alone is promised."""
+    return contextlib.redirect_stdout(sys.stderr) if for_json else contextlib.nullcontext()
 
 
 def _why(warnings: list[str], target: Path) -> str:

@@ -8,7 +8,6 @@ import torch
 from torch.fx import GraphModule
 
 from edgeprune.device.from_onnx import kernel_graph, load_onnx
-from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import Profile
 from edgeprune.export import Exported
 from edgeprune.running import run_runner
@@ -16,10 +15,7 @@ from edgeprune.running import run_runner
 
 @dataclass(frozen=True)
 class Cost:
-    """A model's figures on a device. memory_mb: peak at run time. source: predicted or measured.
-
-    kernels: what the latency was predicted from.
-    """
+    """A model's figures on a device. memory_mb: peak at run time. source: predicted or measured."""
 
     parameters: int
     macs: int
@@ -27,7 +23,6 @@ class Cost:
     memory_mb: float
     size_mb: float
     source: str
-    kernels: KernelGraph
 
     def figure(self, name: str) -> float:
         """A cost by the name of its budget."""
@@ -49,7 +44,6 @@ def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
         kernels.peak_memory_mb(profile, {}),
         exported.size_mb,
         "predicted",
-        kernels,
     )
 
 

@@ -66,7 +66,7 @@ def load_data(spec: str, example_inputs: ExampleInputs) -> Data:
 
 
 def data_from(loaders: Any, example_inputs: ExampleInputs) -> Data:
-    """The data in a DataLoader, a pair (train, test) or a dict of them. Raises as `load_data` does."""
+    """The data in a DataLoader, a pair (train, test) or a dict of them. Raises like load_data."""
     return _checked(*_loaders(loaders, "data is"), example_inputs, "data")
 
 

@@ -1,4 +1,4 @@
-"""`edgeprune demo`: a small residual network on real data, pruned to half its latency on this machine.
+"""`edgeprune demo`: a small residual network on real data, pruned to half its latency here.
 
 The data are the 1,797 handwritten digits that scikit-learn ships (8×8 pixels, scaled up to 16×16).
 """
@@ -36,7 +36,7 @@ _BATCH = 64
 
 
 class Block(nn.Module):
-    """relu(x + f(x)), f two 3×3 convolutions with batch norm; a 1×1 convolution where the shape changes."""
+    """relu(x + f(x)), f two 3×3 convolutions with batch norm; 1×1 where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -57,7 +57,9 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()
+        )
         self.blocks = nn.Sequential(
             Block(32, 32, 1),
             Block(32, 32, 1),
@@ -78,8 +80,8 @@ def run_demo(output: Path, seed: int, quiet: bool) -> int:
     console = Console(quiet=quiet)
     train, test = digits(seed)
     console.print(
-        f"[bold]The demo[/bold]: a residual network for handwritten digits ({len(train)} images to train "
-        f"on, {len(test)} to test), pruned to half its latency on this machine"
+        f"[bold]The demo[/bold]: a residual network for handwritten digits ({len(train)} images to "
+        f"train on, {len(test)} to test), pruned to half its latency on this machine"
     )
     profile = host_profile(say=lambda words: console.print(words))
     with Bars(Console(stderr=True, quiet=quiet)) as bars:
@@ -95,13 +97,19 @@ def run_demo(output: Path, seed: int, quiet: bool) -> int:
             was = accuracy(Path(scratch) / "whole" / RESULTS["onnx"], test)
         half = Budgets(latency_ms=before.report.before.latency_ms / 2)
         task = Task(
-            "digits", model, inputs, Settings.build(profile, half, seed=seed), data,
+            "digits",
+            model,
+            inputs,
+            Settings.build(profile, half, seed=seed),
+            data,
             metric_name="accuracy, %",
         )
         outcome = carry_out(task, output, steps)
     now = accuracy(output / RESULTS["onnx"], test)
     print_report(outcome.report, console)
-    console.print(f"Accuracy in onnxruntime on {len(test)} test images: {was:.1f} % before, {now:.1f} % after")
+    console.print(
+        f"Accuracy in onnxruntime on {len(test)} test images: {was:.1f} % before, {now:.1f} % after"
+    )
     return 0 if outcome.report.met else 3
 
 
@@ -110,7 +118,9 @@ def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UserError("the demo's data come with scikit-learn: pip install 'edgeprune[demo]'") from error
+        raise UserError(
+            "the demo's data come with scikit-learn: pip install 'edgeprune[demo]'"
+        ) from error
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
     x = F.interpolate(x, scale_factor=2, mode="bilinear")
@@ -125,7 +135,9 @@ def trained(train: TensorDataset, steps: Steps, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = DigitsNet()
     loader = DataLoader(train, _BATCH, shuffle=True, drop_last=True)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=EPOCHS * len(loader))
     with steps.step("train"):
         for epoch in range(EPOCHS):

@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
 from edgeprune.trace import ExampleInputs, export_program, quiet
 
+#: The lowest that torch's exporter writes: devices' runtimes lag behind.
+OPSET = 18
+
 #: Above this, protobuf can't hold the weights: they go into a file beside the model.
 LARGEST_FILE_BYTES = 2_000_000_000
 
@@ -53,7 +56,12 @@ def export(
     outputs = _output_names(module, example_inputs)
     with quiet():
         made = torch.onnx.export(
-            program, dynamo=True, optimize=True, verbose=False, output_names=list(outputs)
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=True,
+            verbose=False,
+            output_names=list(outputs),
         )
     assert made is not None
     model = made.model_proto
@@ -94,7 +102,7 @@ def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
 
 
 def _output_names(module: GraphModule, inputs: ExampleInputs) -> tuple[str, ...]:
-    """Names from where each tensor stands in the model's output: act, aux_0; output for a lone one."""
+    """Names from where each tensor stands in the output: act, aux_0; output for a lone one."""
     with torch.no_grad():
         out = module(*inputs.args, **inputs.kwargs)
     names = []
@@ -126,9 +134,7 @@ def _name_batch(model: onnx.ModelProto) -> None:
 def _shapes(model: onnx.ModelProto, inputs: ExampleInputs) -> dict[str, list[int]]:
     """The example inputs' shapes by input name."""
     names = [info.name for info in model.graph.input]
-    return {
-        name: list(tensor.shape) for name, tensor in zip(names, inputs.tensors, strict=False)
-    }
+    return {name: list(tensor.shape) for name, tensor in zip(names, inputs.tensors, strict=False)}
 
 
 def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""From a plan to a file that fits: solve, resize, recover, export, price or measure, and once more if
-the file costs more than its plan promised (the solver prices the graph, a device runs the file)."""
+"""From a plan to a file that fits: solve, resize, recover, export, price or measure; and once more
+if the file costs more than its plan promised (the solver prices the graph, a device the file)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from edgeprune import __version__
-from edgeprune.batches import accuracy
+from edgeprune.batches import Rebatched, accuracy
 from edgeprune.budgets import Budgets
 from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
 from edgeprune.coupling import Coupling
@@ -19,7 +20,7 @@ from edgeprune.device.from_graph import kernel_graph, parameter_count
 from edgeprune.export import Exported, export
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
-from edgeprune.recover import recalibrate
+from edgeprune.recover import Recovery, recalibrate
 from edgeprune.resize import resize
 from edgeprune.score import Scores
 from edgeprune.solve import Limits, Problem, Reachable, Solution, solve
@@ -28,7 +29,9 @@ from edgeprune.task import Task
 from edgeprune.trace import TracedModel
 
 ROUNDS = 3
-_MARGIN = 0.99  # the solver aims this far below a budget: the file's kernels differ by about a percent
+_MARGIN = (
+    0.99  # the solver aims this far below a budget: the file's kernels differ by about a percent
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Candidate:
     cost: Cost
     metric: float | None
     reachable: Reachable
+    recovery: Recovery | None
     warnings: tuple[str, ...]
 
     def met(self, budgets: Budgets) -> bool:
@@ -60,7 +64,10 @@ class Candidate:
 
 
 class Fitting:
-    """Carries out plans until one fits. `baseline` is there once `run` has begun."""
+    """Carries out plans until one fits. `baseline` is there once `run` has begun.
+
+    kernels: what the solver prices, under any plan.
+    """
 
     baseline: Baseline
 
@@ -80,7 +87,8 @@ class Fitting:
         self._folder = folder
         self._steps = steps
         self._warnings: list[str] = []
-        kernels = kernel_graph(traced, coupling)
+        self.criterion = scores.criterion
+        self.kernels = kernels = kernel_graph(traced, coupling)
         count = parameter_count(traced, coupling)
         keep = self._settings.kept_parameters(coupling.parameters)
         self._problem = Problem.build(
@@ -123,9 +131,9 @@ class Fitting:
             module = resize(self._traced, self._coupling, plan)
             proof = prove(self._traced, self._coupling, plan, module)
         with self._steps.step("recover"):
-            self._recover(module, plan)
+            recovery = self._recover(module, plan)
         with self._steps.step("export"):
-            exported = self._export(module, "model.onnx", plan)
+            exported = self._exported(module, plan)
         with self._steps.step("price"):
             cost = self._price(exported, module)
         with self._steps.step("evaluate"):
@@ -139,13 +147,28 @@ class Fitting:
             cost,
             metric,
             self._problem.reachable(),
+            recovery,
             tuple(dict.fromkeys((*self._warnings, *exported.warnings))),
         )
 
-    def _recover(self, module: GraphModule, plan: Plan) -> None:
+    def _exported(self, module: GraphModule, plan: Plan) -> Exported:
+        """The plan's file; the model as it was is exported already."""
+        if not plan.removes_nothing:
+            return self._export(module, self._folder, plan)
+        whole = self.baseline.exported
+        for file in whole.path.parent.iterdir():
+            shutil.copyfile(file, self._folder / file.name)
+        return replace(whole, path=self._folder / whole.path.name)
+
+    def _recover(self, module: GraphModule, plan: Plan) -> Recovery | None:
+        """Re-estimates statistics where there is data; None where nothing was to be done."""
         data = self._task.data
-        if data is not None and not plan.removes_nothing:
-            recalibrate(module, data.train, self._traced.example_inputs)
+        if data is None or plan.removes_nothing:
+            return None
+        done = recalibrate(module, self._batches(data.train), self._traced.example_inputs)
+        if done.batch_norms and not done.samples:
+            self._warnings.append("--data holds too few samples to re-estimate batch norms on")
+        return done if done.batch_norms else None
 
     def _price(self, exported: Exported, module: GraphModule) -> Cost:
         """Predicted from the file, or both files measured side by side if this is the device."""
@@ -163,7 +186,9 @@ class Fitting:
     def _baseline(self) -> Baseline:
         module = self._traced.graph_module
         with self._steps.step("export baseline"):
-            exported = self._export(module, "baseline.onnx", Plan.everything(self._coupling))
+            folder = self._folder / "baseline"
+            folder.mkdir()
+            exported = self._export(module, folder, Plan.everything(self._coupling))
         with self._steps.step("price"):
             cost = predicted(exported, count_parameters(module), self._settings.profile)
             if self._settings.measures:
@@ -204,23 +229,23 @@ class Fitting:
             return count
         return max((size * _MARGIN - beside) * 1e6 / 4, 1.0)
 
-    def _export(self, module: GraphModule, name: str, plan: Plan) -> Exported:
+    def _export(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
         settings = self._settings
         metadata: Mapping[str, Any] = {
             "version": __version__,
             "profile": settings.profile.name,
             "budgets": settings.budgets.as_dict(),
             "precision": settings.precision,
-            "widths": {
-                g.name: w for g, w in zip(self._coupling.groups, plan.widths, strict=True)
-            },
-            "removed_layers": [self._coupling.branches[i].name for i in sorted(plan.removed_branches)],
+            "widths": {g.name: w for g, w in zip(self._coupling.groups, plan.widths, strict=True)},
+            "removed_layers": [
+                self._coupling.branches[i].name for i in sorted(plan.removed_branches)
+            ],
         }
         return export(
             module,
             self._traced.example_inputs,
             self._traced.dynamic_batch,
-            self._folder / name,
+            folder / "model.onnx",
             metadata,
         )
 
@@ -230,7 +255,13 @@ class Fitting:
         data = self._task.data
         if data is None or data.test is None:
             return None
-        return accuracy(module, data.test, self._traced.example_inputs)
+        return accuracy(module, self._batches(data.test), self._traced.example_inputs)
+
+    def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """Batches as the graph takes them."""
+        if self._traced.dynamic_batch:
+            return batches
+        return Rebatched(batches, self._traced.example_inputs, self._traced.batch)
 
 
 def over(cost: Cost, budgets: Budgets) -> dict[str, float]:

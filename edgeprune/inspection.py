@@ -42,7 +42,9 @@ def inspection(
             }
             for g in coupling.groups
         ],
-        "branches": [{"name": b.name, "parameters": sorted(b.parameters)} for b in coupling.branches],
+        "branches": [
+            {"name": b.name, "parameters": sorted(b.parameters)} for b in coupling.branches
+        ],
         "frozen": [
             {"parameter": f.parameter, "dim": f.dim, "size": f.size, "frozen_by": list(f.reasons)}
             for f in coupling.frozen
@@ -66,14 +68,16 @@ def inspection(
 def print_inspection(found: dict[str, Any], console: Console) -> None:
     """The same for a reader: totals, then three tables."""
     console.print(
-        f"[bold]{found['model']}[/bold] on {found['profile']}: {found['params'] / 1e6:.2f} M parameters, "
-        f"{found['macs'] / 1e6:.0f} M MACs, {found['latency_ms']:.2f} ms and "
-        f"{found['peak_memory_mb']:.1f} MB predicted"
+        f"[bold]{found['model']}[/bold] on {found['profile']}: "
+        f"{found['params'] / 1e6:.2f} M parameters, {found['macs'] / 1e6:.0f} M MACs, "
+        f"{found['latency_ms']:.2f} ms and {found['peak_memory_mb']:.1f} MB predicted"
     )
     for remark in found["remarks"]:
         console.print(f"  {remark}", style="dim")
     groups = found["groups"]
-    table = Table("group", "units", "may shrink to", title=f"{len(groups)} groups", title_justify="left")
+    table = Table(
+        "group", "units", "may shrink to", title=f"{len(groups)} groups", title_justify="left"
+    )
     for g in groups[:_MOST_ROWS]:
         table.add_row(g["name"], str(g["size"]), _some(g["widths"][:-1]))
     console.print(table)
@@ -82,7 +86,8 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
         names = ", ".join(b["name"] for b in found["branches"])
         console.print(f"{len(found['branches'])} layers that can go whole: {names}")
     frozen = Table("frozen", "dim", "size", "by", title="held as they are", title_justify="left")
-    shown = [f for f in found["frozen"] if f["dim"] < 2]  # a kernel's own height and width say nothing
+    # A kernel's own height and width say nothing.
+    shown = [f for f in found["frozen"] if f["dim"] < 2]
     for f in shown[:_MOST_ROWS]:
         frozen.add_row(f["parameter"], str(f["dim"]), str(f["size"]), ", ".join(f["frozen_by"][:2]))
     console.print(frozen)

@@ -38,7 +38,7 @@ def normalize(graph_module: GraphModule) -> None:
 def has_effect(node: Node) -> bool:
     """Whether a node counts though nobody reads it: it writes to a tensor, or is the graph's own.
 
-    fx's own answer also keeps ops that may draw random numbers, attention with its dropout among them.
+    fx's own answer also keeps ops that may draw random numbers, such as attention with dropout.
     """
     if node.op in ("placeholder", "output"):
         return True

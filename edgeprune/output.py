@@ -20,10 +20,19 @@ FILES = (*RESULTS.values(), "model.onnx.data")
 
 
 def check_target(target: Path) -> None:
-    """Raises UserError if `target` can't become an output folder without losing other people's files."""
-    if target.exists() and not target.is_dir():
-        raise UserError(f"--output {target} is a file: give a folder")
+    """Raises UserError if `target` can't become an output folder, or only by losing other files."""
+    above = next(p for p in (target, *target.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise UserError(f"--output {target}: {above} is a file: give a folder")
+    parent = next(p for p in target.absolute().parents if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"--output {target}: {parent} can't be written to: give another folder")
     if target.is_dir():
+        # Results appear by renaming a folder, and these two can't be renamed.
+        if target.resolve() == Path.cwd() or target.is_mount():
+            raise UserError(
+                f"--output {target} can't be replaced as a whole: give a folder inside it"
+            )
         others = sorted(p.name for p in target.iterdir() if p.name not in FILES)
         if others:
             raise UserError(
@@ -43,9 +52,16 @@ def publish(work: Path, target: Path) -> None:
         staged.chmod(0o777 & ~_umask())
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            os.rename(target, old / "old")
-            os.rename(staged, target)
-            shutil.rmtree(old)
+            try:
+                os.rename(target, old / "old")
+                try:
+                    os.rename(staged, target)
+                except BaseException:
+                    os.rename(old / "old", target)
+                    raise
+            finally:
+                if target.exists():  # else `old` holds all that there is
+                    shutil.rmtree(old)
         else:
             os.rename(staged, target)
     finally:

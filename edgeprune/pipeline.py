@@ -1,4 +1,4 @@
-"""The whole way: load → trace → couple → score → solve → resize → recover → export → validate → report.
+"""The whole way: load, trace, couple, score, solve, resize, recover, export, validate, report.
 
 Loading is the caller's (a file on the command line, a module in Python); from there it is `run`.
 """
@@ -26,9 +26,10 @@ from edgeprune.trace import trace
 from edgeprune.validate import Validation, validate
 from edgeprune.writeback import WrittenBack, write_back
 
+
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives: the smaller graph, the user's own module if it could follow, the file, the report."""
+    """What a run gives. module: the user's own class if it could follow, else the smaller graph."""
 
     graph_module: GraphModule
     module: nn.Module
@@ -40,8 +41,8 @@ class Outcome:
 def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     """Prunes a model and writes model.onnx and pruned.pt2 into `folder` (which must exist).
 
-    Raises UserError for a model that can't be traced or pruned, ParityError if onnxruntime disagrees
-    with PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
+    Raises UserError for a model that can't be traced or pruned, ParityError if onnxruntime differs
+    from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
     error here: the report says so.
     """
     settings = task.settings
@@ -58,13 +59,18 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
         mark_unmet(best.exported.path)
     with steps.step("validate"):
         validation = validate(
-            best.module, traced.example_inputs, traced.dynamic_batch, best.exported, folder, settings.seed
+            best.module,
+            traced.example_inputs,
+            traced.dynamic_batch,
+            best.exported,
+            folder,
+            settings.seed,
         )
     _check_proofs(best, validation)
     with steps.step("write back"):
         written = write_back(task.module, traced, coupling, best.plan, best.module)
         torch.export.save(best.exported.program, folder / "pruned.pt2")
-    report = build_report(task, coupling, fitting.baseline, best, validation, written, steps)
+    report = build_report(task, traced, coupling, fitting, best, validation, written, steps)
     return _outcome(best, written, report, traced.dynamic_batch)
 
 
@@ -83,8 +89,8 @@ def _check_prunable(coupling: Coupling, settings: Settings) -> None:
 def _check_proofs(best: Candidate, validation: Validation) -> None:
     if not best.proof.passed:
         raise EdgePruneError(
-            f"the pruned graph is off by {best.proof.max_rel_error:.1e} from the original with the same "
-            "units silenced: this is a bug in edgeprune, nothing was written (please report the model)"
+            f"the pruned graph is off by {best.proof.max_rel_error:.1e} from the original with the "
+            "same units silenced: a bug in edgeprune, nothing was written (please report the model)"
         )
     if not validation.passed:
         raise ParityError(
@@ -96,4 +102,3 @@ def _check_proofs(best: Candidate, validation: Validation) -> None:
 def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:
     module = written.module if written.module is not None else best.module
     return Outcome(best.module, module, best.exported, report, dynamic_batch)
-

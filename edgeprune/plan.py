@@ -45,7 +45,9 @@ class Plan:
         return coupling.gone(np.concatenate(removed) if removed else np.zeros(0, np.int64))
 
 
-def keep_best(losses: Sequence[NDArray[np.float64]], widths: Mapping[int, int]) -> tuple[NDArray[np.bool_], ...]:
+def keep_best(
+    losses: Sequence[NDArray[np.float64]], widths: Mapping[int, int]
+) -> tuple[NDArray[np.bool_], ...]:
     """Per group, the `widths[g]` units whose removal would lose most (ties: the earlier unit)."""
     keep = []
     for g, loss in enumerate(losses):

@@ -67,7 +67,10 @@ class Poly:
         return frozenset(v for m in self.terms for v in m)
 
     def __repr__(self) -> str:
-        return " + ".join(
-            "·".join([f"{c:g}", *(f"w{v}" if v >= 0 else f"b{-v - 1}" for v in m)])
-            for m, c in self.terms.items()
-        ) or "0"
+        return (
+            " + ".join(
+                "·".join([f"{c:g}", *(f"w{v}" if v >= 0 else f"b{-v - 1}" for v in m)])
+                for m, c in self.terms.items()
+            )
+            or "0"
+        )

@@ -53,7 +53,8 @@ def print_profile(profile: Profile) -> None:
     """Every figure of one profile with its source."""
     console = Console()
     console.print(f"[bold]{profile.name}[/bold]: {profile.title}")
-    console.print(f"runtime {profile.runtime}, {profile.precision}, tiles of {profile.channel_multiple} channels")
+    tiles = f"tiles of {profile.channel_multiple} channels"
+    console.print(f"runtime {profile.runtime}, {profile.precision}, {tiles}")
     console.print(f"budgets: {profile.budgets}")
     table = Table("figure", "value", "source")
     for name, figure in _figures(profile):

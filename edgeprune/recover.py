@@ -1,13 +1,13 @@
 """Winning accuracy back without labels: batch-norm statistics re-estimated on the smaller model.
 
-Pruning changes what every batch norm sees; its running mean and variance are those of the old model.
-A pass over a few hundred unlabelled samples makes them true again (Li et al. 2020, EagleEye,
+Pruning changes what every batch norm sees; its running mean and variance are those of the old
+model. A pass over a few hundred unlabelled samples makes them true again (Li et al. 2020, EagleEye,
 arXiv:2007.02491).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,10 @@ class Recovery:
 
 
 def recalibrate(
-    module: GraphModule, batches: Iterable[Any], example_inputs: ExampleInputs, samples: int = SAMPLES
+    module: GraphModule,
+    batches: Iterable[Any],
+    example_inputs: ExampleInputs,
+    samples: int = SAMPLES,
 ) -> Recovery:
     """Replaces the running statistics of every batch norm in `module` by averages over `batches`.
 
@@ -42,7 +45,8 @@ def recalibrate(
     original = {node: node.args for node in norms}
     seen = 0
     try:
-        for count, batch in enumerate(_up_to(batches, samples, example_inputs), start=1):
+        usable = _up_to(batches, samples, example_inputs, _least_batch(norms))
+        for count, batch in enumerate(usable, start=1):
             # A momentum of 1/n makes the n-th update the mean of all so far.
             for node in norms:
                 x, weight, bias, mean, var, _, _, *rest = original[node]
@@ -70,16 +74,21 @@ def _is_running_norm(node: Node) -> bool:
 
 
 def _up_to(
-    batches: Iterable[Any], samples: int, example_inputs: ExampleInputs
+    batches: Iterable[Any], samples: int, example_inputs: ExampleInputs, least: int
 ) -> Iterable[tuple[torch.Tensor, ...]]:
-    """Batches' inputs until `samples` are reached; a batch of one has no variance to give."""
+    """Batches' inputs until `samples` are reached, batches of fewer than `least` left out."""
     seen = 0
     for batch in batches:
         inputs, _ = split_batch(batch, example_inputs)
-        if len(inputs[0]) < 2:
+        if len(inputs[0]) < least:
             continue
         yield inputs
         seen += len(inputs[0])
         if seen >= samples:
             return
 
+
+def _least_batch(norms: Sequence[Node]) -> int:
+    """One sample of vectors has no variance to give; one of maps has."""
+    ranks = [node.all_input_nodes[0].meta["val"].dim() for node in norms]
+    return 1 if min(ranks) > 2 else 2

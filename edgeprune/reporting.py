@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from edgeprune import __version__
 from edgeprune.costs import Cost
 from edgeprune.coupling import Coupling
+from edgeprune.coupling.walk import module_path
+from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import Profile
-from edgeprune.fitting import Baseline, Candidate
+from edgeprune.fitting import Candidate, Fitting
+from edgeprune.plan import Plan
 from edgeprune.report import (
     Figures,
     GroupWidth,
@@ -21,21 +26,23 @@ from edgeprune.report import (
 from edgeprune.report import Validation as ValidationFacts
 from edgeprune.steps import Steps
 from edgeprune.task import Task
+from edgeprune.trace import TracedModel
 from edgeprune.validate import Validation
 from edgeprune.writeback import WrittenBack
 
 
 def build_report(
     task: Task,
+    traced: TracedModel,
     coupling: Coupling,
-    baseline: Baseline,
+    fitting: Fitting,
     best: Candidate,
     validation: Validation,
     written: WrittenBack,
     steps: Steps,
 ) -> Report:
     """The report of one run."""
-    settings, solution = task.settings, best.solution
+    settings, solution, baseline = task.settings, best.solution, fitting.baseline
     removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
     inputs = best.exported.input_names
     return Report(
@@ -70,7 +77,7 @@ def build_report(
         warnings=[*_obstacles(task, best), *_unknown(coupling), *best.warnings],
         rate=Rate(asked=settings.rate, achieved=removed),
         method=settings.method,
-        importance=settings.importance,
+        importance=fitting.criterion,
         precision=settings.precision,
         module="graph" if written.module is None else "user class",
         module_note=written.note,
@@ -78,27 +85,40 @@ def build_report(
             name: list(tensor.shape)
             for name, tensor in zip(inputs, task.example_inputs.tensors, strict=False)
         },
-        remarks=list(task.remarks),
-        kernels_before=kernel_costs(baseline.cost, settings.profile),
-        kernels_after=kernel_costs(best.cost, settings.profile),
+        remarks=[*task.remarks, *_recovered(best)],
+        kernels_before=kernel_costs(
+            traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
+        ),
+        kernels_after=kernel_costs(
+            traced, fitting.kernels, settings.profile, best.plan.variables(coupling)
+        ),
         metric_name=task.metric_name,
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
     )
 
 
-def kernel_costs(cost: Cost, profile: Profile) -> list[KernelCost]:
-    """Each kernel's predicted share of the latency."""
-    return [
-        KernelCost(
-            name=kernel.name,
-            kind=kernel.kind,
-            latency_ms=kernel.latency_ms(profile, {}),
-            macs=round(kernel.macs({})),
-            bytes=round((kernel.moved + kernel.weights)({}) * profile.bytes_per_element),
+def kernel_costs(
+    traced: TracedModel, kernels: KernelGraph, profile: Profile, values: Mapping[int, float]
+) -> list[KernelCost]:
+    """Each kernel's predicted share of the latency, named by its module; 0 if gone."""
+    nodes = {n.name: n for n in traced.graph_module.graph.nodes}
+    names: Counter[str] = Counter()
+    costs = []
+    for kernel in kernels.kernels:
+        node = nodes[kernel.name.partition(".")[0]]
+        name = module_path(node) or kernel.name
+        names[name] += 1
+        costs.append(
+            KernelCost(
+                name=name if names[name] == 1 else f"{name} ({names[name]})",
+                kind=kernel.kind,
+                latency_ms=kernel.latency_ms(profile, values),
+                macs=round(kernel.macs(values)),
+                bytes=round((kernel.moved + kernel.weights)(values) * profile.bytes_per_element),
+            )
         )
-        for kernel in cost.kernels.kernels
-    ]
+    return costs
 
 
 def _figures(cost: Cost, metric: float | None) -> Figures:
@@ -149,6 +169,13 @@ def _obstacles(task: Task, best: Candidate) -> list[str]:
         f"the budgets are out of reach: with every group at its smallest and every removable layer "
         f"gone it comes to {figures}; what is left is mostly {most}"
     ]
+
+
+def _recovered(best: Candidate) -> list[str]:
+    if best.recovery is None:
+        return []
+    done = best.recovery
+    return [f"{done.batch_norms} batch norms re-estimated on {done.samples:,} samples of --data"]
 
 
 def _unknown(coupling: Coupling) -> list[str]:

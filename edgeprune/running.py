@@ -13,7 +13,9 @@ from edgeprune.errors import EdgePruneError
 from edgeprune.resources import export_folder
 
 
-def measure(path: Path, threads: int, seconds: float = 3.0, shapes: Sequence[str] = ()) -> dict[str, Any]:
+def measure(
+    path: Path, threads: int, seconds: float = 3.0, shapes: Sequence[str] = ()
+) -> dict[str, Any]:
     """The runner's measurement of one file: latency_ms (P50) and peak_memory_mb among the keys."""
     options = [option for shape in shapes for option in ("--shape", shape)]
     return run_runner(["measure", path, "--threads", threads, "--seconds", seconds, *options])

@@ -44,8 +44,12 @@ class Settings:
         seed: int = 0,
         solver_seconds: float = 10.0,
     ) -> Settings:
-        """Settings from what was asked. Raises UserError for what isn't possible or isn't there yet."""
+        """Settings from what was asked. Raises UserError for what can't be or isn't there yet."""
         asked = budgets or Budgets()
+        if not 0 <= seed < 2**31:
+            raise UserError(f"--seed {seed}: give a whole number from 0 to {2**31 - 1}")
+        if not (math.isfinite(solver_seconds) and solver_seconds > 0):
+            raise UserError(f"--solver-seconds {solver_seconds:g}: give a positive number")
         _one_of("--method", method, METHODS, PLANNED_METHODS)
         _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
         if rate is not None:

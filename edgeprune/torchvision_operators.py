@@ -1,4 +1,4 @@
-"""torchvision beside a torch that its compiled library was not built for (a CUDA build, a CPU torch).
+"""torchvision beside a torch that its compiled library was not built for (CUDA, say).
 
 Importing it then fails for want of a dozen operators, which only detection models call. Declaring
 their schemas, without an implementation, lets every other model load, trace and export.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 

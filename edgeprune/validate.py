@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,10 @@ _RANDOM_BATCHES = 4
 
 @dataclass(frozen=True)
 class Validation:
-    """What onnxruntime computed, against PyTorch. Errors are None where no number describes them."""
+    """What onnxruntime computed, against PyTorch; an error is None where no number describes it.
+
+    samples: how many were compared, over all batches.
+    """
 
     max_abs_error: float | None
     max_rel_error: float | None
@@ -43,8 +47,10 @@ def validate(
 
     With a dynamic batch the random ones have 1, 2, 3 and 4 samples. scratch: a folder to write in.
     """
-    cases = {}
+    cases: dict[str, Any] = {}
+    samples = 0
     for i, inputs in enumerate(_cases(example_inputs, dynamic_batch, seed)):
+        samples += inputs.batch or 1
         with torch.no_grad():
             outputs = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
         for name, tensor in zip(exported.input_names, inputs.tensors, strict=True):
@@ -58,7 +64,7 @@ def validate(
     return Validation(
         answer["max_abs_error"],
         answer["max_rel_error"],
-        answer["samples"],
+        samples,
         answer["passed"],
         answer.get("reason", ""),
     )
@@ -74,10 +80,11 @@ def _cases(inputs: ExampleInputs, dynamic_batch: bool, seed: int) -> list[Exampl
 def random_like(
     inputs: ExampleInputs, generator: torch.Generator, size: int, batch: int
 ) -> ExampleInputs:
-    """Random inputs of `size` samples: floats as spread as the examples, whole numbers among theirs."""
+    """Random inputs of `size` samples: floats spread as the examples, integers among theirs."""
 
     def draw(example: Tensor) -> Tensor:
-        shape = (size, *example.shape[1:]) if example.dim() and example.shape[0] == batch else example.shape
+        follows = example.dim() and example.shape[0] == batch
+        shape = (size, *example.shape[1:]) if follows else example.shape
         if example.is_floating_point():
             spread = float(example.std()) if example.numel() > 1 else 1.0
             noise = torch.randn(shape, generator=generator, dtype=example.dtype)

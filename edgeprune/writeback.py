@@ -1,8 +1,9 @@
 """The user's own module, resized: same class, smaller layers, accepted only if it equals the graph.
 
-torch-pruning's functions resize the leaf layers (they keep out_channels, num_features, … right); bare
-parameters are replaced; a block whose whole work was a removed branch becomes an Identity. What the
-result computes is compared with the smaller graph: where it differs the graph is what the user gets.
+torch-pruning's functions resize the leaf layers (they keep out_channels, num_features, … right);
+bare parameters are replaced; a block whose whole work was a removed branch becomes an Identity.
+What the result computes is compared with the smaller graph: where it differs the graph is what the
+user gets.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.walk import attribute
+from edgeprune.importing import one_line
 from edgeprune.oracle import TOLERANCE, difference
 from edgeprune.plan import Plan
 from edgeprune.trace import ExampleInputs, TracedModel
@@ -46,9 +48,8 @@ def write_back(
         error = _difference(module, smaller, traced.example_inputs)
     except _Stuck as stuck:
         return WrittenBack(None, str(stuck))
-    except Exception as failure:  # the user's own code ran: whatever it raised, the graph still holds
-        first = next(iter(str(failure).splitlines()), "")
-        return WrittenBack(None, f"its forward fails once resized: {type(failure).__name__}: {first}")
+    except Exception as failure:  # the user's own code ran: the graph holds, whatever it raised
+        return WrittenBack(None, f"its forward fails once resized: {one_line(failure)}")
     if error > TOLERANCE:
         return WrittenBack(None, f"its output differs from the graph's by {error:.1e} once resized")
     return WrittenBack(module, "")
@@ -58,9 +59,7 @@ class _Stuck(Exception):
     """A layer or block that can't follow; the message says which and why."""
 
 
-def _resize_layers(
-    module: nn.Module, coupling: Coupling, plan: Plan, smaller: GraphModule
-) -> None:
+def _resize_layers(module: nn.Module, coupling: Coupling, plan: Plan, smaller: GraphModule) -> None:
     gone = plan.gone(coupling)
     removed: dict[str, dict[str, dict[int, list[int]]]] = {}
     for name, labels in coupling.parameters.items():
@@ -155,9 +154,7 @@ def _replace_tensors(
             setattr(layer, leaf, new)
 
 
-def _bypass_blocks(
-    module: nn.Module, traced: TracedModel, coupling: Coupling, plan: Plan
-) -> None:
+def _bypass_blocks(module: nn.Module, traced: TracedModel, coupling: Coupling, plan: Plan) -> None:
     """A removed branch's block, the module whose forward adds it, becomes an Identity."""
     nodes = {n.name: n for n in traced.graph_module.graph.nodes}
     for index in plan.removed_branches:
@@ -178,7 +175,7 @@ def _take_weights(module: nn.Module, smaller: GraphModule) -> None:
     """The graph's parameters and buffers (recovery may have moved them)."""
     mine = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
-        for name, tensor in {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}.items():
+        for name, tensor in (*smaller.named_parameters(), *smaller.named_buffers()):
             if name in mine:
                 if mine[name].shape != tensor.shape:
                     raise _Stuck(f"{name}: its class keeps the old size")
@@ -190,5 +187,3 @@ def _difference(module: nn.Module, smaller: GraphModule, inputs: ExampleInputs) 
         mine = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
         graph = pytree.tree_leaves(smaller(*inputs.args, **inputs.kwargs))
     return difference(mine, graph)[1]
-
-

@@ -4,7 +4,7 @@ To teach an op: add a line to SPECS (an einsum-like rule), to SAME or POINTWISE,
 `rules_layout.py` / `rules_compute.py` under its ATen name, and one test in tests/coupling/.
 """
 
-# ruff: noqa: SIM905 (a list of names reads better as words)
+
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ POINTWISE = (
     "mul_ div_ relu_ sigmoid_ tanh_ square square_ rsub copy_ addcmul addcdiv lerp "
     "true_divide divide multiply subtract floor_divide remainder logical_and logical_or "
     "logical_not bitwise_and bitwise_or bitwise_not eq ne lt le gt ge maximum minimum pow exp "
-    "log sqrt rsqrt reciprocal abs neg erf sin cos nan_to_num isnan isinf"
+    "log sqrt rsqrt reciprocal abs neg erf sin cos nan_to_num isnan isinf expand_as"
 ).split()
 
 

@@ -1,6 +1,6 @@
 """The ops of a traced graph, with sizes as polynomials in the plan's widths and branch bits."""
 
-# ruff: noqa: SIM905 (a list of names reads better as words)
+
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The ops of an ONNX file, with sizes as numbers. Needs onnx, not torch."""
 
-# ruff: noqa: SIM905 (a list of names reads better as words)
+
 
 from __future__ import annotations
 

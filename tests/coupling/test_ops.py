@@ -112,6 +112,9 @@ case("layer norm without affine", tokens(), [8], exact=False)(
         nn.Linear(6, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 4)
     )
 )
+case("l2 normalisation", tokens(), [8], exact=False)(
+    lambda: Net(lambda s, x: s.b(F.normalize(s.a(x), dim=-1)), a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+)
 case("rms norm", tokens(), [8], exact=False)(
     lambda: nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8), nn.Linear(8, 4))
 )

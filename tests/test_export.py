@@ -1,0 +1,138 @@
+"""Exported files: valid, named, dynamic, and proven against PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeprune.coupling import couple
+from edgeprune.device.from_onnx import recorded_shapes
+from edgeprune.export import Exported, export, mark_unmet
+from edgeprune.plan import Plan
+from edgeprune.resize import resize
+from edgeprune.trace import ExampleInputs, trace
+from edgeprune.validate import random_like, validate
+from tests.pruning import Net
+
+
+def exported(module: nn.Module, path: Path, *args: Any, **kwargs: Any) -> tuple[Exported, Any]:
+    """The file of a module, and a function that validates it against a graph."""
+    traced = trace(module.eval(), ExampleInputs(args, kwargs))
+    coupling = couple(traced)
+    graph = resize(traced, coupling, Plan.everything(coupling))
+    inputs, dynamic = traced.example_inputs, traced.dynamic_batch
+    made = export(graph, inputs, dynamic, path, {"version": "1", "budgets": {"size_mb": 2.0}})
+
+    def proof() -> Any:
+        return validate(graph, inputs, dynamic, made, path.parent), graph
+
+    return made, proof
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def test_file_is_valid_small_and_says_what_it_is(tmp_path: Path) -> None:
+    made, _ = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    model = onnx.load(str(made.path))
+    onnx.checker.check_model(model, full_check=True)
+    entries = {e.key: e.value for e in model.metadata_props}
+    assert entries["edgeprune.version"] == "1"
+    assert json.loads(entries["edgeprune.budgets"]) == {"size_mb": 2.0}
+    assert recorded_shapes(model) == {model.graph.input[0].name: [1, 8]}
+    assert made.size_mb == made.path.stat().st_size / 1e6
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_batch_is_a_named_dimension_of_inputs_and_outputs(tmp_path: Path) -> None:
+    made, _ = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    graph = onnx.load(str(made.path)).graph
+    dims = [i.type.tensor_type.shape.dim[0].dim_param for i in (*graph.input, *graph.output)]
+    assert dims == ["batch", "batch"]
+
+
+def test_batch_that_the_model_fixes_stays_fixed(tmp_path: Path) -> None:
+    module = Net(lambda m, x: m.layer(x.reshape(2, 8)), layer=nn.Linear(8, 4))
+    made, proof = exported(module, tmp_path / "m.onnx", torch.randn(2, 8))
+    graph = onnx.load(str(made.path)).graph
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    validation, _ = proof()
+    assert validation.passed and validation.samples == 2 * 5
+
+
+def nested(m: Any, x: Tensor) -> Any:
+    y = m.layer(x)
+    return {"main": y, "aux": [y + 1, (y * 2,)], "label": "no tensor"}
+
+
+def test_outputs_are_named_by_where_they_stand(tmp_path: Path) -> None:
+    module = Net(nested, layer=nn.Linear(8, 4))
+    made, proof = exported(module, tmp_path / "m.onnx", torch.randn(1, 8))
+    assert made.output_names == ("main", "aux_0", "aux_1_0")
+    assert proof()[0].passed
+
+
+def test_parity_is_proved_on_the_examples_and_four_random_batches(tmp_path: Path) -> None:
+    _, proof = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    validation, _ = proof()
+    assert validation.passed and validation.max_rel_error <= 1e-5
+    assert validation.samples == 1 + 1 + 2 + 3 + 4
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_parity_fails_when_the_weights_are_others(tmp_path: Path) -> None:
+    _, proof = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    _, graph = proof()
+    with torch.no_grad():
+        next(graph.parameters()).mul_(1.01)
+    validation, _ = proof()
+    assert not validation.passed and validation.max_rel_error > 1e-4 and validation.reason
+
+
+def test_unmet_budgets_are_written_into_the_file(tmp_path: Path) -> None:
+    made, proof = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    before = {e.key: e.value for e in onnx.load(str(made.path)).metadata_props}
+    mark_unmet(made.path)
+    after = {e.key: e.value for e in onnx.load(str(made.path)).metadata_props}
+    assert after == {**before, "edgeprune.met": "false"}
+    assert proof()[0].passed
+
+
+def test_model_that_onnxsim_changes_stays_as_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxsim.simplify", lambda model: (onnx.ModelProto(), False))
+    made, proof = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    assert proof()[0].passed
+    assert any("onnxsim" in warning for warning in made.warnings)
+
+
+def test_random_inputs_look_like_the_examples() -> None:
+    ids, image = torch.tensor([[3, 7, 7]]), torch.randn(1, 4096) * 5 + 20
+    drawn = random_like(ExampleInputs((ids, image), {}), torch.Generator().manual_seed(0), 6, 1)
+    made_ids, made_image = drawn.args
+    assert made_ids.shape == (6, 3) and set(made_ids.flatten().tolist()) <= {3, 7}
+    assert made_image.shape == (6, 4096)
+    assert abs(float(made_image.mean()) - 20) < 0.5 and abs(float(made_image.std()) - 5) < 0.5
+
+
+def test_whole_numbers_and_truth_values_are_inputs_too(tmp_path: Path) -> None:
+    def compute(m: Any, x: Tensor) -> Tensor:
+        return m.head(m.table(x).mean(1))
+
+    module = Net(compute, table=nn.Embedding(10, 8), head=nn.Linear(8, 2))
+    made, proof = exported(module, tmp_path / "m.onnx", torch.randint(0, 10, (1, 5)))
+    [spec] = onnx.load(str(made.path)).graph.input
+    assert spec.type.tensor_type.elem_type == onnx.helper.np_dtype_to_tensor_dtype(
+        np.dtype(np.int64)
+    )
+    assert proof()[0].passed
