@@ -94,7 +94,7 @@ def prune(
     output: Annotated[
         Path | None, Parameter(["--output", "-o"], help="Folder for the results.")
     ] = None,
-    solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 10.0,
+    solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 20.0,
     json: _Json = False,
     seed: int = 0,
     quiet: _Quiet = False,

@@ -25,7 +25,7 @@ from edgeprune.printing import print_json
 from edgeprune.progress import Bars
 from edgeprune.report import Report, print_report
 from edgeprune.settings import Settings
-from edgeprune.steps import Silent, Steps
+from edgeprune.steps import Steps
 from edgeprune.task import Task
 from edgeprune.trace import ExampleInputs, trace
 
@@ -70,6 +70,15 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
 
 def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
     """The report of a run, and the folder that it wrote to."""
+    with _listener(silent) as listener:
+        steps = Steps(listener)
+        with steps.step("load"):
+            task, target = _task(request)
+        return carry_out(task, target, steps).report, target
+
+
+def _task(request: Request) -> tuple[Task, Path]:
+    """What to do, with everything loaded, and the folder for the results."""
     # The model first: the profile of this machine takes a while to measure.
     loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
     profile = load_profile(request.profile)
@@ -97,8 +106,7 @@ def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
         request.metric or ("accuracy, %" if data and data.test else None),
         (*remarks, *(data.remarks if data else ())),
     )
-    with _listener(silent) as listener:
-        return carry_out(task, target, Steps(listener)).report, target
+    return task, target
 
 
 def inspect_model(
@@ -141,6 +149,3 @@ def _stem(name: str) -> str:
 
 def _listener(silent: bool) -> Bars:
     return Bars(Console(stderr=True, quiet=silent))
-
-
-__all__ = ["Request", "Silent", "inspect_model", "prune_model"]

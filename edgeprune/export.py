@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import onnx
 import onnxsim
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.export.graph_signature import ConstantArgument
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
@@ -54,7 +56,7 @@ def export(
     """
     program = export_program(module, example_inputs, dynamic_batch)
     outputs = _output_names(module, example_inputs)
-    with quiet():
+    with quiet(), _constants_hidden(program):
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -80,6 +82,23 @@ def export(
         _size_mb(path),
         tuple(warnings),
     )
+
+
+@contextlib.contextmanager
+def _constants_hidden(program: torch.export.ExportedProgram) -> Iterator[None]:
+    """Puts None where a program returns a number or a string: ONNX has tensors alone."""
+    node, specs = program.graph.output_node(), program.graph_signature.output_specs
+    values, arguments = node.args, [spec.arg for spec in specs]
+    node.args = (tuple(v if isinstance(v, Node) else None for v in values[0]),)  # type: ignore[union-attr]
+    for spec in specs:
+        if isinstance(spec.arg, ConstantArgument):
+            spec.arg = ConstantArgument(spec.arg.name, None)
+    try:
+        yield
+    finally:
+        node.args = values
+        for spec, argument in zip(specs, arguments, strict=True):
+            spec.arg = argument
 
 
 def mark_unmet(path: Path) -> None:

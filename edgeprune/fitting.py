@@ -29,9 +29,8 @@ from edgeprune.task import Task
 from edgeprune.trace import TracedModel
 
 ROUNDS = 3
-_MARGIN = (
-    0.99  # the solver aims this far below a budget: the file's kernels differ by about a percent
-)
+# The solver aims this far below a budget: the file's kernels differ from its own by a percent.
+_MARGIN = 0.99
 
 
 @dataclass(frozen=True)

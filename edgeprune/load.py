@@ -20,7 +20,7 @@ from edgeprune.errors import UserError
 from edgeprune.importing import current_directory_importable, import_callable, one_line
 from edgeprune.torchvision_operators import with_operators
 from edgeprune.trace import ExampleInputs, quiet
-from edgeprune.untrusted import check_program, harmless, only_weights
+from edgeprune.untrusted import check_program, harmless, only_weights, pickled_names
 
 _FORMS = "a pickled nn.Module (.pt), a torch.export program (.pt2) or a state dict with --arch"
 _OTHER_FORMATS = {
@@ -114,7 +114,11 @@ def _unpickle(path: Path, trust: bool, zipped: bool) -> Any:
         return _unpickle_trusted(path)
     allowed: list[tuple[Any, str]] = []
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
+        names = (
+            torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            if zipped
+            else pickled_names(path)
+        )
         allowed = [(harmless(name), name) for name in names]
         refused = sorted(name for found, name in allowed if found is None)
         if refused:
@@ -142,9 +146,7 @@ def _unpickle_trusted(path: Path) -> Any:
     current_directory_importable()
     try:
         with quiet():
-            return with_operators(
-                lambda: torch.load(path, map_location="cpu", weights_only=False)
-            )
+            return with_operators(lambda: torch.load(path, map_location="cpu", weights_only=False))
     except (AttributeError, ModuleNotFoundError) as error:
         found = re.search(r"attribute '([^']+)' on <module '([^']+)'", str(error))
         name = f"{found[2]}.{found[1]}" if found else error.name or one_line(error)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 _WORDS = {
+    "load": "loading",
     "trace": "tracing with torch.export",
     "couple": "finding what must go together",
     "score": "scoring units and layers",

@@ -30,7 +30,7 @@ class Settings:
     precision: str = "fp32"
     keep: tuple[str, ...] = ()
     seed: int = 0
-    solver_seconds: float = 10.0
+    solver_seconds: float = 20.0
 
     @staticmethod
     def build(
@@ -42,7 +42,7 @@ class Settings:
         precision: str = "fp32",
         keep: Iterable[str] = (),
         seed: int = 0,
-        solver_seconds: float = 10.0,
+        solver_seconds: float = 20.0,
     ) -> Settings:
         """Settings from what was asked. Raises UserError for what can't be or isn't there yet."""
         asked = budgets or Budgets()

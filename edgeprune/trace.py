@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.export._trace
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
@@ -238,7 +240,9 @@ def quiet() -> Iterator[None]:
         logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "torch.export")
     ]
     levels = [log.level for log in loggers]
-    with warnings.catch_warnings():
+    # torch.export prints the graph it has when it fails; the user gets one line instead.
+    mute = mock.patch.object(torch.export._trace, "print", lambda *a, **k: None, create=True)
+    with mute, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for log in loggers:
             log.setLevel(logging.CRITICAL)

@@ -15,10 +15,12 @@ import importlib
 import inspect
 import json
 import os
+import pickletools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +64,24 @@ def harmless(name: str) -> Any | None:
         return None  # never imported, so that not even an import runs
     found = getattr(_import(home), short, None)
     return found if found is not None and _is_harmless(found) else None
+
+
+def pickled_names(path: Path) -> list[str]:
+    """What a bare pickle names, without running it; empty for torch's own format before 1.6."""
+    names: dict[str, None] = {}
+    strings = ["", ""]
+    with path.open("rb") as file:
+        try:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    names[str(argument).replace(" ", ".")] = None
+                elif opcode.name == "STACK_GLOBAL":
+                    names[".".join(strings)] = None
+                elif isinstance(argument, str):
+                    strings = [strings[1], argument]
+        except ValueError:  # no pickle: whoever loads it says so
+            return []
+    return list(names)
 
 
 def _is_harmless(found: Any) -> bool:

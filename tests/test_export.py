@@ -71,7 +71,7 @@ def test_batch_that_the_model_fixes_stays_fixed(tmp_path: Path) -> None:
 
 def nested(m: Any, x: Tensor) -> Any:
     y = m.layer(x)
-    return {"main": y, "aux": [y + 1, (y * 2,)], "label": "no tensor"}
+    return {"label": "no tensor", "main": y, "none": None, "aux": [y + 1, (y * 2,)]}
 
 
 def test_outputs_are_named_by_where_they_stand(tmp_path: Path) -> None:

@@ -402,9 +402,11 @@ def program(path: Path, training: bool = False, dynamic: bool = True) -> nn.Modu
 def test_a_program_brings_its_inputs_and_traces_with_a_dynamic_batch(tmp_path: Path) -> None:
     model = program(tmp_path / "net.pt2")
     loaded = load(str(tmp_path / "net.pt2"))
-    assert (loaded.name, loaded.source, loaded.remarks) == ("net", "program", ())
+    assert (loaded.name, loaded.source) == ("net", "program")
     assert loaded.example_inputs is not None
-    assert loaded.example_inputs.args[0].shape == (2, 3, 8, 8)
+    # The example of two that capturing took is cut to the one that a device runs, and it is said.
+    assert loaded.example_inputs.args[0].shape == (1, 3, 8, 8)
+    assert "one sample" in loaded.remarks[0]
     traced = trace(loaded.module, loaded.example_inputs)
     assert traced.dynamic_batch
     x = torch.randn(5, 3, 8, 8)

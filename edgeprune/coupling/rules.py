@@ -4,8 +4,6 @@ To teach an op: add a line to SPECS (an einsum-like rule), to SAME or POINTWISE,
 `rules_layout.py` / `rules_compute.py` under its ATen name, and one test in tests/coupling/.
 """
 
-
-
 from __future__ import annotations
 
 from typing import Any

@@ -1,7 +1,5 @@
 """The ops of a traced graph, with sizes as polynomials in the plan's widths and branch bits."""
 
-
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -81,6 +79,7 @@ class _Reader:
         self.elements_of: dict[str, Poly] = {}
         self.constant: set[str] = set()
         self._counted: set[str] = set()
+        self._shared: dict[str, Poly] = {}  # what a branch reads, but others as well
         self._ops: list[Op] = []
         self._innermost = innermost_branches(coupling.branches)
 
@@ -101,6 +100,8 @@ class _Reader:
                     self.constant.add(node.name)
                 else:
                     self._ops.extend(self._read(node))
+        rest = Poly.total(n for name, n in self._shared.items() if name not in self._counted)
+        self._ops.append(Op("shared by branches", FREE, (), (), held=rest))
         return OpGraph(tuple(self._ops), self.elements_of, tuple(inputs), outputs)
 
     def _read(self, node: Node) -> list[Op]:
@@ -150,7 +151,7 @@ class _Reader:
 
     def _weights(self, node: Node) -> tuple[Poly, Poly]:
         """Parameter elements that this op reads, through constant ops as well, and those of them
-        that no op before it has read."""
+        that it holds: that go with its branch and that no op before it has counted."""
         found: dict[str, Node] = {}
         waiting = list(node.all_input_nodes)
         while waiting:
@@ -162,8 +163,11 @@ class _Reader:
             elif isinstance(source.meta.get("val"), torch.Tensor):
                 found[str(source.target)] = source
         sizes = {name: self.elements(source) for name, source in found.items()}
-        held = Poly.total(size for name, size in sizes.items() if name not in self._counted)
-        self._counted.update(sizes)
+        branch = self._innermost.get(node.name)
+        own = sizes if branch is None else self._coupling.branches[branch].parameters & sizes.keys()
+        held = Poly.total(sizes[name] for name in sorted(own) if name not in self._counted)
+        self._counted.update(own)
+        self._shared.update({name: size for name, size in sizes.items() if name not in own})
         return Poly.total(sizes.values()), held
 
     def _is_constant(self, node: Node) -> bool:

@@ -1,7 +1,5 @@
 """The ops of an ONNX file, with sizes as numbers. Needs onnx, not torch."""
 
-
-
 from __future__ import annotations
 
 import json

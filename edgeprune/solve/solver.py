@@ -59,7 +59,7 @@ class Solution:
 def solve(
     problem: Problem,
     limits: Limits,
-    seconds: float = 10.0,
+    seconds: float = 20.0,
     seed: int = 0,
     start: Mapping[int, int] | None = None,
     progress: Callable[[float, float], None] | None = None,

@@ -509,6 +509,18 @@ case("residual network in place", image(), [8, 6, 6])(
 )
 
 
+def seen_through_a_view(s: Any, x: Tensor) -> Tensor:
+    y = s.a(x)
+    view = y.flatten(2)
+    y.relu_()
+    return s.b(view.view_as(y) + y)
+
+
+case("in place, seen through a view", image(), [8])(
+    lambda: Net(seen_through_a_view, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
+)
+
+
 @pytest.mark.parametrize("each", CASES, ids=lambda each: each.name)
 def test_pruned_at_random_it_equals_the_silenced_original(each: Case) -> None:
     module = randomized(each.make())
@@ -529,6 +541,13 @@ def test_pruned_at_random_it_equals_the_silenced_original(each: Case) -> None:
 
 def test_case_names_are_distinct() -> None:
     assert len({each.name for each in CASES}) == len(CASES)
+
+
+def test_the_smaller_model_shares_no_memory_with_the_users() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    smaller = pruned(module, image(), share=1.0).smaller
+    mine = {tensor.data_ptr() for tensor in module.state_dict().values()}
+    assert not mine & {tensor.data_ptr() for tensor in smaller.state_dict().values()}
 
 
 def test_in_place_ops_become_functional() -> None:

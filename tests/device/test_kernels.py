@@ -121,6 +121,21 @@ def test_a_weight_that_two_layers_share_is_held_once_and_read_twice() -> None:
     assert [k.weights(values) for k in graph.kernels] == [36, 36]
 
 
+def test_a_weight_that_a_branch_shares_stays_when_the_branch_goes() -> None:
+    def once_outside(s: Any, x: Tensor) -> Tensor:
+        return s.c(F.relu(s.f(x + s.g(s.f(x)))))
+
+    def in_two_branches(s: Any, x: Tensor) -> Tensor:
+        x = x + s.g(s.f(x))
+        return s.c(x + s.h(s.f(x)))
+
+    for forward, left in ((once_outside, "fc"), (in_two_branches, "fch")):
+        module = Net(forward, **{name: nn.Linear(8, 8) for name in "fghc"})
+        graph, values = kernels_of(module, torch.ones(2, 8))
+        gone = graph.weights({**values, branch_variable(0): 0.0})
+        assert gone == sum(p.numel() for name in left for p in getattr(module, name).parameters())
+
+
 def test_an_embedding_holds_its_table_but_moves_only_what_it_writes() -> None:
     tokens = torch.tensor([[1, 2, 3]])
     graph, values = kernels_of(nn.Embedding(1000, 8), tokens)
