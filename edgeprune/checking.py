@@ -19,9 +19,16 @@ def check(
 
     budgets: override the profile's own. measure: run it on this machine instead of predicting.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
-    "budgets", "met"}. Raises UserError for a file that isn't ONNX or a profile that isn't there.
+    "budgets", "met", "warnings"}.
+
+    Raises UserError for a file that isn't ONNX or a profile that isn't there.
     """
-    from edgeprune.device.from_onnx import kernel_graph, load_onnx, recorded_shapes
+    from edgeprune.device.from_onnx import (
+        kernel_graph,
+        load_onnx,
+        pricing_remarks,
+        recorded_shapes,
+    )
 
     path = Path(model)
     loaded = load_onnx(path)
@@ -49,4 +56,5 @@ def check(
         "size_mb": size_mb,
         "budgets": limits.as_dict(),
         "met": met,
+        "warnings": [] if measure else pricing_remarks(loaded),
     }

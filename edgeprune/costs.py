@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.fx import GraphModule
 
-from edgeprune.device.from_onnx import kernel_graph, load_onnx
+from edgeprune.device.from_onnx import kernel_graph, load_onnx, pricing_remarks
 from edgeprune.device.profile import Profile
 from edgeprune.export import Exported
 from edgeprune.running import run_runner
@@ -23,6 +23,7 @@ class Cost:
     memory_mb: float
     size_mb: float
     source: str
+    remarks: tuple[str, ...] = ()
 
     def figure(self, name: str) -> float:
         """A cost by the name of its budget."""
@@ -36,7 +37,8 @@ def count_parameters(module: GraphModule) -> int:
 
 def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
     """The cost of an exported file by a profile's model: what `edgeprune check` says of it."""
-    kernels = kernel_graph(load_onnx(exported.path))
+    model = load_onnx(exported.path)
+    kernels = kernel_graph(model)
     return Cost(
         parameters,
         round(kernels.macs({})),
@@ -44,6 +46,7 @@ def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
         kernels.peak_memory_mb(profile, {}),
         exported.size_mb,
         "predicted",
+        tuple(pricing_remarks(model)),
     )
 
 

@@ -147,7 +147,7 @@ class Fitting:
             metric,
             self._problem.reachable(),
             recovery,
-            tuple(dict.fromkeys((*self._warnings, *exported.warnings))),
+            tuple(dict.fromkeys((*self._warnings, *exported.warnings, *cost.remarks))),
         )
 
     def _exported(self, module: GraphModule, plan: Plan) -> Exported:

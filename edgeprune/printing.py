@@ -33,6 +33,8 @@ def print_check(found: dict[str, Any]) -> None:
         figure = "unknown" if value is None else f"{value:.4g} {unit}"
         verdict = "" if limit is None else f"  budget {limit:g} {unit}  {_mark(value, limit)}"
         console.print(f"  {name:<20} {figure}{verdict}")
+    for warning in found["warnings"]:
+        console.print(f"  {warning}")
     console.print("meets its budgets" if found["met"] else "does not meet its budgets")
 
 

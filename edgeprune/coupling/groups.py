@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeprune.coupling.atoms import Atoms, Ids, Rows
 from edgeprune.coupling.branches import Branch, find_branches
 from edgeprune.coupling.layout import kept
+from edgeprune.coupling.rules import rule_for
 from edgeprune.coupling.walk import Labels, Literal, Pin, Walk, attribute
 from edgeprune.poly import Poly
 from edgeprune.trace import TracedModel
@@ -115,7 +116,7 @@ class Coupling:
 
 def couple(traced: TracedModel) -> Coupling:
     """The dependency graph of a traced model."""
-    walk = Walk(traced.graph_module).run()
+    walk = Walk(traced.graph_module, rule_for).run()
     groups, group_of = _groups(walk, traced.graph_module)
     return Coupling(
         groups=groups,

@@ -52,9 +52,13 @@ class Pin:
 
 @dataclass
 class Walk:
-    """The state of the pass. `labels` is the result; the rest is what resizing will need."""
+    """The state of the pass. `labels` is the result; the rest is what resizing will need.
+
+    rule_for: the rule of an op, None if nobody taught it.
+    """
 
     graph_module: GraphModule
+    rule_for: Callable[[Any], Rule | None]
     atoms: Atoms = field(default_factory=Atoms)
     labels: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Labels] = field(default_factory=dict)
@@ -135,9 +139,7 @@ class Walk:
         return self._apply(node)
 
     def _apply(self, node: Node) -> Any:
-        from edgeprune.coupling.rules import rule_for  # the rules' modules name this one's types
-
-        rule = rule_for(node.target)
+        rule = self.rule_for(node.target)
         if rule is not None:
             try:
                 labels = rule(self, node)

@@ -89,6 +89,12 @@ def unpriced_ops(model: onnx.ModelProto) -> list[str]:
     return sorted(found)
 
 
+def pricing_remarks(model: onnx.ModelProto) -> list[str]:
+    """What a reader of the predicted latency should know: nothing, or which ops are guessed at."""
+    ops = unpriced_ops(model)
+    return [f"arithmetic not priced, only memory traffic: {', '.join(ops)}"] if ops else []
+
+
 class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         light = _light(model)
