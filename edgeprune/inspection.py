@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeprune.coupling import Coupling
-from edgeprune.device.from_graph import kernel_graph, parameter_count
+from edgeprune.device.from_graph import kernel_graph, kernel_names, parameter_count
 from edgeprune.device.profile import Profile
 from edgeprune.plan import Plan
 from edgeprune.solve.problem import widths_of
@@ -52,14 +52,14 @@ def inspection(
         "unknown_ops": sorted(set(coupling.unknown.values())),
         "kernels": [
             {
-                "name": k.name,
+                "name": name,
                 "kind": k.kind,
                 "latency_ms": k.latency_ms(profile, values),
                 "share": k.latency_ms(profile, values) / total if total else 0.0,
                 "macs": round(k.macs(values)),
                 "ops": list(k.ops),
             }
-            for k in kernels.kernels
+            for name, k in zip(kernel_names(traced, kernels), kernels.kernels, strict=True)
         ],
         "remarks": list(remarks),
     }

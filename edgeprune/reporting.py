@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Literal, cast
 
 from edgeprune import __version__
 from edgeprune.costs import Cost
 from edgeprune.coupling import Coupling
-from edgeprune.coupling.walk import module_path
+from edgeprune.device.from_graph import kernel_names
 from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import Profile
 from edgeprune.fitting import Candidate, Fitting
@@ -102,23 +101,16 @@ def kernel_costs(
     traced: TracedModel, kernels: KernelGraph, profile: Profile, values: Mapping[int, float]
 ) -> list[KernelCost]:
     """Each kernel's predicted share of the latency, named by its module; 0 if gone."""
-    nodes = {n.name: n for n in traced.graph_module.graph.nodes}
-    names: Counter[str] = Counter()
-    costs = []
-    for kernel in kernels.kernels:
-        node = nodes[kernel.name.partition(".")[0]]
-        name = module_path(node) or kernel.name
-        names[name] += 1
-        costs.append(
-            KernelCost(
-                name=name if names[name] == 1 else f"{name} ({names[name]})",
-                kind=kernel.kind,
-                latency_ms=kernel.latency_ms(profile, values),
-                macs=round(kernel.macs(values)),
-                bytes=round((kernel.moved + kernel.weights)(values) * profile.bytes_per_element),
-            )
+    return [
+        KernelCost(
+            name=name,
+            kind=kernel.kind,
+            latency_ms=kernel.latency_ms(profile, values),
+            macs=round(kernel.macs(values)),
+            bytes=round((kernel.moved + kernel.weights)(values) * profile.bytes_per_element),
         )
-    return costs
+        for name, kernel in zip(kernel_names(traced, kernels), kernels.kernels, strict=True)
+    ]
 
 
 def _figures(cost: Cost, metric: float | None) -> Figures:
@@ -172,6 +164,8 @@ def _obstacles(task: Task, best: Candidate) -> list[str]:
 
 
 def _recovered(best: Candidate) -> list[str]:
+    if best.plan.removes_nothing:
+        return ["nothing had to be removed: the model is exported as it is"]
     if best.recovery is None:
         return []
     done = best.recovery

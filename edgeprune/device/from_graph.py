@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -13,7 +14,7 @@ from torch.fx import Node
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.rules_layout import argument
-from edgeprune.coupling.walk import attribute
+from edgeprune.coupling.walk import attribute, module_path
 from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, fuse
 from edgeprune.poly import Poly, branch_variable
 from edgeprune.trace import TracedModel, sizes_of
@@ -70,6 +71,18 @@ def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
                 count = count * Poly.variable(branch_variable(owners[name]))
             counts.append(count)
     return Poly.total(counts)
+
+
+def kernel_names(traced: TracedModel, kernels: KernelGraph) -> list[str]:
+    """A name for each kernel that a reader knows: the module whose op it is, numbered if needed."""
+    nodes = {n.name: n for n in traced.graph_module.graph.nodes}
+    seen: Counter[str] = Counter()
+    names = []
+    for kernel in kernels.kernels:
+        name = module_path(nodes[kernel.name.partition(".")[0]]) or kernel.name
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
 
 
 class _Reader:

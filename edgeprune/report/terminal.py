@@ -45,7 +45,7 @@ class _Printer:
             self._indented(", ".join(report.removed_layers))
         self._proofs()
         self._bullets("Warnings", report.warnings, "yellow")
-        self._bullets("Assumed", report.remarks)
+        self._bullets("Notes", report.remarks)
         self._end()
 
     # -- parts ----------------------------------------------------------------------------------

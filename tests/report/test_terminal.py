@@ -215,7 +215,7 @@ def test_warnings_and_assumptions_are_printed(report: Report) -> None:
 def test_headings_without_anything_under_them_are_left_out(plain: dict[str, Any]) -> None:
     plain |= {"warnings": [], "remarks": [], "removed_layers": [], "groups": []}
     text = shown(plain)
-    for heading in ("Warnings", "Assumed", "Layers removed", "Widths"):
+    for heading in ("Warnings", "Notes", "Layers removed", "Widths"):
         assert heading not in text
 
 
