@@ -21,8 +21,6 @@ SPECS = {
     "bmm": "bmk,bkn->bmn",
     "mm": "mk,kn->mn",
     "mv": "mk,k->m",
-    "batch_norm": "nc*,c,c,c,c->nc*",
-    "instance_norm": "nc*,c,c,c,c->nc*",
     "embedding": "Ve,*->*e",
     "bilinear": "*i,*j,oij,o->*o",
     "max_pool1d": "nc~->nc~",

@@ -148,6 +148,21 @@ def _layer_norm(walk: Walk, node: Node) -> Labels:
     return labels
 
 
+def _batch_norm(walk: Walk, node: Node) -> Labels:
+    """batch_norm and instance_norm: (x, weight, bias, mean, var, use the input's own statistics, …).
+
+    With its own statistics it sums over the other dimensions, which may be labelled: a weight that is
+    standardised is normalised over its inputs.
+    """
+    arguments = (list(node.args) + [None] * 5)[:5]
+    labels = apply(walk, node, "nc*,c,c,c,c->nc*", arguments)
+    if argument(node, 5, "training", argument(node, 5, "use_input_stats", True)):
+        others = [label for d, label in enumerate(labels) if d != 1]
+        if any(label is not None for label in others):
+            walk.reducing.add(node.name)
+    return labels
+
+
 def _group_norm(walk: Walk, node: Node) -> Labels:
     """(x, num_groups, weight, bias): a group shrinks as a whole or by the same channels in each."""
     x = node.args[0]
@@ -240,6 +255,8 @@ COMPUTE: dict[str, Rule] = {
     "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
     "rms_norm": _layer_norm,
+    "batch_norm": _batch_norm,
+    "instance_norm": _batch_norm,
     "group_norm": _group_norm,
     "mean": _reduced(1, 2),
     "sum": _reduced(1, 2),

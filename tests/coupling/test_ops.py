@@ -134,6 +134,16 @@ def _() -> nn.Module:
     return Net(forward, **layers)
 
 
+@case("weight standardised by a batch norm of its own", image(), [8, 6], exact=False)
+def _() -> nn.Module:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        w = F.batch_norm(s.m.weight.reshape(1, 6, -1), None, None, training=True)
+        return s.b(F.conv2d(s.a(x), w.reshape_as(s.m.weight), s.m.bias, padding=1))
+
+    layers = {"a": nn.Conv2d(3, 8, 3), "m": nn.Conv2d(8, 6, 3), "b": nn.Conv2d(6, 4, 1)}
+    return Net(forward, **layers)
+
+
 # -- gates and activations -------------------------------------------------------------------------
 
 between_convs("prelu", [8])(lambda: nn.PReLU(8))
