@@ -149,10 +149,10 @@ def _layer_norm(walk: Walk, node: Node) -> Labels:
 
 
 def _batch_norm(walk: Walk, node: Node) -> Labels:
-    """batch_norm and instance_norm: (x, weight, bias, mean, var, use the input's own statistics, …).
+    """batch_norm and instance_norm: (x, weight, bias, mean, var, use the input's statistics, …).
 
-    With its own statistics it sums over the other dimensions, which may be labelled: a weight that is
-    standardised is normalised over its inputs.
+    Those it sums over the other dimensions, which may be labelled: a standardised weight is
+    normalised over its inputs.
     """
     arguments = (list(node.args) + [None] * 5)[:5]
     labels = apply(walk, node, "nc*,c,c,c,c->nc*", arguments)
