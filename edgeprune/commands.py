@@ -60,12 +60,19 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
         print(report.to_json())
     elif not quiet:
         print_report(report, Console())
-    if report.met:
+    unmet = [*report.unmet(), *_missed_rate(report)]
+    if not unmet:
         return 0
-    print(
-        f"edgeprune: {'; '.join(report.unmet())}: {_why(report.warnings, target)}", file=sys.stderr
-    )
+    print(f"edgeprune: {'; '.join(unmet)}: {_why(report.warnings, target)}", file=sys.stderr)
     return 3
+
+
+def _missed_rate(report: Report) -> list[str]:
+    """A --rate that could not be reached, in words."""
+    asked, achieved = report.rate.asked, report.rate.achieved
+    if asked is None or achieved >= asked or report.solver.status != "infeasible":
+        return []
+    return [f"{achieved:.1%} of the parameters removed, {asked:.1%} asked"]
 
 
 def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:

@@ -150,6 +150,11 @@ def _obstacles(task: Task, best: Candidate) -> list[str]:
     """Why the budgets can't be met, with the best reachable figures."""
     if best.solution.status != "infeasible":
         return []
+    if task.settings.rate is not None:
+        return [
+            f"rate {task.settings.rate:g} is out of reach: with every group at its smallest and "
+            "every removable layer gone, what --keep, --method and the frozen layers hold is left"
+        ]
     budgets = task.settings.budgets.as_dict()
     figures = ", ".join(
         f"{name} {best.cost.figure(name):.4g} (budget {limit:.4g})"

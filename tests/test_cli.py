@@ -615,3 +615,14 @@ def test_commands_that_need_no_torch_do_not_import_it(words: list[str], good: Ru
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_rate_that_keep_puts_out_of_reach_exits_3_and_says_what_was_reached(
+    model: str, run: Any, place: Path
+) -> None:
+    result = run(
+        model, "--profile", "jetson-nano", "--rate", "0.5", "--keep", "*", "--method", "channel"
+    )
+    assert result.exit == 3
+    assert "0.0% of the parameters removed, 50.0% asked" in result.err
+    assert "--keep" in result.err
