@@ -17,19 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.device.latency import padded_channels
 
-_TORCHVISION_OPERATORS = (
-    "nms",
-    "qnms",
-    "roi_align",
-    "qroi_align",
-    "_roi_align_backward",
-    "roi_pool",
-    "_roi_pool_backward",
-    "ps_roi_align",
-    "_ps_roi_align_backward",
-    "ps_roi_pool",
-    "_ps_roi_pool_backward",
-)
 _VIEWS = {
     *("view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "t", "expand"),
     *("unsqueeze", "squeeze", "split", "split_with_sizes", "chunk", "slice", "select", "unbind"),
@@ -40,7 +27,6 @@ _ACTIVATIONS = {
     *("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "gelu", "clamp", "clamp_"),
 }
 _POOLS = {"max_pool2d_with_indices", "avg_pool2d", "mean", "_adaptive_avg_pool2d"}
-_keep_alive: list[Any] = []
 
 
 @dataclass(frozen=True)

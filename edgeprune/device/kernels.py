@@ -8,7 +8,7 @@ fusing, pricing, liveness. So the solver and `edgeprune check` speak of the same
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgeprune.device.latency import COMPUTE_KINDS, kernel_latency_ms, padded_channels, rates
 from edgeprune.device.profile import Profile
@@ -243,25 +243,3 @@ class _Fusion:
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
-
-
-def at_values(graph: KernelGraph, values: Mapping[int, float]) -> KernelGraph:
-    """The same kernels with their polynomials evaluated: for printing."""
-
-    def fixed(poly: Poly) -> Poly:
-        return Poly.constant(poly(values))
-
-    return KernelGraph(
-        tuple(
-            replace(
-                k,
-                macs=fixed(k.macs),
-                weights=fixed(k.weights),
-                moved=fixed(k.moved),
-                channels=tuple(map(fixed, k.channels)),
-            )
-            for k in graph.kernels
-        ),
-        tuple(map(fixed, graph.live)),
-        fixed(graph.weights),
-    )
