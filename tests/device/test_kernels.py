@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import couple
 from edgeprune.device import from_graph, from_onnx
-from edgeprune.device.kernels import KernelGraph, at_values
+from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import load_profile
 from edgeprune.errors import UserError
 from edgeprune.plan import Plan
@@ -143,13 +143,6 @@ def test_an_embedding_holds_its_table_but_moves_only_what_it_writes() -> None:
     assert graph.weights(values) == 8000
     assert kernel.weights(values) == 0
     assert kernel.moved(values) == 2 * 3 * 8
-
-
-def test_printed_values_are_the_polynomials_values() -> None:
-    graph, values = kernels_of(Block(), IMAGE)
-    fixed = at_values(graph, values)
-    assert fixed.latency_ms(PROFILE, {}) == graph.latency_ms(PROFILE, values)
-    assert fixed.peak_memory_mb(PROFILE, {}) == graph.peak_memory_mb(PROFILE, values)
 
 
 def test_einsum_and_lstm_have_their_macs_in_a_graph() -> None:
