@@ -109,3 +109,16 @@ class Budgets:
         if unknown:
             raise UserError(f"unknown budget {unknown[0]!r}: the budgets are {', '.join(_LABELS)}")
         return cls(**values)
+
+
+def read_budgets(value: Any) -> Any:
+    """A dict as Budgets, anything else as it is: what a schema's field does before it validates.
+
+    Raises ValueError, which pydantic reports together with the field.
+    """
+    if not isinstance(value, dict):
+        return value
+    try:
+        return Budgets.from_dict(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error

@@ -52,10 +52,10 @@ class Candidate:
     proof: SurgeryProof
     exported: Exported
     cost: Cost
-    metric: float | None
     reachable: Reachable
     recovery: Recovery | None
     warnings: tuple[str, ...]
+    metric: float | None = None  # of the last round's model alone
 
     def met(self, budgets: Budgets) -> bool:
         """Whether the file keeps every budget."""
@@ -106,7 +106,8 @@ class Fitting:
             if not exceeded or solution.status == "infeasible":
                 break
             limits = _tightened(limits, exceeded)
-        return candidate
+        with self._steps.step("evaluate"):  # once: earlier rounds' models are thrown away
+            return replace(candidate, metric=self._metric(candidate.module))
 
     # -- one round ------------------------------------------------------------------------------
 
@@ -135,8 +136,6 @@ class Fitting:
             exported = self._exported(module, plan)
         with self._steps.step("price"):
             cost = self._price(exported, module)
-        with self._steps.step("evaluate"):
-            metric = self._metric(module)
         return Candidate(
             plan,
             solution,
@@ -144,7 +143,6 @@ class Fitting:
             proof,
             exported,
             cost,
-            metric,
             self._problem.reachable(),
             recovery,
             tuple(dict.fromkeys((*self._warnings, *exported.warnings, *cost.remarks))),

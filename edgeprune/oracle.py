@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.layout import Label
 from edgeprune.plan import Plan
-from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.trace import PRIMES, ExampleInputs, TracedModel
 
 TOLERANCE = 1e-4
 
@@ -191,9 +190,7 @@ def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     """A mask made for one batch size (a prime, see trace) at another: its batch axis repeats."""
     if len(mask) == size:
         return mask
-    from edgeprune.trace import _PRIMES
-
-    for prime in (p for p in _PRIMES if len(mask) % p == 0):
+    for prime in (p for p in PRIMES if len(mask) % p == 0):
         rest = len(mask) // prime
         for before in (d for d in range(1, rest + 1) if rest % d == 0):
             cube = mask.reshape(before, prime, rest // before)
@@ -204,5 +201,4 @@ def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
 
 def _total_size(mask: NDArray[np.bool_], kept: int) -> int:
     """The full size of a dimension of which `kept` entries are there."""
-    whole = kept * len(mask) / max(int(mask.sum()), 1)
-    return round(whole) if prod(mask.shape) else 0
+    return round(kept * len(mask) / max(int(mask.sum()), 1))

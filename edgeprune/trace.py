@@ -27,7 +27,7 @@ from edgeprune.normalize import normalize
 from edgeprune.trainable import TrainableGraph
 
 # Each symbolic size counts as a prime of its own: products of sizes tell which ones are in them.
-_PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191)
+PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,6 @@ class TracedModel:
     example_inputs: ExampleInputs
     dynamic_batch: bool
     batch: int
-    symbols: tuple[str, ...]
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """The sizes of a node's tensor at the example inputs' batch."""
@@ -95,8 +94,7 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
             submodule.training = training
     normalize(graph_module)
     _describe_attributes(graph_module)
-    symbols = tuple(sorted({str(s) for n in graph_module.graph.nodes for s in _symbols(n)}))
-    return TracedModel(graph_module, example_inputs, dynamic, batch or 1, symbols)
+    return TracedModel(graph_module, example_inputs, dynamic, batch or 1)
 
 
 def export_program(
@@ -129,14 +127,7 @@ def _evaluate(size: Any, batch: int | None) -> int:
 @cache
 def _prime(symbol: str) -> int:
     taken = _prime.cache_info().currsize
-    return _PRIMES[taken % len(_PRIMES)]
-
-
-def _symbols(node: Node) -> set[Any]:
-    value = node.meta.get("val")
-    shape = value.shape if isinstance(value, Tensor) else ()
-    sizes: list[Any] = [d for d in shape if not isinstance(d, int)]
-    return set().union(*(d.node.expr.free_symbols for d in sizes))
+    return PRIMES[taken % len(PRIMES)]
 
 
 def _with_dynamic_batch(

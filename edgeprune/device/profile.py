@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edgeprune.budgets import Budgets
+from edgeprune.budgets import Budgets, read_budgets
 from edgeprune.errors import UserError
 from edgeprune.resources import profiles_folder
 
@@ -89,12 +89,7 @@ class Profile(_Frozen):
     @field_validator("budgets", mode="before")
     @classmethod
     def _read_budgets(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            try:
-                return Budgets.from_dict(value)
-            except UserError as error:  # pydantic reports ValueErrors together with the field
-                raise ValueError(str(error)) from error
-        return Budgets() if value is None else value
+        return Budgets() if value is None else read_budgets(value)
 
     @property
     def bytes_per_element(self) -> int:

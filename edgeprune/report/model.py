@@ -15,7 +15,7 @@ from pydantic import (
     field_validator,
 )
 
-from edgeprune.budgets import Budgets
+from edgeprune.budgets import Budgets, read_budgets
 from edgeprune.errors import UserError
 from edgeprune.report.digits import beside, megabytes, milliseconds
 
@@ -168,12 +168,7 @@ class Report(_Frozen):
     @field_validator("budgets", mode="before")
     @classmethod
     def _read_budgets(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            try:
-                return Budgets.from_dict(value)
-            except UserError as error:  # pydantic reports ValueErrors together with the field
-                raise ValueError(str(error)) from error
-        return value
+        return read_budgets(value)
 
     @field_validator("met", mode="before")
     @classmethod
