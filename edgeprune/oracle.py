@@ -100,9 +100,9 @@ class _Silenced(Interpreter):
         self._coupling = coupling
         self._gone = plan.gone(coupling)
         self._resized: Mapping[str, Node] = {n.name: n for n in smaller.graph.nodes}
-        self._bypass = {
-            coupling.branches[i].add: coupling.branches[i].skip for i in plan.removed_branches
-        }
+        # A concatenation gets zeros where a branch was: the units that it empties are silenced.
+        removed = [coupling.branches[i] for i in plan.removed_branches]
+        self._bypass = {b.joins[0]: b.skip for b in removed if b.skip is not None}
         self._masks: dict[int, NDArray[np.bool_]] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:

@@ -35,6 +35,7 @@ class Plan:
     def variables(self, coupling: Coupling) -> dict[int, float]:
         """The values of the polynomials' variables under this plan."""
         values: dict[int, float] = dict(enumerate(map(float, self.widths)))
+        values.update(dict.fromkeys(self._emptied(coupling), 0.0))
         for branch in coupling.branches:
             values[branch_variable(branch.index)] = float(branch.index not in self.removed_branches)
         return values
@@ -42,7 +43,12 @@ class Plan:
     def gone(self, coupling: Coupling) -> NDArray[np.bool_]:
         """A mark per atom: does it go?"""
         removed = [g.units[~k] for g, k in zip(coupling.groups, self.keep, strict=True)]
+        removed += [coupling.groups[g].units for g in self._emptied(coupling)]
         return coupling.gone(np.concatenate(removed) if removed else np.zeros(0, np.int64))
+
+    def _emptied(self, coupling: Coupling) -> frozenset[int]:
+        """The groups that removed branches take along."""
+        return frozenset().union(*(coupling.branches[b].empties for b in self.removed_branches))
 
 
 def keep_best(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.coupling import Coupling
+from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.walk import Literal, attribute
 from edgeprune.normalize import has_effect
 from edgeprune.plan import Plan
@@ -43,14 +45,24 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGrap
             node.kwargs = {**node.kwargs, pin.key: pin.value}
     # Last first: a branch's skip may be the sum of an earlier branch that goes too.
     for index in sorted(plan.removed_branches, reverse=True):
-        branch = coupling.branches[index]
-        nodes[branch.add].replace_all_uses_with(nodes[branch.skip])
+        _bypass(coupling.branches[index], nodes)
     graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
     module.delete_all_unused_submodules()
     module = _own(module)
     module.recompile()
     return module
+
+
+def _bypass(branch: Branch, nodes: Mapping[str, Node]) -> None:
+    """What joined a branch does without it; what computed it is dead then."""
+    for name in branch.joins:
+        join = nodes[name]
+        if branch.skip is not None:
+            join.replace_all_uses_with(nodes[branch.skip])
+        else:
+            operands: Any = join.args[0]
+            join.args = ([o for o in operands if o is not nodes[branch.output]], *join.args[1:])
 
 
 def _slice_parameters(module: GraphModule, coupling: Coupling, gone: NDArray[np.bool_]) -> None:

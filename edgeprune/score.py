@@ -12,7 +12,7 @@ price of the whole branch, -log(1 - s), when nothing is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.walk import attribute
 from edgeprune.errors import UserError
+from edgeprune.plan import Plan
 from edgeprune.trace import TracedModel
 
 Array = NDArray[np.float64]
@@ -130,9 +131,12 @@ def _branch_shares(traced: TracedModel, coupling: Coupling) -> dict[int, float]:
     """
     nodes = {n.name: n for n in traced.graph_module.graph.nodes}
     by_stream: dict[Any, list[Branch]] = {}
-    for branch in coupling.branches:
-        by_stream.setdefault(_stream(branch, nodes, coupling), []).append(branch)
     shares = {}
+    for branch in coupling.branches:
+        if branch.skip is None:
+            shares[branch.index] = _dense_share(branch, traced, coupling)
+            continue
+        by_stream.setdefault(_stream(branch, nodes, coupling), []).append(branch)
     for branches in by_stream.values():
         scales = np.array([_output_scale(b, nodes, traced) for b in branches])
         known = scales[np.isfinite(scales) & (scales > 0)]
@@ -145,13 +149,37 @@ def _branch_shares(traced: TracedModel, coupling: Coupling) -> dict[int, float]:
     return shares
 
 
+def _dense_share(branch: Branch, traced: TracedModel, coupling: Coupling) -> float:
+    """The share of what is concatenated that a branch contributes: of the squared weights with
+    which the layers after it read the whole, those that read it, on average over these layers."""
+    shares = []
+    for name, dim in dict.fromkeys(
+        (slot.parameter, slot.dim)
+        for group in branch.empties
+        for slot in coupling.groups[group].slots
+        if slot.parameter not in branch.parameters
+    ):
+        weight = attribute(traced.graph_module, name).detach().double()
+        if weight.dim() < 2:
+            continue  # a norm says how wide a channel is, not how much it is read
+        everything = Plan.everything(coupling)
+        gone = replace(everything, removed_branches=frozenset([branch.index])).gone(coupling)
+        label = coupling.parameters[name][dim]
+        assert label is not None
+        read = torch.from_numpy(~coupling.kept(label, gone))
+        energy = weight.square().movedim(dim, 0).flatten(1).sum(1)
+        if energy.sum() > 0:
+            shares.append(float(energy[read].sum() / energy.sum()))
+    return min(float(np.mean(shares)), 1 - _LEAST_KEPT) if shares else 0.5
+
+
 def _stream(branch: Branch, nodes: Mapping[str, Node], coupling: Coupling) -> Any:
     """What tells one residual stream from another: the groups of its channels, else its shape."""
-    labels = coupling.labels[branch.add]
+    labels = coupling.labels[branch.joins[0]]
     variables = frozenset(
         v for label in labels if label is not None for v in coupling.size(label).variables
     )
-    return variables or tuple(nodes[branch.add].meta["val"].shape[1:])
+    return variables or tuple(nodes[branch.joins[0]].meta["val"].shape[1:])
 
 
 _SEE_THROUGH = ("dropout", "permute", "transpose", "reshape", "view", "contiguous", "slice", "roll")
@@ -159,8 +187,7 @@ _SEE_THROUGH = ("dropout", "permute", "transpose", "reshape", "view", "contiguou
 
 def _output_scale(branch: Branch, nodes: Mapping[str, Node], traced: TracedModel) -> float:
     """The root mean square that the branch's last weights give its output; nan if unknown."""
-    add = nodes[branch.add]
-    node = next(n for n in add.all_input_nodes if n.name != branch.skip)
+    node = nodes[branch.output]
     scale = 1.0
     while node.op == "call_function":
         name = str(node.target).removeprefix("aten.").split(".")[0]

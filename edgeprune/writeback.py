@@ -159,7 +159,7 @@ def _bypass_blocks(module: nn.Module, traced: TracedModel, coupling: Coupling, p
     nodes = {n.name: n for n in traced.graph_module.graph.nodes}
     for index in plan.removed_branches:
         branch = coupling.branches[index]
-        stack = nodes[branch.add].meta.get("nn_module_stack") or {}
+        stack = nodes[branch.joins[0]].meta.get("nn_module_stack") or {}
         path = [str(value[0]).removeprefix("L['self'].") for value in stack.values()][-1:]
         if not path or not path[0] or path[0] == "L['self']":
             raise _Stuck(f"{branch.name}: the model's own forward adds it, so it can't be left out")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -118,9 +119,9 @@ def couple(traced: TracedModel) -> Coupling:
     """The dependency graph of a traced model."""
     walk = Walk(traced.graph_module, rule_for).run()
     groups, group_of = _groups(walk, traced.graph_module)
-    return Coupling(
+    coupling = Coupling(
         groups=groups,
-        branches=find_branches(traced, walk),
+        branches=(),
         frozen=_frozen(walk),
         labels=walk.labels,
         parameters=walk.parameters,
@@ -131,6 +132,32 @@ def couple(traced: TracedModel) -> Coupling:
         atoms=walk.atoms,
         _group_of=group_of,
     )
+    return replace(coupling, branches=find_branches(traced, walk.labels, coupling.size))
+
+
+def frozen_elements(traced: TracedModel, coupling: Coupling) -> dict[str, int]:
+    """For each learnt parameter, how many of its elements no width decides: frozen in every
+    dimension. (A removed branch may still take them along.)"""
+    stuck = {(f.parameter, f.dim): f.size for f in coupling.frozen}
+    out = {}
+    for name, labels in coupling.parameters.items():
+        if _is_parameter(traced.graph_module, name):
+            shape = attribute(traced.graph_module, name).shape
+            out[name] = prod(
+                size if label is None else stuck.get((name, dim), 0)
+                for dim, (size, label) in enumerate(zip(shape, labels, strict=True))
+            )
+    return out
+
+
+def frozen_share(traced: TracedModel, coupling: Coupling) -> float:
+    """The share of the learnt parameters' elements that no width decides, 0 to 1."""
+    total = sum(
+        attribute(traced.graph_module, n).numel()
+        for n in coupling.parameters
+        if _is_parameter(traced.graph_module, n)
+    )
+    return sum(frozen_elements(traced, coupling).values()) / max(total, 1)
 
 
 def _groups(walk: Walk, module: torch.nn.Module) -> tuple[tuple[Group, ...], NDArray[np.int64]]:

@@ -1,7 +1,7 @@
 """The table of ops. Most are one line; the rest are small functions in the neighbouring modules.
 
 To teach an op: add a line to SPECS (an einsum-like rule), to SAME or POINTWISE, or a function in
-`rules_layout.py` / `rules_compute.py` under its ATen name, and one test in tests/coupling/.
+one of the `rules_*.py` under its ATen name, and one test in tests/coupling/.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from edgeprune.coupling.rules_compute import COMPUTE
 from edgeprune.coupling.rules_layout import LAYOUT
+from edgeprune.coupling.rules_recurrent import RECURRENT
 from edgeprune.coupling.spec import einsum_rule
 from edgeprune.coupling.walk import Labels, Rule, Walk
 
@@ -94,6 +95,7 @@ RULES: dict[str, Rule] = {
     **{name: einsum_rule(spec) for name, spec in SPECS.items()},
     **LAYOUT,
     **COMPUTE,
+    **RECURRENT,
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
+from string import ascii_lowercase
 from typing import Any
 
 from torch.fx import Node
 
-from edgeprune.coupling.layout import Label, split
+from edgeprune.coupling.layout import Label, merge, split
 from edgeprune.coupling.rules_layout import argument, where_is
 from edgeprune.coupling.spec import apply
 from edgeprune.coupling.walk import Labels, Pin, Rule, Unfollowed, Walk
@@ -54,12 +55,22 @@ def _group_label(walk: Walk, label: Label, weight: Any, groups: int) -> Label:
 
 
 def _conv_transpose(walk: Walk, node: Node) -> Labels:
-    """x (n, i, *space), weight (i, o, *kernel); with groups the channels freeze."""
+    """x (n, groups·i, *space), weight (groups·i, o, *kernel), bias (groups·o)."""
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    if argument(node, 6, "groups", 1) != 1:
-        raise Unfollowed
+    groups = argument(node, 6, "groups", 1)
     space = "~" * (len(walk.sizes(weight)) - 2)
-    return apply(walk, node, f"ni{space},io{space},o->no{space}", [x, weight, bias])
+    if groups == 1:
+        return apply(walk, node, f"ni{space},io{space},o->no{space}", [x, weight, bias])
+    x_labels, w_labels = walk.of(x), walk.of(weight)
+    for label in (*x_labels[2:], *w_labels[2:]):
+        walk.freeze(label, node)
+    channels = walk.join(x_labels[1], w_labels[0], node)
+    group, _ = split(walk.atoms, channels, [groups, walk.sizes(weight)[0] // groups])
+    outputs = merge([group, w_labels[1]], [groups, walk.sizes(weight)[1]])
+    if bias is not None:
+        outputs = walk.join(outputs, walk.of(bias)[0], node)
+    walk.literal(node, where_is(node, 6, "groups"), group)
+    return [x_labels[0], outputs] + [None] * len(space)
 
 
 def _matmul(walk: Walk, node: Node) -> Labels:
@@ -163,6 +174,13 @@ def _batch_norm(walk: Walk, node: Node) -> Labels:
     return labels
 
 
+def _weight_norm(walk: Walk, node: Node) -> Labels:
+    """g · v / |v|, the norm over all dimensions but one (where g has the size of v)."""
+    v, g = node.args[:2]
+    walk.reducing.add(node.name)
+    return walk.broadcast([v, g], node)
+
+
 def _group_norm(walk: Walk, node: Node) -> Labels:
     """(x, num_groups, weight, bias): a group shrinks as a whole or by the same channels in each."""
     x = node.args[0]
@@ -205,8 +223,16 @@ def _reduced(position: int, keepdim_at: int, freezes: bool = False) -> Rule:
     return rule
 
 
+def _softmax(walk: Walk, node: Node) -> Labels:
+    """Normalises over one dimension: over what is left of it, once it shrinks."""
+    labels = list(walk.of(node.args[0]))
+    if labels[argument(node, 1, "dim", -1)] is not None:
+        walk.reducing.add(node.name)
+    return labels
+
+
 def _along(position: int) -> Rule:
-    """softmax, cumsum …: mixes the entries of one dimension, which freezes; the others pass."""
+    """cumsum, sort …: mixes the entries of one dimension, which freezes; the others pass."""
 
     def rule(walk: Walk, node: Node) -> Any:
         labels = list(walk.of(node.args[0]))
@@ -234,12 +260,24 @@ def _prelu(walk: Walk, node: Node) -> Labels:
 
 
 def _einsum(walk: Walk, node: Node) -> Labels:
-    equation = str(node.args[0]).replace(" ", "")
     operands: Sequence[Any] = node.args[1]  # type: ignore[assignment]
-    if "->" not in equation or "." in equation or equation != equation.lower():
-        raise Unfollowed
     walk.reducing.add(node.name)
-    return apply(walk, node, equation, operands)
+    return apply(walk, node, _spec(str(node.args[0])), operands)
+
+
+def _spec(equation: str) -> str:
+    """An einsum equation in the notation of spec.py: an explicit output, small letters, '*'."""
+    equation = equation.replace(" ", "").replace("...", "*")
+    left, arrow, right = equation.partition("->")
+    if not arrow:
+        letters = sorted(c for c in set(left) if c.isalpha() and left.count(c) == 1)
+        right = ("*" if "*" in left else "") + "".join(letters)
+    capitals = sorted({c for c in left if c.isupper()})
+    spare = (c for c in ascii_lowercase if c not in left)
+    if len(set(left) - set(",*")) > len(ascii_lowercase):
+        raise Unfollowed
+    small = str.maketrans({c: next(spare) for c in capitals})
+    return f"{left}->{right}".translate(small)
 
 
 COMPUTE: dict[str, Rule] = {
@@ -258,6 +296,7 @@ COMPUTE: dict[str, Rule] = {
     "batch_norm": _batch_norm,
     "instance_norm": _batch_norm,
     "group_norm": _group_norm,
+    "_weight_norm": _weight_norm,
     "mean": _reduced(1, 2),
     "sum": _reduced(1, 2),
     "amax": _reduced(1, 2),
@@ -272,11 +311,18 @@ COMPUTE: dict[str, Rule] = {
     "all": _reduced(1, 2, freezes=True),
     "argmax": _reduced(1, 2, freezes=True),
     "argmin": _reduced(1, 2, freezes=True),
-    "softmax": _along(1),
-    "_softmax": _along(1),
-    "log_softmax": _along(1),
+    "softmax": _softmax,
+    "_softmax": _softmax,
+    "log_softmax": _softmax,
+    "_log_softmax": _softmax,
     "cumsum": _along(1),
+    "cumprod": _along(1),
+    "logcumsumexp": _along(1),
+    "cummax": _along(1),
     "sort": _along(1),
+    "argsort": _along(1),
+    "topk": _along(2),
+    "kthvalue": _along(2),
     "glu": _glu,
     "prelu": _prelu,
     "einsum": _einsum,

@@ -337,6 +337,43 @@ def _pixel_unshuffle(walk: Walk, node: Node) -> Labels:
     return [*labels[:-3], merge([labels[-3], None], [sizes[-3], factor**2]), None, None]
 
 
+def _im2col(walk: Walk, node: Node) -> Labels:
+    """(n, c, h, w) → (n, c·kernel, patches)."""
+    labels, sizes = walk.of(node.args[0]), walk.sizes(node.args[0])
+    if len(sizes) != 4:
+        raise Unfollowed
+    for label in labels[2:]:
+        walk.freeze(label, node)
+    kernel = out_sizes(walk, node)[1] // sizes[1]
+    return [labels[0], merge([labels[1], None], [sizes[1], kernel]), None]
+
+
+def _col2im(walk: Walk, node: Node) -> Labels:
+    """(n, c·kernel, patches) → (n, c, h, w)."""
+    labels, sizes = walk.of(node.args[0]), walk.sizes(node.args[0])
+    if len(sizes) != 3:
+        raise Unfollowed
+    walk.freeze(labels[2], node)
+    channels = out_sizes(walk, node)[1]
+    label, inner = split(walk.atoms, labels[1], [channels, sizes[1] // channels])
+    walk.freeze(inner, node)
+    return [labels[0], label, None, None]
+
+
+def _unfold(walk: Walk, node: Node) -> Labels:
+    """x.unfold(dim, size, step): windows along a dimension, their entries in a new last one."""
+    labels = list(walk.of(node.args[0]))
+    dim = _positive(node.args[1], len(labels))  # type: ignore[arg-type]
+    walk.freeze(labels[dim], node)
+    labels[dim] = None
+    return [*labels, None]
+
+
+def _made(walk: Walk, node: Node) -> Labels:
+    """arange, eye …: contents that depend on their sizes, which therefore stay."""
+    return [None] * len(out_sizes(walk, node))
+
+
 LAYOUT: dict[str, Rule] = {
     "view": _view,
     "reshape": _view,
@@ -376,6 +413,14 @@ LAYOUT: dict[str, Rule] = {
     "new_zeros": _new,
     "new_ones": _new,
     "new_full": _new,
+    "im2col": _im2col,
+    "col2im": _col2im,
+    "unfold": _unfold,
+    **dict.fromkeys(
+        "arange linspace logspace eye tril_indices triu_indices scalar_tensor empty rand randn "
+        "hann_window".split(),
+        _made,
+    ),
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
 }

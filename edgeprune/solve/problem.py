@@ -88,7 +88,10 @@ class Problem:
         holder, inside = {}, {}
         for branch in coupling.branches:
             v = branch_variable(branch.index)
-            stays = method == "channel" or bool(branch.parameters & keep)
+            touched = branch.parameters.union(
+                slot.parameter for g in branch.empties for slot in coupling.groups[g].slots
+            )
+            stays = method == "channel" or bool(touched & keep)
             options[v] = np.array([1] if stays else [0, 1])
             losses[v] = np.array([0.0] if stays else [scores.branches[branch.index], 0.0])
             outer = [
@@ -97,8 +100,11 @@ class Problem:
             if outer:
                 smallest = min(outer, key=lambda b: len(b.nodes))
                 inside[v] = branch_variable(smallest.index)
+        emptied = {g: b for b in coupling.branches for g in b.empties}
         for group in coupling.groups:
             holders = branches_of(group, coupling)
+            if group.index in emptied:
+                holders.append(emptied[group.index])
             fixed = method == "layer" or any(s.parameter in keep for s in group.slots)
             widths = [group.size] if fixed else widths_of(group, profile.channel_multiple)
             loss = scores.curves[group.index][widths]

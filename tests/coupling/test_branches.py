@@ -120,10 +120,112 @@ def test_a_branch_with_a_shared_parameter_does_not_own_it() -> None:
     assert second.parameters == {"h.weight", "h.bias"}
 
 
+IMAGE = torch.randn(2, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Down(nn.Module):
+    """Two convolutions beside a shortcut that halves the image and doubles the channels."""
+
+    def __init__(self, shortcut: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 6, 3, 2, 1), nn.Conv2d(6, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.project = nn.Conv2d(8, 16, 1, 2) if shortcut == "projection" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.b(F.relu(self.a(x)))
+
+    def skip(self, x: Tensor) -> Tensor:
+        if self.project is not None:
+            return self.norm(self.project(x))
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "padding"])
+def test_a_branch_beside_another_shortcut_leaves_the_shortcut(shortcut: str) -> None:
+    first, down, last = nn.Conv2d(6, 8, 1), Down(shortcut), nn.Conv2d(16, 4, 1)
+    module = randomized(nn.Sequential(first, down, last))
+    (branch,) = couple(traced(module, IMAGE)).branches
+    assert branch.parameters == {"1.a.weight", "1.a.bias", "1.b.weight", "1.b.bias"}
+    result = pruned(module, IMAGE, share=1.0, removed=frozenset([0]))
+    check(result)
+    assert equal(run(result.smaller, IMAGE), run(module[2], run(down.skip, run(module[0], IMAGE))))
+    check(pruned(module, IMAGE, removed=frozenset([0])))
+
+
+def test_of_parallel_branches_each_may_go() -> None:
+    both = branches(lambda s, x: x + s.f(x) + s.g(x), f=nn.Linear(8, 8), g=nn.Linear(8, 8))
+    assert [sorted(b.parameters) for b in both] == [
+        ["f.bias", "f.weight"],
+        ["g.bias", "g.weight"],
+    ]
+
+
+class Dense(nn.Module):
+    """A dense block: each layer reads all that came before, through a bottleneck."""
+
+    def __init__(self, layers: int, width: int = 8, growth: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm2d(width + i * growth),
+                nn.ReLU(),
+                nn.Conv2d(width + i * growth, 6, 1),
+                nn.ReLU(),
+                nn.Conv2d(6, growth, 3, padding=1),
+            )
+            for i in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for layer in self.layers:
+            features.append(layer(torch.cat(features, 1)))
+        return torch.cat(features, 1)
+
+
+def dense(layers: int) -> nn.Module:
+    return randomized(
+        nn.Sequential(nn.Conv2d(6, 8, 1), Dense(layers), nn.Conv2d(8 + 4 * layers, 4, 1))
+    )
+
+
+@pytest.mark.parametrize("gone", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_any_layers_of_a_dense_block_may_go(gone: tuple[int, ...]) -> None:
+    module = dense(3)
+    coupling = couple(traced(module, IMAGE))
+    assert [b.name for b in coupling.branches] == [f"1.layers.{i}" for i in range(3)]
+    result = pruned(module, IMAGE, share=1.0, removed=frozenset(gone))
+    check(result)
+    assert result.proof.exact
+    left = [n for n, _ in result.smaller.named_parameters()]
+    assert not any(n.startswith(tuple(f"1.layers.{i}." for i in gone)) for n in left)
+    check(pruned(module, IMAGE, removed=frozenset(gone)))
+
+
+def test_a_dense_layer_takes_its_channels_along() -> None:
+    coupling = couple(traced(dense(2), IMAGE))
+    for branch in coupling.branches:
+        (group,) = branch.empties
+        slots = {(s.parameter, s.dim) for s in coupling.groups[group].slots}
+        assert (f"{branch.name}.4.weight", 0) in slots
+        assert ("2.weight", 1) in slots
+
+
+def test_a_layer_that_another_reads_alone_is_no_dense_layer() -> None:
+    def compute(s: Any, x: Tensor) -> Tensor:
+        y = s.f(x)
+        return s.h(torch.cat([x, y, s.g(y)], 1))
+
+    layers = {"f": nn.Linear(8, 8), "g": nn.Linear(8, 8), "h": nn.Linear(24, 8)}
+    (only,) = branches(compute, **layers)
+    assert only.parameters == {"g.weight", "g.bias"}
+
+
 NOT_BRANCHES = {
+    "one of a concatenation of others": lambda s, x: s.c(torch.cat([s.f(x), s.g(x)], -1)),
     "read elsewhere": lambda s, x: (lambda y: (x + y) * y)(s.f(x)),
     "its middle read elsewhere": lambda s, x: (lambda y: (x + s.g(y)) * y)(s.f(x)),
-    "of another tensor": lambda s, x: s.f(x) + s.g(s.f(x) * 2 + s.h(x)),
     "two projections": lambda s, x: s.f(x) + s.g(x),
     "nothing learnt": lambda s, x: x + F.relu(x),
     "scaled sum": lambda s, x: torch.add(x, s.f(x), alpha=2),
@@ -135,4 +237,4 @@ NOT_BRANCHES = {
 @pytest.mark.parametrize("compute", NOT_BRANCHES.values(), ids=NOT_BRANCHES)
 def test_what_can_not_be_skipped_is_no_branch(compute: Any) -> None:
     layers = {name: nn.Linear(8, 8) for name in "fgh"}
-    assert branches(compute, **layers) == ()
+    assert branches(compute, **layers, c=nn.Linear(16, 8)) == ()

@@ -93,8 +93,15 @@ between_convs("depthwise conv with multiplier", [8, 2], out=16)(
     lambda: nn.Conv2d(8, 16, 3, padding=1, groups=8)
 )
 between_convs("transposed conv", [8, 6], out=6)(lambda: nn.ConvTranspose2d(8, 6, 2, stride=2))
-between_convs("grouped transposed conv freezes", [])(
-    lambda: nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2)
+# 2 groups of 4 in and 3 out: a whole group, or the same input or output of each group.
+between_convs("grouped transposed conv", [2, 4, 3], out=6)(
+    lambda: nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2)
+)
+between_convs("depthwise transposed conv", [8])(
+    lambda: nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8)
+)
+between_convs("weight norm", [8, 6], exact=False, out=6)(
+    lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 6, 3, padding=1))
 )
 
 # -- norms -----------------------------------------------------------------------------------------
@@ -169,7 +176,6 @@ between_convs("glu", [4], out=4)(lambda: lambda x: F.glu(x, 1))
 between_convs("glu by chunk and product", [4], out=4)(
     lambda: lambda x: (lambda a, b: a * torch.sigmoid(b))(*x.chunk(2, 1))
 )
-between_convs("softmax over channels freezes", [])(lambda: lambda x: x.softmax(1))
 between_convs("softmax over space", [8])(lambda: lambda x: x.flatten(2).softmax(-1).view_as(x))
 between_convs("a buffer over channels", [8])(
     lambda: Net(lambda s, x: x * s.gate, gate=nn.Buffer(torch.rand(8, 1, 1)))
@@ -464,10 +470,96 @@ case("fft freezes what it touches alone", tokens(), [10])(
 case("linalg freezes what it touches alone", tokens(), [10])(
     lambda: frozen_in_the_middle(lambda s, x: torch.linalg.pinv(x).transpose(1, 2))
 )
-case("lstm freezes what it touches alone", tokens(), [10])(
-    lambda: frozen_in_the_middle(lambda s, x: s.lstm(x)[0], lstm=nn.LSTM(8, 8, batch_first=True))
+
+# -- recurrent layers ------------------------------------------------------------------------------
+
+
+def recurrent(layer: nn.Module, out: int) -> nn.Module:
+    layers = {"a": nn.Linear(6, 8), "r": layer, "b": nn.Linear(out, 4)}
+    return Net(lambda s, x: s.b(s.r(s.a(x))[0]), **layers)
+
+
+case("lstm", tokens(), [8, 10])(lambda: recurrent(nn.LSTM(8, 10, batch_first=True), 10))
+case("lstm, time first, without bias", tokens(), [8, 10])(
+    lambda: recurrent(nn.LSTM(8, 10, bias=False), 10)
+)
+case("lstm of two layers both ways", tokens(), [8, 10])(
+    lambda: recurrent(nn.LSTM(8, 10, 2, batch_first=True, bidirectional=True), 20)
+)
+case("lstm with a projected state", tokens(), [8, 10, 7])(
+    lambda: recurrent(nn.LSTM(8, 10, 2, batch_first=True, proj_size=7), 7)
+)
+case("gru", tokens(), [8, 10])(lambda: recurrent(nn.GRU(8, 10, 2, batch_first=True), 10))
+case("elman network", tokens(), [8, 10])(
+    lambda: recurrent(nn.RNN(8, 10, nonlinearity="relu", batch_first=True), 10)
+)
+# Who calls gives and takes h and c: their size stays, what goes in is free.
+case("lstm with its state outside", (tokens(), torch.ones(1, 2, 10), torch.ones(1, 2, 10)), [8])(
+    lambda: StateOutside()
 )
 
+
+class StateOutside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.r = nn.Linear(6, 8), nn.LSTM(8, 10, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        return self.r(self.a(x), (h, c))
+
+
+def cells(s: Any, x: Tensor) -> Tensor:
+    h, c = s.lstm(s.a(x[:, 0]))
+    h, c = s.lstm(s.a(x[:, 1]), (h, c))
+    return s.b(s.gru(h))
+
+
+case("cells", tokens(), [8, 10, 7])(
+    lambda: Net(
+        cells,
+        a=nn.Linear(6, 8),
+        lstm=nn.LSTMCell(8, 10),
+        gru=nn.GRUCell(10, 7),
+        b=nn.Linear(7, 4),
+    )
+)
+
+# -- windows, einsum, orders -----------------------------------------------------------------------
+
+between_convs("im2col", [8], out=72)(
+    lambda: lambda x: F.unfold(x, 3, padding=1).view(x.shape[0], 72, 8, 8)
+)
+between_convs("col2im", [2], out=2)(
+    lambda: lambda x: F.fold(x[:, :, ::2, ::2].flatten(2), (8, 8), 2, stride=2)
+)
+between_convs("windows of space", [8])(
+    lambda: lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+)
+between_convs("softmax over channels", [8], exact=False)(lambda: lambda x: x.softmax(1))
+between_convs("log-softmax over channels", [8], exact=False)(lambda: lambda x: x.log_softmax(1))
+between_convs("sort of channels freezes", [])(lambda: lambda x: x.sort(1)[0])
+between_convs("topk of channels freezes", [], out=4)(lambda: lambda x: x.topk(4, 1)[0])
+between_convs("topk of space", [8])(
+    lambda: lambda x: x.flatten(2).topk(16, -1)[0].unflatten(2, (4, 4))
+)
+case("einsum with capitals, dots and no arrow", tokens(), [8, 7], exact=False)(
+    lambda: Net(
+        lambda s, x: torch.einsum(
+            "...C,Cd", torch.einsum("...N,MN->...M", F.relu(s.a(x)), s.w), s.v
+        ),
+        a=nn.Linear(6, 8),
+        w=nn.Parameter(torch.rand(7, 8)),
+        v=nn.Parameter(torch.rand(7, 4)),
+    )
+)
+case("positions from arange", tokens(), [8])(
+    lambda: Net(
+        lambda s, x: s.b(s.a(x) + s.pos(torch.arange(x.shape[1]))),
+        a=nn.Linear(6, 8),
+        pos=nn.Embedding(5, 8),
+        b=nn.Linear(8, 4),
+    )
+)
 
 # -- what the module takes and gives ---------------------------------------------------------------
 
