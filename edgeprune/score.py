@@ -12,7 +12,7 @@ price of the whole branch, -log(1 - s), when nothing is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.walk import attribute
 from edgeprune.errors import UserError
-from edgeprune.plan import Plan
 from edgeprune.trace import TracedModel
 
 Array = NDArray[np.float64]
@@ -66,8 +65,9 @@ def score(traced: TracedModel, coupling: Coupling, importance: str = "auto") -> 
             + ("is not supported yet" if known else "is not a criterion")
             + f": use {' or '.join(('auto', *CRITERIA))}"
         )
-    shares = _branch_shares(traced, coupling)
-    energies = tuple(_energy(traced, group, coupling) for group in coupling.groups)
+    weights = _Weights(traced, coupling)
+    shares = _branch_shares(traced, coupling, weights)
+    energies = tuple(weights.energy(group) for group in coupling.groups)
     curves = tuple(
         _curve(energy, _share_of(group, coupling, shares))
         for group, energy in zip(coupling.groups, energies, strict=True)
@@ -76,28 +76,51 @@ def score(traced: TracedModel, coupling: Coupling, importance: str = "auto") -> 
     return Scores("magnitude", energies, curves, branches)
 
 
-def _energy(traced: TracedModel, group: Group, coupling: Coupling) -> Array:
-    """Each unit's share of squared weights, averaged over the parameters of its slots: (units,)."""
-    position = np.full(int(group.units.max()) + 1, -1)
-    position[group.units] = np.arange(group.size)
-    total = np.zeros(group.size)
-    for name, dim in dict.fromkeys((s.parameter, s.dim) for s in group.slots):
-        parameter = attribute(traced.graph_module, name)
-        if not isinstance(parameter, torch.nn.Parameter):
-            continue
-        rows = coupling.atoms.resolve(coupling.parameters[name][dim])  # type: ignore[arg-type]
-        others = tuple(d for d in range(parameter.dim()) if d != dim)
-        squares = parameter.detach().double().square()
-        by_index = (squares.sum(others) if others else squares).numpy()
-        share = np.zeros(group.size)
-        for column in range(rows.shape[1]):
-            atoms = rows[:, column]
-            known = (atoms >= 0) & (atoms < len(position))
-            unit = np.where(known, position[np.where(known, atoms, 0)], -1)
-            np.add.at(share, unit[unit >= 0], by_index[unit >= 0])
-        if share.sum() > 0:
-            total += share / share.sum()
-    return total / total.sum() if total.sum() > 0 else np.full(group.size, 1 / group.size)
+class _Weights:
+    """The squared weights of each parameter, by index of each of its dimensions."""
+
+    def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
+        self._traced = traced
+        self._coupling = coupling
+        self._known: dict[tuple[str, int], tuple[Array, NDArray[np.int64]]] = {}
+
+    def energy(self, group: Group) -> Array:
+        """Each unit's share of squared weights, averaged over the group's slots: (units,)."""
+        total = np.zeros(group.size)
+        for share in self.by_slot(group).values():
+            if share.sum() > 0:
+                total += share / share.sum()
+        return total / total.sum() if total.sum() > 0 else np.full(group.size, 1 / group.size)
+
+    def by_slot(self, group: Group) -> dict[tuple[str, int], Array]:
+        """For each learnt (parameter, dimension) of a group, the share of all its squared weights
+        that each unit has: (units,)."""
+        position = np.full(int(group.units.max()) + 1, -1)
+        position[group.units] = np.arange(group.size)
+        found = {}
+        for name, dim in dict.fromkeys((s.parameter, s.dim) for s in group.slots):
+            if not isinstance(attribute(self._traced.graph_module, name), torch.nn.Parameter):
+                continue
+            squares, rows = self._by_index(name, dim)
+            share = np.zeros(group.size)
+            for column in range(rows.shape[1]):
+                atoms = rows[:, column]
+                known = (atoms >= 0) & (atoms < len(position))
+                unit = np.where(known, position[np.where(known, atoms, 0)], -1)
+                np.add.at(share, unit[unit >= 0], squares[unit >= 0])
+            found[name, dim] = share / max(float(squares.sum()), np.finfo(float).tiny)
+        return found
+
+    def _by_index(self, name: str, dim: int) -> tuple[Array, NDArray[np.int64]]:
+        """The squares summed over the other dimensions, and the atoms of each index."""
+        if (name, dim) not in self._known:
+            parameter = attribute(self._traced.graph_module, name).detach().float().square()
+            others = tuple(d for d in range(parameter.dim()) if d != dim)
+            label = self._coupling.parameters[name][dim]
+            assert label is not None
+            squares = (parameter.sum(others) if others else parameter).double().numpy()
+            self._known[name, dim] = squares, self._coupling.atoms.resolve(label)
+        return self._known[name, dim]
 
 
 def _curve(energy: Array, branch_share: float) -> Array:
@@ -123,7 +146,7 @@ def branches_of(group: Group, coupling: Coupling) -> list[Branch]:
     return sorted(holders, key=lambda b: -len(b.nodes))
 
 
-def _branch_shares(traced: TracedModel, coupling: Coupling) -> dict[int, float]:
+def _branch_shares(traced: TracedModel, coupling: Coupling, weights: _Weights) -> dict[int, float]:
     """The share of its residual stream that a branch contributes when it is added.
 
     The stream before branch k of a stage is the sum of what k others have added to the stage's
@@ -134,7 +157,7 @@ def _branch_shares(traced: TracedModel, coupling: Coupling) -> dict[int, float]:
     shares = {}
     for branch in coupling.branches:
         if branch.skip is None:
-            shares[branch.index] = _dense_share(branch, traced, coupling)
+            shares[branch.index] = _dense_share(branch, coupling, weights)
             continue
         by_stream.setdefault(_stream(branch, nodes, coupling), []).append(branch)
     for branches in by_stream.values():
@@ -149,27 +172,15 @@ def _branch_shares(traced: TracedModel, coupling: Coupling) -> dict[int, float]:
     return shares
 
 
-def _dense_share(branch: Branch, traced: TracedModel, coupling: Coupling) -> float:
-    """The share of what is concatenated that a branch contributes: of the squared weights with
-    which the layers after it read the whole, those that read it, on average over these layers."""
+def _dense_share(branch: Branch, coupling: Coupling, weights: _Weights) -> float:
+    """The share of what is concatenated that a branch contributes: of the squared weights of each
+    layer that reads the whole, those that read the branch, on average over these layers."""
     shares = []
-    for name, dim in dict.fromkeys(
-        (slot.parameter, slot.dim)
-        for group in branch.empties
-        for slot in coupling.groups[group].slots
-        if slot.parameter not in branch.parameters
-    ):
-        weight = attribute(traced.graph_module, name).detach().double()
-        if weight.dim() < 2:
-            continue  # a norm says how wide a channel is, not how much it is read
-        everything = Plan.everything(coupling)
-        gone = replace(everything, removed_branches=frozenset([branch.index])).gone(coupling)
-        label = coupling.parameters[name][dim]
-        assert label is not None
-        read = torch.from_numpy(~coupling.kept(label, gone))
-        energy = weight.square().movedim(dim, 0).flatten(1).sum(1)
-        if energy.sum() > 0:
-            shares.append(float(energy[read].sum() / energy.sum()))
+    for group in branch.empties:
+        for (name, dim), share in weights.by_slot(coupling.groups[group]).items():
+            # Weights with one dimension belong to norms: how wide a channel is, not how much read.
+            if name not in branch.parameters and dim > 0:
+                shares.append(float(share.sum()))
     return min(float(np.mean(shares)), 1 - _LEAST_KEPT) if shares else 0.5
 
 

@@ -98,7 +98,7 @@ def test_a_silent_unit_goes_for_nothing() -> None:
         module[2].weight[:, 5] = 0
     _, scores = scored(module, torch.ones(2, 6))
     assert scores.importance[0].argmin() == 5
-    assert scores.curves[0][7] == 0
+    assert scores.curves[0][7] < 1e-12
 
 
 def test_a_branch_of_larger_output_costs_more() -> None:

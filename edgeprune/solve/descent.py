@@ -7,13 +7,12 @@ gives a feasible choice (Everett 1963, Generalized Lagrange multiplier method). 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeprune.poly import Poly
-from edgeprune.solve.problem import LatencyTerm, Limits, Problem
+from edgeprune.solve.compiled import Array, Columns, Latency, Polys
+from edgeprune.solve.problem import Limits, Problem
 
 _SWEEPS = 12
 _BISECTIONS = 22
@@ -27,7 +26,7 @@ def descend(problem: Problem, limits: Limits) -> dict[int, int] | None:
     start = problem.full
     for _ in range(40):
         found = search.run(high, start)
-        if problem.within(found, limits):
+        if search.within(found):
             best = found
             break
         low, high = high, high * 4
@@ -36,7 +35,7 @@ def descend(problem: Problem, limits: Limits) -> dict[int, int] | None:
     for _ in range(_BISECTIONS):
         middle = (low * high) ** 0.5 if low > 0 else high / 4
         found = search.run(middle, best)
-        if problem.within(found, limits):
+        if search.within(found):
             high = middle
             if problem.loss(found) < problem.loss(best):
                 best = found
@@ -48,17 +47,23 @@ def descend(problem: Problem, limits: Limits) -> dict[int, int] | None:
 class _Descent:
     def __init__(self, problem: Problem, limits: Limits) -> None:
         self._problem = problem
-        self._limits = limits
-        self._terms: dict[int, list[LatencyTerm]] = {v: [] for v in problem.options}
-        for term in problem.terms:
+        self._limits = {name: x for name, x in limits.as_dict().items() if x is not None}
+        self._columns = Columns(list(problem.options))
+        self._terms: dict[int, list[int]] = {v: [] for v in problem.options}
+        for i, term in enumerate(problem.terms):
             for v in term.variables:
-                self._terms[v].append(term)
-        self._unit = self._scales()
-
-    def _scales(self) -> dict[str, float]:
-        """What one unit of each limited cost weighs: the limits themselves make them compare."""
-        return {
-            name: 1 / limit for name, limit in self._limits.as_dict().items() if limit is not None
+                self._terms[v].append(i)
+        self._latency: dict[tuple[int, ...], Latency] = {}
+        self._live = Polys(problem.live, self._columns)
+        self._amounts = Polys([problem.weights_mb, problem.parameters], self._columns)
+        self._held = {
+            v: [g for g, b in problem.holder.items() if self._under(b, v)]
+            for v in problem.options
+            if v < 0
+        }
+        self._inner = {
+            v: [b for b, above in problem.inside.items() if self._under(above, v)]
+            for v in self._held
         }
 
     def run(self, price: float, start: Mapping[int, int]) -> dict[int, int]:
@@ -72,19 +77,25 @@ class _Descent:
                 break
         return values
 
+    def within(self, values: Mapping[int, int]) -> bool:
+        """Whether a choice keeps all limits."""
+        rows = self._columns.row(values)[None]
+        costs = self._costs(rows, tuple(range(len(self._problem.terms))))
+        return all(costs[name][0] <= limit for name, limit in self._limits.items())
+
     def _move(self, v: int, values: dict[int, int], price: float) -> bool:
         problem = self._problem
         options = problem.options[v]
-        allowed = np.ones(len(options), bool)
-        above = problem.holder.get(v) if v >= 0 else problem.inside.get(v)
-        if above is not None and v >= 0:
-            allowed = (options > 0) if values[above] else (options == 0)
-        elif above is not None and not values[above]:
-            allowed = options == 0
-        if v < 0 and len(options) > 1:
+        if len(options) == 1:
+            return False
+        if v < 0:
             return self._toggle(v, values, price)
-        total = problem.losses[v] + price * self._cost(v, options, values)
-        total[~allowed] = np.inf
+        above = problem.holder.get(v)
+        total = problem.losses[v] + price * self._weighed(
+            self._columns.rows(values, v, options.astype(float)), tuple(self._terms[v])
+        )
+        if above is not None:
+            total[(options > 0) != bool(values[above])] = np.inf
         chosen = int(options[int(np.argmin(total))])
         changed = chosen != values[v]
         values[v] = chosen
@@ -92,21 +103,26 @@ class _Descent:
 
     def _toggle(self, branch: int, values: dict[int, int], price: float) -> bool:
         """A branch goes with all that it holds, or comes back whole."""
-        problem = self._problem
-        held = [g for g, b in problem.holder.items() if self._under(b, branch)]
-        inner = [b for b in problem.inside if self._under(problem.inside[b], branch)]
-        outer = problem.inside.get(branch)
+        held, inner = self._held[branch], self._inner[branch]
+        outer = self._problem.inside.get(branch)
         if outer is not None and not values[outer]:
-            return False
+            changed = values[branch] != 0
+            values[branch] = 0
+            return changed
         other = dict(values)
         if values[branch]:
             other.update({branch: 0, **dict.fromkeys(held, 0), **dict.fromkeys(inner, 0)})
         else:
-            full = problem.full
+            full = self._problem.full
             other.update({branch: 1, **{x: full[x] for x in (*held, *inner)}})
             for group in held:
                 self._move(group, other, price)
-        if self._objective(other, price) < self._objective(values, price) - 1e-12:
+        moved = (branch, *held, *inner)
+        terms = tuple(sorted({i for v in moved for i in self._terms[v]}))
+        rows = np.stack([self._columns.row(values), self._columns.row(other)])
+        before, after = self._weighed(rows, terms)
+        gain = self._loss(other, moved) - self._loss(values, moved) + price * (after - before)
+        if gain < -1e-12:
             values.update(other)
             return True
         return False
@@ -118,28 +134,33 @@ class _Descent:
             branch = self._problem.inside.get(branch)
         return False
 
-    def _objective(self, values: Mapping[int, int], price: float) -> float:
-        costs = self._problem.costs(values)
-        return self._problem.loss(values) + price * sum(
-            costs[name] * unit for name, unit in self._unit.items()
+    def _loss(self, values: Mapping[int, int], variables: Sequence[int]) -> float:
+        options, losses = self._problem.options, self._problem.losses
+        return sum(
+            float(losses[v][np.searchsorted(options[v], values[v])])
+            for v in dict.fromkeys(variables)
         )
 
-    def _cost(
-        self, v: int, options: NDArray[np.int64], values: Mapping[int, int]
-    ) -> NDArray[np.float64]:
-        """The limited costs that depend on `v`, for each of its options."""
-        at: dict[int, object] = {**values, v: options.astype(float)}
-        total = np.zeros(len(options))
-        if "latency_ms" in self._unit:
-            for term in self._terms[v]:
-                total = total + term.at(at) * self._unit["latency_ms"]
-        if "memory_mb" in self._unit:
-            steps = [_value(step, at) * np.ones(len(options)) for step in self._problem.live]
-            held = np.max(steps, axis=0) + _value(self._problem.weights_mb, at)
-            total = total + held * self._unit["memory_mb"]
-        if "parameters" in self._unit:
-            total = total + _value(self._problem.parameters, at) * self._unit["parameters"]
-        return total
+    def _weighed(self, rows: Array, terms: tuple[int, ...]) -> Array:
+        """The limited costs, each over its limit, so that they compare: (choices,).
+
+        terms: the kernels that count (those that the choices tell apart).
+        """
+        costs = self._costs(rows, terms)
+        return np.sum([costs[name] / limit for name, limit in self._limits.items()], axis=0)
+
+    def _costs(self, rows: Array, terms: tuple[int, ...]) -> dict[str, Array]:
+        costs = {}
+        if "latency_ms" in self._limits:
+            if terms not in self._latency:
+                chosen = [self._problem.terms[i] for i in terms]
+                self._latency[terms] = Latency(chosen, self._columns)
+            costs["latency_ms"] = self._latency[terms](rows)
+        if "memory_mb" in self._limits or "parameters" in self._limits:
+            weights, parameters = self._amounts(rows).T
+            costs["memory_mb"] = self._live(rows).max(axis=1, initial=0.0) + weights
+            costs["parameters"] = parameters
+        return costs
 
     def refill(self, values: dict[int, int]) -> dict[int, int]:
         """Widens what fits in the slack that bisection left, most loss regained first."""
@@ -157,11 +178,7 @@ class _Descent:
                 )
             for gain, v, wider in sorted(gains, reverse=True):
                 trial = {**values, v: wider}
-                if gain > 0 and problem.within(trial, self._limits):
+                if gain > 0 and self.within(trial):
                     values, improved = trial, True
                     break
         return values
-
-
-def _value(poly: Poly, at: Mapping[int, object]) -> NDArray[np.float64]:
-    return np.asarray(poly(at), dtype=float)  # type: ignore[arg-type]

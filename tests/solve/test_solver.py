@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from edgeprune.plan import Plan
 from edgeprune.poly import branch_variable
 from edgeprune.score import score
 from edgeprune.solve import Limits, Problem, solve
+from edgeprune.solve.compiled import Columns, Latency
 from edgeprune.solve.descent import descend
 from edgeprune.solve.solver import GAP_LIMIT
 from tests.pruning import randomized, traced
@@ -64,6 +66,19 @@ class ManyPaths(nn.Module):
         return self.mix(torch.cat([path(x) for path in self.paths], 1))
 
 
+class Dense(nn.Module):
+    """Two layers that each read all that came before."""
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(width, growth, 3, padding=1)
+        self.b = nn.Conv2d(width + growth, growth, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, F.relu(self.a(x))], 1)
+        return torch.cat([x, F.relu(self.b(x))], 1)
+
+
 class Attend(nn.Module):
     """Heads, their size and the embedding: kernels of three and more variables."""
 
@@ -97,6 +112,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "many paths": (lambda: between(ManyPaths(), out=16), IMAGE),
     "residual": (lambda: between(Residual(16, 32), Residual(16, 12), out=16), IMAGE),
     "nested": (lambda: between(Residual(16, 16, Residual(16, 24)), out=16), IMAGE),
+    "dense": (lambda: between(Dense(16, 12), out=40), IMAGE),
     "attention": (Attend, TOKENS),
 }
 
@@ -191,6 +207,16 @@ def test_the_terms_of_a_problem_add_up_to_the_kernels_latency(name: str) -> None
         assert total == pytest.approx(costs["latency_ms"])
         assert held == pytest.approx(costs["memory_mb"])
         assert problem.parameters(values) == pytest.approx(costs["parameters"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_compiled_latency_is_that_of_the_terms(name: str) -> None:
+    problem = problem_of(name)
+    columns = Columns(list(problem.options))
+    some = list(itertools.islice(choices(problem), 0, None, 37))
+    latency = Latency(problem.terms, columns)(np.stack([columns.row(values) for values in some]))
+    for values, compiled in zip(some, latency, strict=True):
+        assert compiled == pytest.approx(sum(float(term.at(values)) for term in problem.terms))
 
 
 def test_no_limit_removes_nothing() -> None:

@@ -1,0 +1,87 @@
+"""Polynomials as arrays: many of them at many choices at once, for the descent's inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.poly import Poly
+from edgeprune.solve.problem import LatencyTerm
+
+Array = NDArray[np.float64]
+
+
+class Columns:
+    """The place of each variable in a row of choices; the last place holds a 1."""
+
+    def __init__(self, variables: Sequence[int]) -> None:
+        self._place = {v: i for i, v in enumerate(variables)}
+
+    def row(self, values: Mapping[int, float]) -> Array:
+        """A choice as a row (variables + 1,)."""
+        return np.array([*(values[v] for v in self._place), 1.0], float)
+
+    def rows(self, values: Mapping[int, float], v: int, options: Array) -> Array:
+        """The choice with each option of one variable: (options, variables + 1)."""
+        rows = np.tile(self.row(values), (len(options), 1))
+        rows[:, self._place[v]] = options
+        return rows
+
+    def factors(self, monomial: Sequence[int], degree: int) -> list[int]:
+        """The places of a monomial's variables, filled up to `degree` with the place of the 1."""
+        places = [self._place[v] for v in monomial]
+        return places + [len(self._place)] * (degree - len(places))
+
+
+class Polys:
+    """Several polynomials: rows (choices, variables + 1) → values (choices, polynomials)."""
+
+    def __init__(self, polys: Sequence[Poly], columns: Columns) -> None:
+        monomials = [(i, m, c) for i, p in enumerate(polys) for m, c in p.terms.items()]
+        degree = max((len(m) for _, m, _ in monomials), default=0)
+        places = [columns.factors(m, degree) for _, m, _ in monomials]
+        self._factors = np.array(places, np.int64).reshape(len(places), degree)
+        self._coefficients = np.array([c for _, _, c in monomials], float)
+        owners = np.array([i for i, _, _ in monomials], np.int64)
+        self._filled, self._starts = np.unique(owners, return_index=True)
+        self._count = len(polys)
+
+    def __call__(self, rows: Array) -> Array:
+        out = np.zeros((len(rows), self._count))
+        if len(self._coefficients):
+            products = np.broadcast_to(self._coefficients, (len(rows), len(self._coefficients)))
+            for k in range(self._factors.shape[1]):
+                products = products * rows[:, self._factors[:, k]]
+            out[:, self._filled] = np.add.reduceat(products, self._starts, axis=1)
+        return out
+
+
+class Latency:
+    """Several kernels' latency together: rows (choices, variables + 1) → ms (choices,)."""
+
+    def __init__(self, terms: Sequence[LatencyTerm], columns: Columns) -> None:
+        self._overhead = Polys([Poly.total(term.overhead for term in terms)], columns)
+        self._compute = Polys([term.compute for term in terms], columns)
+        self._memory = Polys([term.memory for term in terms], columns)
+        sized = [
+            (i, channels, term.tile)
+            for i, term in enumerate(terms)
+            for channels in term.kernel.channels
+            if channels.variables
+        ]
+        self._owners = np.array([i for i, _, _ in sized], np.int64)
+        self._channels = Polys([channels for _, channels, _ in sized], columns)
+        self._tiles = np.array([tile for _, _, tile in sized], float)
+
+    def __call__(self, rows: Array) -> Array:
+        compute = self._compute(rows)
+        if len(self._owners):
+            size = np.round(self._channels(rows))
+            padded = np.ceil(size / self._tiles) * self._tiles
+            factor = np.where(size > self._tiles, padded / np.maximum(size, 1), 1.0)
+            # A kernel may have two such dimensions: both factors count.
+            np.multiply.at(compute.T, self._owners, factor.T)
+        slower = np.maximum(compute, self._memory(rows)).sum(axis=1)
+        return np.asarray(self._overhead(rows)[:, 0] + slower)
