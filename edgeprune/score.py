@@ -24,7 +24,7 @@ from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.walk import attribute
 from edgeprune.errors import UserError
-from edgeprune.trace import TracedModel
+from edgeprune.trace import TracedModel, sizes_of
 
 Array = NDArray[np.float64]
 
@@ -190,7 +190,7 @@ def _stream(branch: Branch, nodes: Mapping[str, Node], coupling: Coupling) -> An
     variables = frozenset(
         v for label in labels if label is not None for v in coupling.size(label).variables
     )
-    return variables or tuple(nodes[branch.joins[0]].meta["val"].shape[1:])
+    return variables or sizes_of(nodes[branch.joins[0]])[1:]
 
 
 _SEE_THROUGH = ("dropout", "permute", "transpose", "reshape", "view", "contiguous", "slice", "roll")

@@ -1,15 +1,19 @@
 """The user's own module, resized: same class, smaller layers, accepted only if it equals the graph.
 
-torch-pruning's functions resize the leaf layers (they keep out_channels, num_features, … right);
-bare parameters are replaced; a block whose whole work was a removed branch becomes an Identity.
+Its layers are resized and its own code does the rest; a block whose whole work was a removed branch
+becomes an Identity. A module whose code states sizes itself is replaced by its part of the graph.
 What the result computes is compared with the smaller graph: where it differs the graph is what the
 user gets.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,157 +22,261 @@ from torch import nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from edgeprune.carve import CannotCarve, Carver
 from edgeprune.coupling import Coupling
-from edgeprune.coupling.walk import attribute
+from edgeprune.coupling.branches import Branch
+from edgeprune.coupling.walk import attribute, module_path
 from edgeprune.importing import one_line
 from edgeprune.oracle import TOLERANCE, difference
 from edgeprune.plan import Plan
+from edgeprune.resize_layers import RESIZED, RIGID, Removed, resize_layer
 from edgeprune.trace import ExampleInputs, TracedModel
 
 
 @dataclass(frozen=True)
 class WrittenBack:
-    """module: the user's class if it could follow, else None, and then why not."""
+    """module: the user's class if it could follow, else None.
+
+    graphs: the modules in it that a part of the graph stands in for. note: these, or why there is
+    no module, for a reader.
+    """
 
     module: nn.Module | None
     note: str
+    graphs: tuple[str, ...] = ()
 
 
 def write_back(
     original: nn.Module, traced: TracedModel, coupling: Coupling, plan: Plan, smaller: GraphModule
 ) -> WrittenBack:
-    """A resized copy of `original` with the weights of `smaller`; `original` stays as it was."""
+    """A resized copy of `original` with the weights of `smaller`; `original` stays as it was.
+
+    First its layers are resized and its own code is trusted with the rest. Where that differs, the
+    numbers among its modules' attributes change as they did in the graph (num_heads), and at last
+    modules that state sizes in their code are replaced by their part of the graph.
+    """
     if isinstance(original, GraphModule):
         return WrittenBack(None, "the model came as a graph, without a class of its own")
-    try:
-        module = copy.deepcopy(original).eval()
-        _resize_layers(module, coupling, plan, smaller)
-        _bypass_blocks(module, traced, coupling, plan)
-        _take_weights(module, smaller)
-        error = _difference(module, smaller, traced.example_inputs)
-    except _Stuck as stuck:
-        return WrittenBack(None, str(stuck))
-    except Exception as failure:  # the user's own code ran: the graph holds, whatever it raised
-        return WrittenBack(None, f"its forward fails once resized: {one_line(failure)}")
-    if error > TOLERANCE:
-        return WrittenBack(None, f"its output differs from the graph's by {error:.1e} once resized")
-    return WrittenBack(module, "")
+    writer = _Writer(original, traced, coupling, plan, smaller)
+    note = ""
+    for paths, restated in (
+        (writer.rigid, False),
+        (writer.rigid, True),
+        (writer.rigid | writer.stated, True),
+    ):
+        try:
+            return writer.write(paths, restated)
+        except _Stuck as stuck:
+            note = str(stuck)
+        except Exception as failure:  # the user's own code ran: the graph holds, whatever it raised
+            note = f"its forward fails once resized: {one_line(failure)}"
+    return WrittenBack(None, note)
 
 
 class _Stuck(Exception):
     """A layer or block that can't follow; the message says which and why."""
 
 
-def _resize_layers(module: nn.Module, coupling: Coupling, plan: Plan, smaller: GraphModule) -> None:
-    gone = plan.gone(coupling)
-    removed: dict[str, dict[str, dict[int, list[int]]]] = {}
-    for name, labels in coupling.parameters.items():
-        holder, _, leaf = name.rpartition(".")
-        for dim, label in enumerate(labels):
-            if label is None:
+class _Writer:
+    """One model's write-back. A path is a module's dotted name.
+
+    rigid: the modules whose class can't be resized; stated: those whose code has sizes in it.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        traced: TracedModel,
+        coupling: Coupling,
+        plan: Plan,
+        smaller: GraphModule,
+    ) -> None:
+        self._original = original
+        self._traced = traced
+        self._coupling = coupling
+        self._smaller = smaller
+        self._branches = [coupling.branches[i] for i in sorted(plan.removed_branches)]
+        self._gone = plan.gone(coupling)
+        self._nodes = {n.name: n for n in traced.graph_module.graph.nodes}
+        self._removed = self._removed_indices()
+        self.rigid = frozenset(
+            holder
+            for holder in self._removed
+            if isinstance(attribute(original, holder) if holder else original, RIGID)
+        )
+        self.stated = self._stating() | self._unskippable()
+
+    @cached_property
+    def _carver(self) -> Carver:
+        bypassed = {b.joins[0]: b.skip for b in self._branches if b.skip is not None}
+        return Carver(self._original, self._traced, self._smaller, bypassed)
+
+    def write(self, paths: frozenset[str], restated: bool) -> WrittenBack:
+        """The resized class, graphs in place of the modules at `paths`; restated: with attributes
+        changed. Raises _Stuck, and what the user's code raises."""
+        module = copy.deepcopy(self._original).eval()
+        graphs = self._carved(paths)
+        for holder, leaves in self._removed.items():
+            if not _under(holder, graphs):
+                layer = attribute(module, holder) if holder else module
+                resize_layer(layer, holder, leaves, self._smaller)
+        for branch in self._branches:
+            if not any(_under(self._path(join), graphs) for join in branch.joins):
+                self._skip(module, branch)
+        for path, graph in graphs.items():
+            _put(module, path, graph)
+        if restated:
+            self._restate(module, graphs)
+        _take_weights(module, self._smaller)
+        error = self._difference(module)
+        if error > TOLERANCE:
+            raise _Stuck(f"its output differs from the graph's by {error:.1e} once resized")
+        return WrittenBack(module, _told(list(graphs)), tuple(graphs))
+
+    def _carved(self, paths: frozenset[str]) -> dict[str, GraphModule]:
+        """The graphs for the modules at `paths`, or for those around them; outermost ones only."""
+        graphs: dict[str, GraphModule] = {}
+        for path in sorted(paths):
+            while path and not _under(path, graphs):
+                try:
+                    graph = self._carver.carve(path)
+                except CannotCarve as reason:
+                    path, because = path.rpartition(".")[0], str(reason)
+                    if not path:
+                        raise _Stuck(because) from reason
+                else:
+                    graphs = {p: g for p, g in graphs.items() if not _under(p, {path: g})}
+                    graphs[path] = graph
+        return graphs
+
+    def _removed_indices(self) -> dict[str, Removed]:
+        """What goes from each module's own tensors: {module: {tensor: {dimension: indices}}}."""
+        removed: dict[str, Removed] = {}
+        dead = frozenset().union(*(branch.parameters for branch in self._branches))
+        for name, labels in self._coupling.parameters.items():
+            if name in dead:
                 continue
-            mask = coupling.kept(label, gone)
-            if not mask.all() and mask.any():
-                indices = np.flatnonzero(~mask).tolist()
-                removed.setdefault(holder, {}).setdefault(leaf, {})[dim] = indices
-    for holder, leaves in removed.items():
-        layer = attribute(module, holder) if holder else module
-        _resize_layer(layer, holder, leaves, smaller)
+            holder, _, leaf = name.rpartition(".")
+            for dim, label in enumerate(labels):
+                if label is None:
+                    continue
+                mask = self._coupling.kept(label, self._gone)
+                if not mask.all() and mask.any():
+                    indices = np.flatnonzero(~mask).tolist()
+                    removed.setdefault(holder, {}).setdefault(leaf, {})[dim] = indices
+        return removed
 
+    @cached_property
+    def _changes(self) -> dict[str, dict[int, set[int]]]:
+        """The sizes that changed in the graph, by the module that states them: {old: {new}}."""
+        changes: dict[str, dict[int, set[int]]] = {}
+        dead = frozenset().union(*(branch.nodes for branch in self._branches))
+        sized = [(known.node, known.rows) for known in self._coupling.literals]
+        sized += [(pin.node, pin.rows) for pin in self._coupling.pins]
+        for node, rows in sized:
+            mask = self._coupling.kept(rows, self._gone)
+            if node not in dead and not mask.all():
+                olds = changes.setdefault(self._path(node), {})
+                olds.setdefault(len(mask), set()).add(int(mask.sum()))
+        return changes
 
-def _resize_layer(
-    layer: nn.Module, name: str, leaves: dict[str, dict[int, list[int]]], smaller: GraphModule
-) -> None:
-    """One layer by torch-pruning's function for its class, or parameter by parameter."""
-    from torch_pruning.pruner import function as pruners
+    def _stating(self) -> frozenset[str]:
+        """The modules that state sizes which had to change, and that resizing doesn't see to."""
+        found = set()
+        for path in self._changes:
+            with contextlib.suppress(AttributeError):
+                resized = isinstance(attribute(self._original, path), RESIZED)
+                if path and not (resized and path in self._removed):
+                    found.add(path)
+        return frozenset(found)
 
-    weight = leaves.get("weight", {})
-    if isinstance(layer, nn.MultiheadAttention):
-        raise _Stuck(f"{name}: nn.MultiheadAttention can't hold heads of another size")
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        _resize_convolution(layer, name, weight, smaller)
-    elif isinstance(layer, nn.Linear):
-        _apply(layer, weight, 0, pruners.prune_linear_out_channels)
-        _apply(layer, weight, 1, pruners.prune_linear_in_channels)
-    elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and "running_mean" in leaves:
-        _apply(layer, leaves["running_mean"], 0, pruners.prune_batchnorm_out_channels)
-    elif isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
-        _apply(layer, weight, 0, pruners.prune_layernorm_out_channels)
-    elif isinstance(layer, nn.Embedding):
-        _apply(layer, weight, 1, pruners.prune_embedding_out_channels)
-    elif isinstance(layer, nn.GroupNorm):
-        raise _Stuck(f"{name}: GroupNorm's groups have changed")
-    else:
-        _replace_tensors(layer, name, leaves, smaller)
+    def _restate(self, module: nn.Module, graphs: Mapping[str, object]) -> None:
+        """Attributes that had a size's old value get its new one, where there is only one."""
+        for path, changes in self._changes.items():
+            with contextlib.suppress(AttributeError):
+                stating = attribute(module, path) if path else module
+                if path in self._removed or _under(path, graphs):
+                    continue
+                for name, value in list(vars(stating).items()):
+                    setattr(stating, name, _changed(value, changes))
 
+    def _unskippable(self) -> frozenset[str]:
+        """The modules that join removed branches and do more than that."""
+        found = set()
+        for branch in self._branches:
+            if self._block(branch) is None and not self._entry(branch):
+                found.add(_common([self._path(join) for join in branch.joins]))
+        return frozenset(found - {""})
 
-def _resize_convolution(
-    layer: Any, name: str, weight: dict[int, list[int]], smaller: GraphModule
-) -> None:
-    from torch_pruning.pruner import function as pruners
-
-    out_dim, in_dim = (1, 0) if layer.transposed else (0, 1)
-    if layer.groups == 1:
-        _apply(layer, weight, out_dim, pruners.prune_conv_out_channels)
-        _apply(layer, weight, in_dim, pruners.prune_conv_in_channels)
-    elif layer.groups == layer.in_channels == layer.out_channels:
-        _apply(layer, weight, 0, pruners.prune_depthwise_conv_out_channels)
-    else:
-        groups = _groups_of(smaller, f"{name}.weight")
-        shape = attribute(smaller, f"{name}.weight").shape
-        _replace_tensors(layer, name, {"weight": {}, "bias": {}}, smaller)
-        layer.groups, layer.out_channels = groups, shape[0]
-        layer.in_channels = shape[1] * groups
-
-
-def _groups_of(smaller: GraphModule, weight: str) -> int:
-    """The groups of the convolution that reads a weight."""
-    for node in smaller.graph.find_nodes(op="get_attr"):
-        if node.target == weight:
-            convolution = next(iter(node.users))
-            return int(convolution.args[6])
-    raise _Stuck(f"{weight}: no convolution reads it any more")
-
-
-def _apply(layer: nn.Module, removed: dict[int, list[int]], dim: int, resize: Any) -> None:
-    if removed.get(dim):
-        resize(layer, removed[dim])
-
-
-def _replace_tensors(
-    layer: nn.Module, name: str, leaves: dict[str, Any], smaller: GraphModule
-) -> None:
-    """Parameters and buffers that no layer class describes: taken over from the graph."""
-    for leaf in leaves:
-        path = f"{name}.{leaf}" if name else leaf
-        old = getattr(layer, leaf, None)
-        if old is None:
-            continue
-        try:
-            new = attribute(smaller, path).detach().clone()
-        except AttributeError:  # a removed branch took it along
-            continue
-        if isinstance(old, nn.Parameter):
-            setattr(layer, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+    def _skip(self, module: nn.Module, branch: Branch) -> None:
+        """Leaves a removed branch out of the class."""
+        entry, block = self._entry(branch), self._block(branch)
+        if entry:
+            holder, _, leaf = branch.name.rpartition(".")
+            del attribute(module, holder)[leaf]
+        elif block:
+            _put(module, block, nn.Identity())
         else:
-            setattr(layer, leaf, new)
+            where = self._path(branch.joins[0]) or "the model's own forward"
+            raise _Stuck(f"{branch.name}: {where} does more than the removed branch")
+
+    def _block(self, branch: Branch) -> str | None:
+        """The module that is nothing but the branch and its sum."""
+        path = self._path(branch.joins[0])
+        inside = {n for n in self._coupling.parameters if n.startswith(f"{path}.")}
+        whole = branch.skip is not None and path and inside <= branch.parameters
+        return path if whole else None
+
+    def _entry(self, branch: Branch) -> bool:
+        """Whether the branch is an entry of a nn.ModuleDict, which its owner may iterate over."""
+        with contextlib.suppress(AttributeError):
+            holder = attribute(self._original, branch.name.rpartition(".")[0])
+            inside = {n for n in self._coupling.parameters if n.startswith(f"{branch.name}.")}
+            return isinstance(holder, nn.ModuleDict) and inside == branch.parameters
+        return False
+
+    def _path(self, node: str) -> str:
+        return module_path(self._nodes[node])
+
+    def _difference(self, module: nn.Module) -> float:
+        """The error relative to the graph's output, at another batch size too if any goes."""
+        inputs = self._traced.example_inputs
+        tried = [inputs]
+        if self._traced.dynamic_batch:
+            tried.append(inputs.map(lambda t: torch.cat([t, t])))
+        return max(_difference(module, self._smaller, x) for x in tried)
 
 
-def _bypass_blocks(module: nn.Module, traced: TracedModel, coupling: Coupling, plan: Plan) -> None:
-    """A removed branch's block, the module whose forward adds it, becomes an Identity."""
-    nodes = {n.name: n for n in traced.graph_module.graph.nodes}
-    for index in plan.removed_branches:
-        branch = coupling.branches[index]
-        stack = nodes[branch.joins[0]].meta.get("nn_module_stack") or {}
-        path = [str(value[0]).removeprefix("L['self'].") for value in stack.values()][-1:]
-        if not path or not path[0] or path[0] == "L['self']":
-            raise _Stuck(f"{branch.name}: the model's own forward adds it, so it can't be left out")
-        # Replacing the block drops everything in it: right only if all of it went.
-        inside = {n for n in coupling.parameters if n.startswith(path[0] + ".")}
-        if not inside <= set(branch.parameters):
-            raise _Stuck(f"{branch.name}: its block {path[0]} does more than the removed branch")
-        holder, _, leaf = path[0].rpartition(".")
-        setattr(attribute(module, holder) if holder else module, leaf, nn.Identity())
+def _told(graphs: Sequence[str]) -> str:
+    """Which modules are graphs now, for a reader."""
+    if len(graphs) < 2:
+        return f"a graph stands in for {graphs[0]}" if graphs else ""
+    some = ", ".join(graphs[:3]) + (", …" if len(graphs) > 3 else "")
+    return f"graphs stand in for {len(graphs)} of its modules: {some}"
+
+
+def _changed(value: Any, changes: Mapping[int, set[int]]) -> Any:
+    """An attribute's value, a size or a tuple of sizes, after the changes that leave no doubt."""
+    if type(value) is tuple:
+        return tuple(_changed(item, changes) for item in value)
+    new = changes.get(value, ()) if type(value) is int else ()
+    return next(iter(new)) if len(new) == 1 else value
+
+
+def _under(path: str, roots: Mapping[str, object]) -> bool:
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def _common(paths: Sequence[str]) -> str:
+    """The innermost module that all paths are in."""
+    parts = [path.split(".") for path in paths]
+    same = itertools.takewhile(lambda at: len(set(at)) == 1, zip(*parts, strict=False))
+    return ".".join(at[0] for at in same)
+
+
+def _put(module: nn.Module, path: str, new: nn.Module) -> None:
+    holder, _, leaf = path.rpartition(".")
+    setattr(attribute(module, holder) if holder else module, leaf, new)
 
 
 def _take_weights(module: nn.Module, smaller: GraphModule) -> None:

@@ -204,6 +204,8 @@ def _reduced(position: int, keepdim_at: int, freezes: bool = False) -> Rule:
     def rule(walk: Walk, node: Node) -> Any:
         labels = walk.of(node.args[0])
         dims = argument(node, position, "dim")
+        if isinstance(dims, Node):  # max(x, y), element by element
+            return walk.broadcast([node.args[0], dims], node)
         dims = range(len(labels)) if dims is None or dims == [] else dims
         dims = [dims] if isinstance(dims, int) else dims
         gone = {d % max(len(labels), 1) for d in dims}

@@ -130,7 +130,8 @@ class Report(_Frozen):
     Leave `met` out to have it computed; a value that contradicts the figures is refused.
 
     module: whether the user's own class could follow or the resized graph stands in for it;
-    module_note says why. remarks: what was assumed. batch: the batch size that costs are for.
+    module_note says why, or which parts of the class are graphs. remarks: what was assumed.
+    batch: the batch size that costs are for.
     files: paths of what was written, by what it is. runtime: what runs the file on the device.
     """
 

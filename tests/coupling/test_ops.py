@@ -199,6 +199,9 @@ between_convs("narrow", [4, 4], out=4)(lambda: lambda x: x.narrow(1, 2, 4))
 case("stack", image(), [8])(
     lambda: two_convs(lambda a, b: torch.stack([a, b], 1).sum(1), 8, (8, 8))
 )
+case("larger of two", image(), [8])(
+    lambda: two_convs(lambda a, b: torch.max(a, b) + torch.min(a, b), 8, (8, 8))
+)
 case("two inputs of a sum", image(), [8])(lambda: two_convs(lambda a, b: a + b, 8, (8, 8)))
 case("uneven split", tokens(), [2, 4, 6])(
     lambda: Net(

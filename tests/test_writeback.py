@@ -1,0 +1,262 @@
+"""The user's own class, resized: what follows by itself, by attributes, or by a graph inside."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgeprune.coupling import couple
+from edgeprune.writeback import WrittenBack, write_back
+from tests.pruning import Net, equal, random_plan, randomized, resize, run, traced
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def written(module: nn.Module, x: Any, removed: frozenset[int] = frozenset()) -> WrittenBack:
+    """What write-back makes of a random plan, and that it is right and leaves `module` alone."""
+    randomized(module)
+    before = run(module, x)
+    graph = traced(module, x)
+    coupling = couple(graph)
+    plan = random_plan(coupling, removed=removed)
+    smaller = resize(graph, coupling, plan)
+    result = write_back(module, graph, coupling, plan, smaller)
+    assert equal(run(module, x), before)
+    if result.module is not None:
+        assert type(result.module) is type(module)
+        wide = torch.cat([x, x.flip(0)])
+        for batch in (x, wide):
+            torch.testing.assert_close(run(result.module, batch), run(smaller, batch))
+        count = sum(p.numel() for p in module.parameters())
+        assert sum(p.numel() for p in result.module.parameters()) < count
+    return result
+
+
+def followed(module: nn.Module, x: Any, removed: frozenset[int] = frozenset()) -> Any:
+    """The resized class of a module that follows without any graph."""
+    result = written(module, x, removed)
+    assert result.module is not None, result.note
+    assert result.graphs == ()
+    return result.module
+
+
+def convolutions(middle: nn.Module, out: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), middle, nn.Conv2d(out, 4, 1))
+
+
+def test_attributes_of_layers_tell_the_truth() -> None:
+    module = followed(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 12, 3, groups=2),
+            nn.InstanceNorm2d(12, affine=True),
+            nn.ConvTranspose2d(12, 8, 2, groups=2),
+            nn.GroupNorm(2, 8),
+            nn.Flatten(),
+            nn.Linear(200, 6),
+            nn.LayerNorm(6),
+            nn.Linear(6, 4),
+        ),
+        X,
+    )
+    first, norm, grouped, instance, transposed, groups, _, linear, layer, _ = module
+    assert first.out_channels == first.weight.shape[0] == norm.num_features
+    assert grouped.in_channels == first.out_channels
+    assert grouped.weight.shape == (
+        grouped.out_channels,
+        grouped.in_channels // grouped.groups,
+        3,
+        3,
+    )
+    assert instance.num_features == grouped.out_channels == transposed.in_channels
+    assert transposed.weight.shape[1] == transposed.out_channels // transposed.groups
+    assert groups.num_channels == transposed.out_channels
+    assert linear.out_features == linear.weight.shape[0]
+    assert layer.normalized_shape == (linear.out_features,)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_follow(kind: Any) -> None:
+    net = Net(
+        lambda s, x: s.b(s.r(s.a(x))[0]),
+        a=nn.Linear(6, 8),
+        r=kind(8, 10, num_layers=2, batch_first=True, bidirectional=True),
+        b=nn.Linear(20, 4),
+    )
+    module = followed(net, TOKENS)
+    assert module.r.input_size == module.a.out_features
+    assert module.r.hidden_size == module.r.weight_hh_l1_reverse.shape[1] < 10
+
+
+def test_a_norm_without_weights_follows() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8, elementwise_affine=False), nn.Linear(8, 4))
+    module = followed(net, TOKENS)
+    assert module[1].normalized_shape == (module[0].out_features,)
+
+
+class Attention(nn.Module):
+    """Self-attention that knows its heads and their size as attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_size = 4, 3
+        self.qkv, self.out = nn.Linear(6, 36, bias=False), nn.Linear(12, 4)
+        self.scale = 3**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1)
+        )
+        a = F.softmax(q @ k.transpose(-1, -2) * self.scale, -1) @ v
+        return self.out(a.transpose(1, 2).flatten(2))
+
+
+def test_numbers_among_the_attributes_follow() -> None:
+    class Stated(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            qkv = self.qkv(x).reshape(b, n, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+            a = F.softmax(q @ k.transpose(-1, -2) * self.scale, -1) @ v
+            return self.out(a.transpose(1, 2).flatten(2))
+
+    net = nn.Sequential(Stated())
+    result = written(net, TOKENS)
+    assert result.module is not None
+    if not result.graphs:  # q, k and v may keep heads of different sizes: then only the graph fits
+        assert result.module[0].heads < 4 or result.module[0].head_size < 3
+
+
+class Halves(nn.Module):
+    """Swaps two halves of its channels: 4 is written in its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, 4:] * 2, x[:, :4]], 1)
+
+
+def test_a_module_with_sizes_in_its_code_becomes_a_graph() -> None:
+    result = written(convolutions(Halves()), X)
+    assert result.graphs == ("1",)
+    assert result.module is not None
+    assert isinstance(result.module[0], nn.Conv2d)
+
+
+def test_a_graph_inside_trains_and_pickles() -> None:
+    module = written(convolutions(nn.Sequential(nn.Dropout(0.5), Halves())), X).module
+    assert module is not None
+    stream = io.BytesIO()
+    torch.save(module, stream)
+    stream.seek(0)
+    again = torch.load(stream, weights_only=False)
+    assert equal(run(again.eval(), X), run(module, X))
+    module.train()
+    assert not equal(module(X), module(X))
+    module(X).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+def test_multi_head_attention_becomes_a_graph() -> None:
+    net = Net(
+        lambda s, x: s.b(s.m(*[s.a(x)] * 3, need_weights=False)[0]),
+        a=nn.Linear(6, 8),
+        m=nn.MultiheadAttention(8, 2, batch_first=True),
+        b=nn.Linear(8, 4),
+    )
+    result = written(net, TOKENS)
+    assert result.module is not None, result.note
+    assert result.graphs == ("m",)
+
+
+def test_a_transformer_follows_with_layers_removed() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True)
+    net = nn.Sequential(
+        nn.Linear(6, 8),
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False),
+        nn.Linear(8, 4),
+    )
+    result = written(net, TOKENS, removed=frozenset([1, 2]))
+    assert result.module is not None, result.note
+    assert isinstance(result.module[1], nn.TransformerEncoder)
+
+
+def test_code_that_states_sizes_at_the_top_keeps_the_graph() -> None:
+    result = written(
+        Net(
+            lambda s, x: s.b(s.a(x)[:, [0, 1, 2]].repeat(1, 2, 1, 1)[:, 1:4] + s.c(x)[:, 3:6]),
+            a=nn.Conv2d(3, 8, 1),
+            b=nn.Conv2d(3, 4, 1),
+            c=nn.Conv2d(3, 8, 1),
+        ),
+        X,
+    )
+    assert result.module is None
+    assert result.note
+
+
+class Residual(nn.Module):
+    def __init__(self, relu: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(x + self.b(F.relu(self.a(x))))
+
+
+def test_a_block_that_went_becomes_an_identity() -> None:
+    module = followed(convolutions(nn.Sequential(Residual(), Residual())), X, frozenset([1]))
+    assert isinstance(module[1][1], nn.Identity)
+    assert isinstance(module[1][0], Residual)
+
+
+def test_a_block_that_does_more_becomes_a_graph() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + F.relu(self.first(x))
+            return x + F.relu(self.second(x))
+
+    result = written(convolutions(nn.Sequential(Two(), Residual())), X, frozenset([1]))
+    assert result.module is not None
+    assert result.graphs == ("1.0",)
+
+
+class Dense(nn.ModuleDict):
+    """Layers that read all that came before."""
+
+    def __init__(self) -> None:
+        super().__init__({f"layer{i}": nn.Conv2d(8 + 4 * i, 4, 3, padding=1) for i in range(3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for layer in self.values():
+            features.append(F.relu(layer(torch.cat(features, 1))))
+        return torch.cat(features, 1)
+
+
+def test_a_dense_layer_leaves_its_block() -> None:
+    module = followed(convolutions(Dense(), 20), X, frozenset([1]))
+    assert list(module[1]) == ["layer0", "layer2"]
+
+
+def test_a_shared_module_is_not_cut_out_once() -> None:
+    halves = Halves()
+    net = Net(
+        lambda s, x: s.b(s.m(F.relu(s.m(s.a(x))))),
+        a=nn.Conv2d(3, 8, 1),
+        m=halves,
+        b=nn.Conv2d(8, 4, 1),
+    )
+    result = written(net, X)
+    assert result.module is None
+    assert result.note == "m is called 2 times"
