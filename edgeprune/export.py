@@ -55,6 +55,7 @@ def export(
     Raises onnx.checker.ValidationError if what was written isn't valid ONNX.
     """
     program = export_program(module, example_inputs, dynamic_batch)
+    _plain_attention(program)
     outputs = _output_names(module, example_inputs)
     with quiet(), _constants_hidden(program):
         made = torch.onnx.export(
@@ -82,6 +83,23 @@ def export(
         _size_mb(path),
         tuple(warnings),
     )
+
+
+def _plain_attention(program: torch.export.ExportedProgram) -> None:
+    """Gives attention's output the layout of its shape. The fused op has another one than what the
+    exporter takes it apart into, and torch.export chose views after it by the fused one's."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in program.graph.find_nodes(op="call_function", target=attention):
+        with program.graph.inserting_after(node):
+            plain = program.graph.call_function(torch.ops.aten.clone.default, (node,))
+        plain.kwargs = {"memory_format": torch.contiguous_format}
+        plain.meta = dict(node.meta)
+        node.replace_all_uses_with(
+            plain, delete_user_cb=lambda user, plain=plain: user is not plain
+        )
+    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+    program.graph_module.recompile()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 * in-place ops become functional where nothing else sees the tensor they write to,
 * chunk and split become split_with_sizes, whose sizes can change one by one,
-* assertions about metadata go: they state sizes that pruning changes.
+* assertions about metadata go: they state sizes that pruning changes,
+* views become reshapes: whether a tensor's strides allow a view may change with its sizes,
+* blocks under torch.no_grad() become plain nodes, detached from what reads them.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
 
@@ -20,6 +22,7 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sy
 def normalize(graph_module: GraphModule) -> None:
     """Rewrites the graph of `graph_module` in place, its meaning unchanged."""
     graph = graph_module.graph
+    _inline_blocks(graph_module)
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -31,6 +34,10 @@ def normalize(graph_module: GraphModule) -> None:
         elif name.endswith("_") and not name.endswith("__"):
             _functional(graph_module, node, name)
     graph.eliminate_dead_code(is_impure_node=has_effect)
+    written = _written_storages(graph)
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        if node not in written:
+            node.target = aten.reshape.default
     graph.lint()
     graph_module.recompile()
 
@@ -42,7 +49,55 @@ def has_effect(node: Node) -> bool:
     """
     if node.op in ("placeholder", "output"):
         return True
+    return _writes(node)
+
+
+def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _written_storages(graph: Graph) -> set[Node]:
+    """All nodes that may share the storage of a tensor that some op writes to."""
+    found: set[Node] = set()
+    for writer in (node for node in graph.nodes if _writes(node)):
+        base: Any = writer.args[0]
+        while isinstance(base, Node) and base.op == "call_function" and _is_view(base):
+            base = base.args[0]
+        waiting = [base]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, Node) and node not in found:
+                found.add(node)
+                waiting.extend(user for user in node.users if _is_view(user) or _writes(user))
+    return found
+
+
+def _inline_blocks(graph_module: GraphModule) -> None:
+    """Puts the nodes of `with torch.no_grad():` blocks in the graph itself."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
+            continue
+        enabled, block, *arguments = node.args
+        inner = getattr(graph_module, str(block.target)).graph  # type: ignore[union-attr]
+        placeholders = inner.find_nodes(op="placeholder")
+        copies: dict[Node, Node] = dict(zip(placeholders, arguments, strict=True))
+        with graph.inserting_before(node):
+            results: Any = graph.graph_copy(inner, copies)
+            if not enabled:
+                results = [_detached(graph, result) for result in results]
+        for user in list(node.users):
+            user.replace_all_uses_with(results[user.args[1]])
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def _detached(graph: Graph, result: Any) -> Any:
+    if not isinstance(result, Node) or not isinstance(result.meta.get("val"), torch.Tensor):
+        return result
+    detached = graph.call_function(aten.detach.default, (result,))
+    detached.meta = dict(result.meta)
+    return detached
 
 
 def _split_by_sizes(node: Node) -> None:

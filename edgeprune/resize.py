@@ -32,11 +32,8 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGrap
     """A smaller GraphModule with parameters of its own; nodes keep their names."""
     with quiet():
         graph = copy.deepcopy(traced.graph_module.graph)
-    module = TrainableGraph(traced.graph_module, graph)
-    module.train(False)
     nodes = {node.name: node for node in graph.nodes}
     gone = plan.gone(coupling)
-    _slice_parameters(module, coupling, gone)
     for literal in coupling.literals:
         _rewrite(nodes[literal.node], literal, coupling.kept(literal.rows, gone))
     for pin in coupling.pins:
@@ -48,9 +45,11 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGrap
         _bypass(coupling.branches[index], nodes)
     graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
-    module.delete_all_unused_submodules()
-    module = _own(module)
-    module.recompile()
+    read = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr"))
+    module = TrainableGraph(
+        {name: _resized(traced.graph_module, name, coupling, gone) for name in read}, graph
+    )
+    module.train(False)
     return module
 
 
@@ -65,29 +64,22 @@ def _bypass(branch: Branch, nodes: Mapping[str, Node]) -> None:
             join.args = ([o for o in operands if o is not nodes[branch.output]], *join.args[1:])
 
 
-def _slice_parameters(module: GraphModule, coupling: Coupling, gone: NDArray[np.bool_]) -> None:
-    for name, labels in coupling.parameters.items():
-        tensor = attribute(module, name)
-        smaller = tensor.detach()
-        for dim, label in enumerate(labels):
-            if label is None:
-                continue
-            mask = coupling.kept(label, gone)
-            if not mask.all():
-                smaller = smaller.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
-        # A copy even where nothing shrank: training the result must not move the user's model.
-        smaller = smaller.clone()
-        holder, _, leaf = name.rpartition(".")
-        owner = attribute(module, holder) if holder else module
-        if isinstance(tensor, nn.Parameter):
-            setattr(owner, leaf, nn.Parameter(smaller, requires_grad=tensor.requires_grad))
-        else:
-            setattr(owner, leaf, smaller)
-
-
-def _own(module: TrainableGraph) -> TrainableGraph:
-    """A module that holds only what its graph reads (removed branches' parameters are gone)."""
-    return TrainableGraph(module, module.graph)
+def _resized(module: GraphModule, name: str, coupling: Coupling, gone: NDArray[np.bool_]) -> Any:
+    """What stays of a parameter or buffer (anything else as it is)."""
+    tensor = attribute(module, name)
+    if not isinstance(tensor, torch.Tensor):
+        return tensor
+    smaller = tensor.detach()
+    for dim, label in enumerate(coupling.parameters[name]):
+        if label is None:
+            continue
+        mask = coupling.kept(label, gone)
+        if not mask.all():
+            smaller = smaller.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+    # A copy even where nothing shrank: training the result must not move the user's model.
+    smaller = smaller.clone()
+    learnt = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(smaller, requires_grad=tensor.requires_grad) if learnt else smaller
 
 
 def _rewrite(node: Node, literal: Literal, mask: NDArray[np.bool_]) -> None:

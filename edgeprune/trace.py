@@ -117,9 +117,11 @@ def sizes_of(value: Any) -> tuple[int, ...]:
 
 def _evaluate(size: Any, batch: int | None) -> int:
     """A size as a number: symbols become `batch`, or their primes if that is None."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
+    return size if isinstance(size, int) else _value(size.node.expr, batch)
+
+
+@cache
+def _value(expression: Any, batch: int | None) -> int:
     values = {s: _prime(str(s)) if batch is None else batch for s in expression.free_symbols}
     return int(expression.subs(values))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -194,12 +195,19 @@ class _Sizes:
     """Which tensors have which sizes: to know what would be left without any."""
 
     def __init__(self, labels: Mapping[str, Any], size: Callable[[Any], Poly]) -> None:
-        self._with: dict[int, list[tuple[str, list[frozenset[int]]]]] = {}
-        for name, of_node in labels.items():
+        self._labels = labels
+        self._size = size
+
+    @cached_property
+    def _with(self) -> dict[int, list[tuple[str, list[frozenset[int]]]]]:
+        """The tensors that a group is in: name and monomials of a size."""
+        found: dict[int, list[tuple[str, list[frozenset[int]]]]] = {}
+        for name, of_node in self._labels.items():
             for label in flat_labels(of_node):
-                monomials = [frozenset(m) for m in size(label).terms]
+                monomials = [frozenset(m) for m in self._size(label).terms]
                 for group in frozenset().union(*monomials):
-                    self._with.setdefault(group, []).append((name, monomials))
+                    found.setdefault(group, []).append((name, monomials))
+        return found
 
     def only_empty_in(self, groups: frozenset[int], region: set[Node]) -> bool:
         """Whether nothing outside `region` becomes empty when the groups do."""

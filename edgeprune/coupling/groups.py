@@ -89,15 +89,16 @@ class Coupling:
     def _size(self, rows: Rows) -> Poly:
         resolved = self.atoms.resolve(rows)
         groups = np.where(resolved < 0, -1, self._group_of[resolved])
-        groups = np.sort(groups, axis=1)
-        repeated = np.zeros_like(groups, bool)
-        repeated[:, 1:] = groups[:, 1:] == groups[:, :-1]
-        groups = np.sort(np.where(repeated, -1, groups), axis=1)
-        kinds, counts = np.unique(groups, axis=0, return_counts=True)
+        if groups.shape[1] > 1:  # each group once per index, in order
+            groups = np.sort(groups, axis=1)
+            repeated = np.zeros_like(groups, bool)
+            repeated[:, 1:] = groups[:, 1:] == groups[:, :-1]
+            groups = np.sort(np.where(repeated, -1, groups), axis=1)
+        kinds, counts = _distinct(groups)
         terms: dict[tuple[int, ...], float] = {}
         for kind, count in zip(kinds, counts, strict=True):
             key = tuple(int(g) for g in kind if g >= 0)
-            whole = float(np.prod([self.groups[g].size for g in key]))
+            whole = float(prod(self.groups[g].size for g in key))
             terms[key] = terms.get(key, 0.0) + float(count) / whole
         return Poly(terms)
 
@@ -166,11 +167,11 @@ def _groups(walk: Walk, module: torch.nn.Module) -> tuple[tuple[Group, ...], NDA
     group_of = np.full(walk.atoms._count, -1, np.int64)
     if not len(atoms):
         return (), group_of
-    # One row per (atom, place), with how many indices of the place the atom has.
-    pairs, counts = np.unique(np.stack([atoms, slots]), axis=1, return_counts=True)
-    units, first = np.unique(pairs[0], return_index=True)
-    signatures = _signatures(pairs[1], counts, first)
-    _, group_ids = np.unique(signatures, axis=0, return_inverse=True)
+    # One entry per (atom, place), with how many indices of the place the atom has.
+    keys, counts = np.unique(atoms * len(places) + slots, return_counts=True)
+    entry_atoms, entry_places = np.divmod(keys, len(places))
+    units, first = np.unique(entry_atoms, return_index=True)
+    group_ids = _same_slots(entry_places, counts, first)
     found = []
     ends = np.append(first[1:], len(counts))
     for g in range(int(group_ids.max()) + 1):
@@ -178,10 +179,10 @@ def _groups(walk: Walk, module: torch.nn.Module) -> tuple[tuple[Group, ...], NDA
         of_first = slice(first[members[0]], ends[members[0]])
         group_slots = tuple(
             Slot(places[place][0], places[place][1], int(count))
-            for place, count in zip(pairs[1][of_first], counts[of_first], strict=True)
+            for place, count in zip(entry_places[of_first], counts[of_first], strict=True)
         )
         if any(_is_parameter(module, slot.parameter) for slot in group_slots):
-            found.append((int(pairs[1][of_first].min()), units[members], group_slots))
+            found.append((int(entry_places[of_first].min()), units[members], group_slots))
     found.sort(key=lambda item: (item[0], int(item[1][0])))
     names = _names([slots for _, _, slots in found])
     groups = []
@@ -211,12 +212,35 @@ def _entries(walk: Walk) -> tuple[list[tuple[str, int, int]], Ids, Ids]:
     return places, *(np.concatenate(part) if part else empty for part in (atoms, slots))  # type: ignore[return-value]
 
 
-def _signatures(places: Ids, counts: Ids, first: Ids) -> NDArray[np.uint64]:
-    """Two 64-bit sums per atom that tell apart its set of (place, count): (n, 2)."""
-    generator = np.random.default_rng(0)
-    kinds, kind = np.unique(np.stack([places, counts]), axis=1, return_inverse=True)
-    tokens = generator.integers(0, 2**63, (kinds.shape[1], 2), dtype=np.uint64)
-    return np.add.reduceat(tokens[kind.ravel()], first, axis=0)
+def _same_slots(places: Ids, counts: Ids, first: Ids) -> Ids:
+    """A number per atom, the same for atoms with the same set of (place, count).
+
+    Sets compare by a sum of random 64-bit words; a second one tells whether two sets met in the
+    first by chance.
+    """
+    widest = int(counts.max()) + 1
+    kinds, kind = np.unique(places * widest + counts, return_inverse=True)
+    words = np.random.default_rng(0).integers(0, 2**63, (len(kinds), 2), dtype=np.uint64)
+    sums = np.add.reduceat(words[kind.ravel()], first, axis=0)
+    _, one, ids = np.unique(sums[:, 0], return_index=True, return_inverse=True)
+    if (sums[one[ids], 1] != sums[:, 1]).any():
+        ids = np.unique(sums, axis=0, return_inverse=True)[1]
+    return np.asarray(ids.ravel(), np.int64)
+
+
+def _distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct rows, and how often each occurs. Entries are -1 or more."""
+    base, columns = int(rows.max(initial=-1)) + 2, rows.shape[1]
+    if base**columns >= 2**62:
+        return np.unique(rows, axis=0, return_counts=True)
+    keys = np.zeros(len(rows), np.int64)
+    for column in range(columns):
+        keys = keys * base + rows[:, column] + 1
+    found, counts = np.unique(keys, return_counts=True)
+    kinds = np.empty((len(found), columns), np.int64)
+    for column in reversed(range(columns)):
+        found, kinds[:, column] = np.divmod(found, base)
+    return kinds - 1, counts
 
 
 def _is_parameter(module: torch.nn.Module, name: str) -> bool:

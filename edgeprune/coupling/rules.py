@@ -68,6 +68,7 @@ POINTWISE = (
     "mul_ div_ relu_ sigmoid_ tanh_ square square_ rsub copy_ addcmul addcdiv lerp "
     "true_divide divide multiply subtract floor_divide remainder logical_and logical_or "
     "logical_not bitwise_and bitwise_or bitwise_not eq ne lt le gt ge maximum minimum pow exp "
+    "__and__ __or__ __xor__ "
     "log sqrt rsqrt reciprocal abs neg erf sin cos nan_to_num isnan isinf expand_as"
 ).split()
 

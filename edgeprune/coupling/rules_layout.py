@@ -269,6 +269,22 @@ def _index_select(walk: Walk, node: Node) -> Labels:
     return labels
 
 
+def _gather(walk: Walk, node: Node) -> Labels:
+    """gather(x, dim, index): the other dimensions are read index by index, from the first on."""
+    x, index = node.args[0], node.args[2]
+    dim = _positive(node.args[1], len(walk.sizes(x)))  # type: ignore[arg-type]
+    out: Labels = []
+    for d, (a, b) in enumerate(zip(walk.of(x), walk.of(index), strict=True)):
+        same = walk.sizes(x)[d] == walk.sizes(index)[d] and d != dim
+        if same:
+            out.append(walk.join(a, b, node))
+        else:
+            walk.freeze(a, node)
+            walk.freeze(b, node)
+            out.append(None)
+    return out
+
+
 def _pad(walk: Walk, node: Node) -> Labels:
     """Padding of a labelled dimension is all alike: it may go, and the amount asked with it."""
     labels, sizes = list(walk.of(node.args[0])), walk.sizes(node.args[0])
@@ -403,6 +419,7 @@ LAYOUT: dict[str, Rule] = {
     "select": _select,
     "index": _index,
     "index_select": _index_select,
+    "gather": _gather,
     "pad": _pad,
     "constant_pad_nd": _pad,
     "roll": _roll,

@@ -542,6 +542,9 @@ between_convs("softmax over channels", [8], exact=False)(lambda: lambda x: x.sof
 between_convs("log-softmax over channels", [8], exact=False)(lambda: lambda x: x.log_softmax(1))
 between_convs("sort of channels freezes", [])(lambda: lambda x: x.sort(1)[0])
 between_convs("topk of channels freezes", [], out=4)(lambda: lambda x: x.topk(4, 1)[0])
+between_convs("gather along space", [8])(
+    lambda: lambda x: x.gather(2, x.argmax(2, keepdim=True).expand_as(x))
+)
 between_convs("topk of space", [8])(
     lambda: lambda x: x.flatten(2).topk(16, -1)[0].unflatten(2, (4, 4))
 )
