@@ -19,6 +19,7 @@ from edgeprune import coupling as coupling_step
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import Coupling
 from edgeprune.data import Data, data_from, load_data
+from edgeprune.deadline import deadline
 from edgeprune.device.profile import Profile, load_profile
 from edgeprune.errors import ParityError, UserError
 from edgeprune.export import export
@@ -160,7 +161,10 @@ def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
 def couple(model: nn.Module, example_inputs: Any) -> Coupling:
     """The dependency graph alone: groups, removable branches, what is frozen and by which op."""
     inputs = check_inputs(model, as_example_inputs(example_inputs))
-    return coupling_step.couple(trace(model, inputs))
+    with deadline("trace"):
+        traced = trace(model, inputs)
+    with deadline("couple"):
+        return coupling_step.couple(traced)
 
 
 def as_example_inputs(value: Any) -> ExampleInputs:

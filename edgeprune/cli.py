@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from edgeprune import __version__
+from edgeprune.deadline import STEP_SECONDS
 from edgeprune.errors import EdgePruneError, UserError
 
 app = App(
@@ -38,6 +39,7 @@ _Arch = Annotated[
 _Trust = Annotated[
     bool, Parameter(negative="", help="Run code from the file (pickles that name other classes).")
 ]
+_StepSeconds = Annotated[float, Parameter(help="Give up when tracing or coupling takes longer.")]
 _Latency = Annotated[
     float | None, Parameter("--latency-ms", help="Most milliseconds for one inference.")
 ]
@@ -95,6 +97,7 @@ def prune(
         Path | None, Parameter(["--output", "-o"], help="Folder for the results.")
     ] = None,
     solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 20.0,
+    step_seconds: _StepSeconds = STEP_SECONDS,
     json: _Json = False,
     seed: int = 0,
     quiet: _Quiet = False,
@@ -125,6 +128,7 @@ def prune(
         tuple(keep or ()),
         seed,
         solver_seconds,
+        step_seconds,
         data,
         eval,
         output,
@@ -166,13 +170,14 @@ def inspect(
     input: _Inputs = None,
     arch: _Arch = None,
     trust: _Trust = False,
+    step_seconds: _StepSeconds = STEP_SECONDS,
     json: _Json = False,
     debug: _Debug = False,
 ) -> int:
     """Show MODEL's groups and widths, what is frozen and by which op, and its cost per kernel."""
     from edgeprune.commands import inspect_model
 
-    return inspect_model(model, profile, tuple(input or ()), arch, trust, json)
+    return inspect_model(model, profile, tuple(input or ()), arch, trust, json, step_seconds)
 
 
 @app.command

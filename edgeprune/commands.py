@@ -16,6 +16,7 @@ from edgeprune.api import carry_out
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import couple
 from edgeprune.data import load_data, load_metric
+from edgeprune.deadline import deadline
 from edgeprune.device.profile import load_profile
 from edgeprune.inputs import describe, example_inputs, parse_input
 from edgeprune.inspection import inspection, print_inspection
@@ -47,6 +48,7 @@ class Request:
     keep: tuple[str, ...]
     seed: int
     solver_seconds: float
+    step_seconds: float
     data: str | None
     metric: str | None
     output: Path | None
@@ -99,6 +101,7 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.keep,
         request.seed,
         request.solver_seconds,
+        request.step_seconds,
     )
     target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
     check_target(target)
@@ -117,14 +120,23 @@ def _task(request: Request) -> tuple[Task, Path]:
 
 
 def inspect_model(
-    model: str, profile: str, inputs: tuple[str, ...], arch: str | None, trust: bool, as_json: bool
+    model: str,
+    profile: str,
+    inputs: tuple[str, ...],
+    arch: str | None,
+    trust: bool,
+    as_json: bool,
+    step_seconds: float,
 ) -> int:
     """Prints what can be pruned in a model, and what it costs."""
     with _standard_output_kept(as_json):
         loaded, example, remarks = _ready(model, inputs, arch, trust)
         device = load_profile(profile)
-        traced = trace(loaded.module, example)
-        found = inspection(loaded.name, traced, couple(traced), device, remarks)
+        with deadline("trace", step_seconds):
+            traced = trace(loaded.module, example)
+        with deadline("couple", step_seconds):
+            coupling = couple(traced)
+        found = inspection(loaded.name, traced, coupling, device, remarks)
     print_json(found) if as_json else print_inspection(found, Console())
     return 0
 

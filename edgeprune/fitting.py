@@ -16,6 +16,7 @@ from edgeprune.batches import Rebatched, accuracy
 from edgeprune.budgets import Budgets
 from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
 from edgeprune.coupling import Coupling
+from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import kernel_graph, parameter_count
 from edgeprune.export import Exported, export
 from edgeprune.oracle import SurgeryProof, prove
@@ -128,7 +129,8 @@ class Fitting:
     def _carry_out(self, solution: Solution) -> Candidate:
         plan = self._problem.plan(solution.values)
         with self._steps.step("resize"):
-            module = resize(self._traced, self._coupling, plan)
+            with deadline("resize", self._settings.step_seconds):
+                module = resize(self._traced, self._coupling, plan)
             proof = prove(self._traced, self._coupling, plan, module)
         with self._steps.step("recover"):
             recovery = self._recover(module, plan)

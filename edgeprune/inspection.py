@@ -7,8 +7,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgeprune.coupling import Coupling
+from edgeprune.coupling import Coupling, frozen_share
+from edgeprune.coupling.walk import attribute
 from edgeprune.device.from_graph import kernel_graph, kernel_names, parameter_count
+from edgeprune.device.kernels import Kernel, KernelGraph
 from edgeprune.device.profile import Profile
 from edgeprune.plan import Plan
 from edgeprune.solve.problem import widths_of
@@ -45,10 +47,8 @@ def inspection(
         "branches": [
             {"name": b.name, "parameters": sorted(b.parameters)} for b in coupling.branches
         ],
-        "frozen": [
-            {"parameter": f.parameter, "dim": f.dim, "size": f.size, "frozen_by": list(f.reasons)}
-            for f in coupling.frozen
-        ],
+        "frozen": _frozen(traced, coupling, kernels, profile),
+        "frozen_share": frozen_share(traced, coupling),
         "unknown_ops": sorted(set(coupling.unknown.values())),
         "kernels": [
             {
@@ -63,6 +63,32 @@ def inspection(
         ],
         "remarks": list(remarks),
     }
+
+
+def _frozen(
+    traced: TracedModel, coupling: Coupling, kernels: KernelGraph, profile: Profile
+) -> list[dict[str, Any]]:
+    """The frozen dimensions, with the share of the latency that their layers' kernels take."""
+    values = Plan.everything(coupling).variables(coupling)
+    costs = {k: k.latency_ms(profile, values) for k in kernels.kernels}
+    total = sum(costs.values()) or 1.0
+    by_op = {op.partition(".")[0]: k for k in kernels.kernels for op in k.ops}
+    readers: dict[str, set[Kernel]] = {}
+    for node in traced.graph_module.graph.find_nodes(op="get_attr"):
+        layer = str(node.target).rpartition(".")[0]
+        known = {by_op[user.name] for user in node.users if user.name in by_op}
+        readers.setdefault(layer, set()).update(known)
+    return [
+        {
+            "parameter": f.parameter,
+            "dim": f.dim,
+            "size": f.size,
+            "of": attribute(traced.graph_module, f.parameter).shape[f.dim],
+            "frozen_by": list(f.reasons),
+            "latency_share": sum(costs[k] for k in readers[f.parameter.rpartition(".")[0]]) / total,
+        }
+        for f in coupling.frozen
+    ]
 
 
 def print_inspection(found: dict[str, Any], console: Console) -> None:
@@ -85,19 +111,52 @@ def print_inspection(found: dict[str, Any], console: Console) -> None:
     if found["branches"]:
         names = ", ".join(b["name"] for b in found["branches"])
         console.print(f"{len(found['branches'])} layers that can go whole: {names}")
-    frozen = Table("frozen", "dim", "size", "by", title="held as they are", title_justify="left")
-    # A kernel's own height and width say nothing.
-    shown = [f for f in found["frozen"] if f["dim"] < 2]
-    for f in shown[:_MOST_ROWS]:
-        frozen.add_row(f["parameter"], str(f["dim"]), str(f["size"]), ", ".join(f["frozen_by"][:2]))
+    rows = _held(found["frozen"])
+    whole = f"{found['frozen_share']:.1%} of the parameters can't shrink in any dimension"
+    frozen = Table(
+        "layer",
+        "held",
+        "by",
+        "share of ms",
+        title=f"held as they are ({whole})",
+        title_justify="left",
+    )
+    for row in rows[:_MOST_ROWS]:
+        frozen.add_row(*row)
     console.print(frozen)
-    _more(console, len(shown))
+    _more(console, len(rows))
     costs = Table("kernel", "kind", "ms", "share", title="what costs most", title_justify="left")
     ranked = sorted(found["kernels"], key=lambda k: -k["latency_ms"])
     for k in ranked[:_MOST_ROWS]:
         costs.add_row(k["name"], k["kind"], f"{k['latency_ms']:.3f}", f"{k['share']:.1%}")
     console.print(costs)
     _more(console, len(ranked))
+
+
+def _held(frozen: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Rows for a reader, the costliest layers first: inputs and outputs, not a kernel's own height
+    and width, and a bias only where no weight says the same."""
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for f in sorted(frozen, key=lambda f: not f["parameter"].endswith("weight")):
+        if f["dim"] < 2:
+            rows.setdefault((f["parameter"].rpartition(".")[0] or f["parameter"], f["dim"]), f)
+    ordered = sorted(rows.items(), key=lambda item: -item[1]["latency_share"])
+    return [
+        (
+            layer if f["parameter"].endswith(("weight", "bias")) else f["parameter"],
+            f"{f['size']} of {f['of']} {_side(f['parameter'], dim)}",
+            ", ".join(f["frozen_by"][:2]),
+            f"{f['latency_share']:.1%}",
+        )
+        for (layer, dim), f in ordered
+    ]
+
+
+def _side(parameter: str, dim: int) -> str:
+    """What a dimension of a layer's own weight is called; a table's has no name."""
+    if parameter.rpartition(".")[2] in ("weight", "bias"):
+        return "inputs" if dim else "outputs"
+    return f"in dimension {dim}"
 
 
 def _some(widths: list[int]) -> str:

@@ -118,7 +118,7 @@ class _Silenced(Interpreter):
         if n.name in self._coupling.reducing and n.name in self._resized and self._shrinks(n):
             self.gathered = True
             return self._on_what_is_kept(n)
-        return super().run_node(n)
+        return self._finite(super().run_node(n), self._coupling.labels[n.name])
 
     def _shrinks(self, node: Node) -> bool:
         return any(
@@ -160,6 +160,20 @@ class _Silenced(Interpreter):
                 shape[dim] = -1
                 mask = torch.from_numpy(self._mask(label)).view(shape)
                 value = torch.where(mask, value.detach(), torch.zeros((), dtype=value.dtype))
+        return value
+
+    def _finite(self, value: Any, labels: Any) -> Any:
+        """The value, zero where what goes divided by nothing: times zero that would not be zero."""
+        if not isinstance(value, Tensor) or not labels or not value.is_floating_point():
+            return value
+        if isinstance(labels[0], list) or value.isfinite().all():
+            return value
+        for dim, label in enumerate(labels):
+            if label is not None and not self._mask(label).all():
+                shape = [1] * value.dim()
+                shape[dim] = -1
+                mask = torch.from_numpy(at_size(self._mask(label), value.shape[dim])).view(shape)
+                value = torch.where(mask, value, torch.zeros((), dtype=value.dtype))
         return value
 
     def _gather(self, value: Any, labels: Any) -> Any:

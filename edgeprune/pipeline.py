@@ -13,6 +13,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from edgeprune.coupling import Coupling, couple
+from edgeprune.deadline import deadline
 from edgeprune.errors import EdgePruneError, ParityError, UserError
 from edgeprune.export import Exported, mark_unmet
 from edgeprune.fitting import Candidate, Fitting
@@ -22,7 +23,7 @@ from edgeprune.score import score
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
 from edgeprune.task import Task
-from edgeprune.trace import trace
+from edgeprune.trace import TracedModel, trace
 from edgeprune.validate import Validation, validate
 from edgeprune.writeback import WrittenBack, write_back
 
@@ -46,9 +47,9 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     error here: the report says so.
     """
     settings = task.settings
-    with steps.step("trace"):
+    with steps.step("trace"), deadline("trace", settings.step_seconds):
         traced = trace(task.module, task.example_inputs)
-    with steps.step("couple"):
+    with steps.step("couple"), deadline("couple", settings.step_seconds):
         coupling = couple(traced)
         _check_prunable(coupling, settings)
     with steps.step("score"):
@@ -68,7 +69,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
         )
     _check_proofs(best, validation)
     with steps.step("write back"):
-        written = write_back(task.module, traced, coupling, best.plan, best.module)
+        written = _written_back(task, traced, coupling, best)
         torch.export.save(best.exported.program, folder / "pruned.pt2")
     report = build_report(task, traced, coupling, fitting, best, validation, written, steps)
     return _outcome(best, written, report, traced.dynamic_batch)
@@ -97,6 +98,16 @@ def _check_proofs(best: Candidate, validation: Validation) -> None:
             "the exported model does not match PyTorch in onnxruntime: "
             + (validation.reason or f"relative error {validation.max_rel_error:.1e}")
         )
+
+
+def _written_back(
+    task: Task, traced: TracedModel, coupling: Coupling, best: Candidate
+) -> WrittenBack:
+    try:
+        with deadline("write back", task.settings.step_seconds):
+            return write_back(task.module, traced, coupling, best.plan, best.module)
+    except UserError as late:  # the graph is there already
+        return WrittenBack(None, str(late))
 
 
 def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from edgeprune.budgets import Budgets
+from edgeprune.deadline import STEP_SECONDS
 from edgeprune.device.profile import Profile
 from edgeprune.errors import UserError
 
@@ -20,7 +21,8 @@ PLANNED_PRECISIONS = ("fp16", "int8")
 @dataclass(frozen=True)
 class Settings:
     """budgets: what must hold (the profile's own, overridden). rate: share of parameters to remove
-    instead. keep: globs over module names that stay as they are. solver_seconds: its time limit."""
+    instead. keep: globs over module names that stay as they are. solver_seconds: its time limit.
+    step_seconds: that of tracing, coupling, resizing and writing back, each."""
 
     profile: Profile
     budgets: Budgets
@@ -31,6 +33,7 @@ class Settings:
     keep: tuple[str, ...] = ()
     seed: int = 0
     solver_seconds: float = 20.0
+    step_seconds: float = STEP_SECONDS
 
     @staticmethod
     def build(
@@ -43,13 +46,14 @@ class Settings:
         keep: Iterable[str] = (),
         seed: int = 0,
         solver_seconds: float = 20.0,
+        step_seconds: float = STEP_SECONDS,
     ) -> Settings:
         """Settings from what was asked. Raises UserError for what can't be or isn't there yet."""
         asked = budgets or Budgets()
         if not 0 <= seed < 2**31:
             raise UserError(f"--seed {seed}: give a whole number from 0 to {2**31 - 1}")
-        if not (math.isfinite(solver_seconds) and solver_seconds > 0):
-            raise UserError(f"--solver-seconds {solver_seconds:g}: give a positive number")
+        _positive("--solver-seconds", solver_seconds)
+        _positive("--step-seconds", step_seconds)
         _one_of("--method", method, METHODS, PLANNED_METHODS)
         _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
         if rate is not None:
@@ -68,7 +72,16 @@ class Settings:
                     "so give --latency-ms, --memory-mb, --size-mb or --rate"
                 )
         return Settings(
-            profile, limits, rate, method, importance, precision, tuple(keep), seed, solver_seconds
+            profile,
+            limits,
+            rate,
+            method,
+            importance,
+            precision,
+            tuple(keep),
+            seed,
+            solver_seconds,
+            step_seconds,
         )
 
     @property
@@ -95,6 +108,11 @@ def _under(parameter: str, pattern: str) -> bool:
     """Whether some module that holds the parameter matches."""
     parts = parameter.split(".")
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts)))
+
+
+def _positive(option: str, seconds: float) -> None:
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UserError(f"{option} {seconds:g}: give a positive number")
 
 
 def _one_of(option: str, value: str, known: tuple[str, ...], planned: tuple[str, ...]) -> None:

@@ -368,6 +368,13 @@ def test_inspect_lists_groups_layers_and_what_is_frozen(model: str, run: Any) ->
         f["parameter"]: f["frozen_by"][0] for f in found["frozen"]
     }.items()
     assert sum(k["latency_ms"] for k in found["kernels"]) == pytest.approx(found["latency_ms"])
+    head = next(f for f in found["frozen"] if f["parameter"] == "head.weight")
+    cost = next(k for k in found["kernels"] if k["name"] == "head")
+    assert head["size"] == head["of"]
+    assert head["latency_share"] == pytest.approx(cost["share"])
+    assert 0 < found["frozen_share"] < 0.1
+    shown = run("inspect", model, "--profile", "jetson-nano", output=None).out
+    assert "outputs" in shown and "the model's output" in shown
 
 
 def test_profiles_are_listed_and_shown_with_sources(run: Any) -> None:

@@ -539,6 +539,9 @@ between_convs("windows of space", [8])(
     lambda: lambda x: x.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
 )
 between_convs("softmax over channels", [8], exact=False)(lambda: lambda x: x.softmax(1))
+between_convs("shares of what may be nothing", [8], exact=False)(
+    lambda: lambda x: (lambda y: y / y.sum((2, 3), keepdim=True) + 1 / y.amax(1, True))(x.relu())
+)
 between_convs("log-softmax over channels", [8], exact=False)(lambda: lambda x: x.log_softmax(1))
 between_convs("sort of channels freezes", [])(lambda: lambda x: x.sort(1)[0])
 between_convs("topk of channels freezes", [], out=4)(lambda: lambda x: x.topk(4, 1)[0])
