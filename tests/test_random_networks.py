@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import couple
 from edgeprune.device.from_graph import parameter_count
+from edgeprune.export import export
 from edgeprune.plan import Plan
 from edgeprune.resize import resize
+from edgeprune.validate import validate
 from tests.pruning import carried_out, check, equal, random_plan, randomized, run, traced
 
 SIZE = 6  # height and width of every feature map
@@ -84,14 +88,86 @@ class Shuffle(nn.Module):
         return x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+class Shortcut(nn.Module):
+    """A residual block whose shortcut is a projection, or channels padded with zeros."""
+
+    def __init__(self, width: int, more: int, projected: bool) -> None:
+        super().__init__()
+        out = width + 2 * more
+        self.more, self.project = more, nn.Conv2d(width, out, 1) if projected else None
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, out, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        short = self.project(x) if self.project else F.pad(x, (0, 0, 0, 0, self.more, self.more))
+        return short + self.body(x)
+
+
+class Dense(nn.Module):
+    """Layers that each read all that came before."""
+
+    def __init__(self, width: int, growth: int, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(width + i * growth, growth, 1) for i in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution in self.layers:
+            x = torch.cat([x, F.relu(convolution(x))], 1)
+        return x
+
+
+class Rows(nn.Module):
+    """A recurrent layer over the pixels of an image."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.layer(x.flatten(2).transpose(1, 2))[0]
+        return made.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Fold(nn.Module):
+    """Channels as a table of `rows`, turned round, and back: two such reshapes meet."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = x.unflatten(1, (self.rows, -1)).transpose(1, 2).flatten(1, 2)
+        return turned * torch.sigmoid(turned.mean((2, 3), keepdim=True))
+
+
+def groups_of(width: int, asked: int) -> int:
+    """A number of groups near the asked one that divides an even width."""
+    return max(g for g in range(1, asked + 1) if width % g == 0)
+
+
 def layer(kind: str, width: int, a: int, b: int) -> tuple[nn.Module, int]:
     """A layer that takes `width` channels, and how many it gives; a and b are from 1 to 4."""
     made: dict[str, Any] = {
         "conv": lambda: (nn.Conv2d(width, 2 * a, 2 * b - 1, padding=b - 1), 2 * a),
-        "grouped": lambda: (nn.Conv2d(width, 4 * a, 3, padding=1, groups=2), 4 * a),
+        "grouped": lambda: (
+            nn.Conv2d(width, b * groups_of(width, a) * 2, 3, padding=1, groups=groups_of(width, a)),
+            b * groups_of(width, a) * 2,
+        ),
+        "transposed": lambda: (
+            nn.ConvTranspose2d(width, 2 * a * groups_of(width, b), 1, groups=groups_of(width, b)),
+            2 * a * groups_of(width, b),
+        ),
+        "shortcut": lambda: (Shortcut(width, a, projected=b > 2), width + 2 * a),
+        "dense": lambda: (Dense(width, 2 * a, b), width + 2 * a * b),
+        "recurrent": lambda: (
+            Rows([nn.LSTM, nn.GRU][a % 2](width, b, batch_first=True, bidirectional=True)),
+            2 * b,
+        ),
+        "fold": lambda: (Fold(groups_of(width, a + 1)), width),
         "depthwise": lambda: (nn.Conv2d(width, width, 3, padding=1, groups=width), width),
         "bn": lambda: (nn.BatchNorm2d(width), width),
-        "gn": lambda: (nn.GroupNorm(2, width), width),
+        "gn": lambda: (nn.GroupNorm(groups_of(width, a), width), width),
         "act": lambda: ([nn.ReLU(), nn.SiLU(), nn.Hardswish(), nn.PReLU(width)][a - 1], width),
         "residual": lambda: (Residual(width, 2 * a), width),
         "paths": lambda: (Paths(width, 2 * a, 2 * b), 2 * (a + b)),
@@ -104,7 +180,7 @@ def layer(kind: str, width: int, a: int, b: int) -> tuple[nn.Module, int]:
 
 KINDS = (
     "conv", "grouped", "depthwise", "bn", "gn", "act", "residual", "paths", "split", "attend",
-    "shuffle",
+    "shuffle", "transposed", "shortcut", "dense", "recurrent", "fold",
 )  # fmt: skip
 specs = st.lists(
     st.tuples(st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6
@@ -129,7 +205,7 @@ def image(seed: int) -> Tensor:
     return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(fast, max_examples=20)
+@settings(fast, max_examples=25)
 @given(specs, seeds, st.floats(0.2, 0.9), st.sets(st.integers(0, 5)))
 def test_any_plan_for_any_network_is_carried_out_exactly(
     spec: list[tuple[str, int, int]], seed: int, share: float, gone: set[int]
@@ -144,6 +220,22 @@ def test_any_plan_for_any_network_is_carried_out_exactly(
     check(result)
     left = sum(p.numel() for p in result.smaller.parameters())
     assert parameter_count(graph, coupling)(result.plan.variables(coupling)) == left
+
+
+@settings(fast, max_examples=4)
+@given(specs, seeds, st.sets(st.integers(0, 5)))
+def test_any_plan_exports_to_onnx_that_computes_the_same(
+    spec: list[tuple[str, int, int]], seed: int, gone: set[int]
+) -> None:
+    graph = traced(network(spec, seed), image(seed))
+    coupling = couple(graph)
+    removed = frozenset(i for i in gone if i < len(coupling.branches))
+    result = carried_out(graph, coupling, random_plan(coupling, seed, 0.5, removed))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        inputs, dynamic = graph.example_inputs, graph.dynamic_batch
+        exported = export(result.smaller, inputs, dynamic, folder / "model.onnx", {})
+        assert validate(result.smaller, inputs, dynamic, exported, folder, seed).passed
 
 
 @settings(fast, max_examples=8)

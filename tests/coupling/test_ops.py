@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from edgeprune.coupling import couple
 from edgeprune.plan import Plan
 from edgeprune.resize import resize
-from tests.pruning import Net, check, equal, pruned, randomized, run, traced
+from tests.pruning import Net, carried_out, check, equal, pruned, randomized, run, traced
 
 
 def image(channels: int = 3, size: int = 8) -> Tensor:
@@ -692,3 +693,32 @@ def test_the_scale_of_attention_stays_that_of_the_original_head() -> None:
         op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default
     )[0]
     assert node.kwargs["scale"] == pytest.approx(8**-0.5)
+
+
+def test_groups_are_split_where_a_reshape_leaves_part_of_a_table() -> None:
+    """8 channels amid 14, shuffled by 2: which of the 7 columns go decides how many channels do,
+    but for those that stand in one row only."""
+
+    def compute(s: Any, x: Tensor) -> Tensor:
+        y = F.pad(s.a(x), (0, 0, 0, 0, 3, 3))
+        return s.b(y.view(2, 2, 7, 8, 8).transpose(1, 2).reshape(2, 14, 8, 8))
+
+    result = pruned(
+        randomized(Net(compute, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(14, 4, 1))), image(), seed=3
+    )
+    check(result)
+    for group in result.coupling.groups:
+        for seed in range(4):
+            plan = Plan.everything(result.coupling)
+            keep = list(plan.keep)
+            order = np.random.default_rng(seed).permutation(group.size)
+            keep[group.index] = np.isin(np.arange(group.size), order[: max(1, group.size // 2)])
+            check(carried_out(result.traced, result.coupling, Plan(tuple(keep), frozenset())))
+
+
+def test_a_table_of_a_group_with_itself_freezes_or_falls_apart() -> None:
+    def compute(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x)
+        return s.b((y.unsqueeze(-1) * y.unsqueeze(-2)).flatten(-2))
+
+    check(pruned(randomized(Net(compute, a=nn.Linear(6, 5), b=nn.Linear(25, 4))), tokens()))
