@@ -22,6 +22,8 @@ from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
 from edgeprune.trace import ExampleInputs, export_program, quiet
 
 #: The lowest that torch's exporter writes: devices' runtimes lag behind.
+aten = torch.ops.aten
+
 OPSET = 18
 
 #: Above this, protobuf can't hold the weights: they go into a file beside the model.
@@ -57,24 +59,12 @@ def export(
     program = export_program(module, example_inputs, dynamic_batch)
     _plain_attention(program)
     outputs = _output_names(module, example_inputs)
-    with quiet(), _constants_hidden(program):
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=True,
-            verbose=False,
-            output_names=list(outputs),
-        )
-    assert made is not None
-    model = made.model_proto
     warnings: list[str] = []
-    model = _simplified(model, warnings)
-    _name_batch(model)
-    shapes = _shapes(model, example_inputs)
-    _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
-    _save(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        model = _converted(program, outputs, example_inputs, metadata, path, warnings)
+    except onnx.checker.ValidationError:
+        warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
+        model = _converted(program, outputs, example_inputs, metadata, path, warnings, False)
     return Exported(
         path,
         program,
@@ -85,21 +75,69 @@ def export(
     )
 
 
-def _plain_attention(program: torch.export.ExportedProgram) -> None:
-    """Gives attention's output the layout of its shape. The fused op has another one than what the
-    exporter takes it apart into, and torch.export chose views after it by the fused one's."""
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    for node in program.graph.find_nodes(op="call_function", target=attention):
-        with program.graph.inserting_after(node):
-            plain = program.graph.call_function(torch.ops.aten.clone.default, (node,))
-        plain.kwargs = {"memory_format": torch.contiguous_format}
-        plain.meta = dict(node.meta)
-        node.replace_all_uses_with(
-            plain, delete_user_cb=lambda user, plain=plain: user is not plain
+def _converted(
+    program: torch.export.ExportedProgram,
+    outputs: Sequence[str],
+    example_inputs: ExampleInputs,
+    metadata: Mapping[str, Any],
+    path: Path,
+    warnings: list[str],
+    optimize: bool = True,
+) -> onnx.ModelProto:
+    """The program as a valid ONNX file at `path`. Raises onnx.checker.ValidationError."""
+    with quiet(), _constants_hidden(program):
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=optimize,
+            verbose=False,
+            output_names=list(outputs),
         )
-    for node in program.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        node.target = torch.ops.aten.reshape.default
+    assert made is not None
+    model = _simplified(made.model_proto, warnings)
+    _name_batch(model)
+    shapes = _shapes(model, example_inputs)
+    _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
+    _save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return model
+
+
+def _plain_attention(program: torch.export.ExportedProgram) -> None:
+    """Brings attention into the form that the exporter knows: four dimensions, plain layout.
+
+    The fused op lays its output out in another way than what the exporter takes it apart into, and
+    torch.export chose views after it by the fused one's.
+    """
+    graph = program.graph
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in graph.find_nodes(op="call_function", target=attention):
+        sizes = node.meta["val"].shape
+        plain = node
+        if len(sizes) > 4 and (len(node.args) < 4 or node.args[3] is None):
+            with graph.inserting_before(node):
+                flat = [
+                    graph.call_function(aten.flatten.using_ints, (x, 0, len(sizes) - 4))
+                    for x in node.args[:3]
+                ]
+                node.args = (*flat, *node.args[3:])
+            # One size may be the batch's; what it is follows from the others.
+            asked = [size if isinstance(size, int) else -1 for size in sizes]
+            plain = _after(node, plain, aten.reshape.default, (asked,))
+        plain = _after(node, plain, aten.clone.default, (), memory_format=torch.contiguous_format)
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
     program.graph_module.recompile()
+
+
+def _after(origin: Node, node: Node, op: Any, rest: tuple[Any, ...], **options: Any) -> Node:
+    """Puts an op between a node and all that reads it; its value is like `origin`'s."""
+    with node.graph.inserting_after(node):
+        made = node.graph.call_function(op, (node, *rest), options)
+    made.meta = dict(origin.meta)
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+    return made
 
 
 @contextlib.contextmanager

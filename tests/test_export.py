@@ -136,3 +136,56 @@ def test_whole_numbers_and_truth_values_are_inputs_too(tmp_path: Path) -> None:
         np.dtype(np.int64)
     )
     assert proof()[0].passed
+
+
+class MaskUnits(nn.Module):
+    """Attention within windows: query, key and value have five dimensions."""
+
+    def __init__(self, heads: int = 2, windows: int = 3) -> None:
+        super().__init__()
+        self.heads, self.windows = heads, windows
+        self.qkv, self.out = nn.Linear(6, 24), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = x.shape[0]
+        qkv = self.qkv(x).reshape(b, -1, self.windows, 3, self.heads, 4).permute(3, 0, 4, 2, 1, 5)
+        q, k, v = qkv.unbind(0)
+        made = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(made.transpose(1, 3).reshape(b, -1, 8))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_of_five_dimensions(tmp_path: Path, batch: int) -> None:
+    _, proof = exported(MaskUnits(), tmp_path / "m.onnx", torch.randn(batch, 12, 6))
+    assert proof()[0].passed
+
+
+def test_attention_whose_head_shrank_is_laid_out_plainly(tmp_path: Path) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        q, k, v = s.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        made = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=s.bias)
+        return s.out(made.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+    bias = nn.Parameter(torch.randn(1, 2, 5, 5))
+    module = Net(forward, qkv=nn.Linear(6, 24), bias=bias, out=nn.Linear(8, 4))
+    _, proof = exported(module, tmp_path / "m.onnx", torch.randn(2, 5, 6))
+    assert proof()[0].passed
+
+
+def test_a_file_that_the_optimizer_broke_is_made_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, asked = torch.onnx.export, []
+
+    def breaking(*args: Any, **kwargs: Any) -> Any:
+        made = whole(*args, **kwargs)
+        asked.append(kwargs["optimize"])
+        if kwargs["optimize"]:
+            made.model.graph[0].replace_input_with(0, made.model.graph[-1].outputs[0])
+        return made
+
+    monkeypatch.setattr(torch.onnx, "export", breaking)
+    made, proof = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
+    assert asked == [True, False]
+    assert "optimizer" in made.warnings[0]
+    assert proof()[0].passed
