@@ -7,6 +7,7 @@ The graph is torch.export's training IR: ATen ops as the user's code called them
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import traceback
 import warnings
@@ -142,28 +143,43 @@ def _with_dynamic_batch(
         if batch < 2
         else example_inputs
     )
-    dynamic = pytree.tree_map(
-        lambda leaf: {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) else None,
-        (wide.args, dict(wide.kwargs)),
-    )
-    shapes = {**dict(zip(_names(module, len(wide.args)), dynamic[0], strict=False)), **dynamic[1]}
-    with contextlib.suppress(UserError):
-        program = _export(module, wide, shapes if dynamic[1] else dynamic[0])
-        placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
-        users = [n for n in placeholders if n.name in program.graph_signature.user_inputs]
-        sizes = [n.meta["val"].shape[0] for n in users if isinstance(n.meta.get("val"), Tensor)]
-        # A symbol that the model pins to one value stays a SymInt, but its expression is a number.
-        symbolic = all(not isinstance(s, int) and s.node.expr.free_symbols for s in sizes)
-        if sizes and symbolic and len({str(s) for s in sizes}) == 1:
-            return program
+    # AUTO finds out what the model allows, but takes two inputs' batches for two sizes.
+    for size in (torch.export.Dim.AUTO, torch.export.Dim("batch")):
+        shapes = _dynamic_shapes(module, wide, size)
+        with contextlib.suppress(UserError):
+            program = _export(module, wide, shapes)
+            if _has_one_batch(program):
+                return program
     return None
 
 
-def _names(module: nn.Module, count: int) -> list[str]:
-    """The names of forward's positional parameters (torch.export wants them beside keywords)."""
-    import inspect
+def _dynamic_shapes(module: nn.Module, inputs: ExampleInputs, size: Any) -> Any:
+    """`size` for the first dimension of each tensor, in the structure torch.export asks for."""
+    args, kwargs = pytree.tree_map(
+        lambda leaf: {0: size} if isinstance(leaf, Tensor) else None,
+        (inputs.args, dict(inputs.kwargs)),
+    )
+    if not kwargs:
+        return args
+    parameters = inspect.signature(module.forward).parameters
+    shapes = dict(zip(parameters, args, strict=False))
+    for name, shape in kwargs.items():
+        gathered = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), "")
+        if name in parameters or not gathered:
+            shapes[name] = shape
+        else:
+            shapes.setdefault(gathered, {})[name] = shape
+    return shapes
 
-    return list(inspect.signature(module.forward).parameters)[:count]
+
+def _has_one_batch(program: torch.export.ExportedProgram) -> bool:
+    """Whether the first size of every input tensor is one and the same symbol."""
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    users = [n for n in placeholders if n.name in program.graph_signature.user_inputs]
+    sizes = [n.meta["val"].shape[0] for n in users if isinstance(n.meta.get("val"), Tensor)]
+    # A symbol that the model pins to one value stays a SymInt, but its expression is a number.
+    symbolic = all(not isinstance(s, int) and s.node.expr.free_symbols for s in sizes)
+    return bool(sizes) and symbolic and len({str(s) for s in sizes}) == 1
 
 
 def _export(

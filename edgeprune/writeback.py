@@ -127,6 +127,10 @@ class _Writer:
             _put(module, path, graph)
         if restated:
             self._restate(module, graphs)
+        for name, others in self._tied.items():
+            for other in others:
+                if not (_under(other, graphs) or _under(name, graphs)):
+                    _put(module, other, attribute(module, name))
         _take_weights(module, self._smaller)
         error = self._difference(module)
         if error > TOLERANCE:
@@ -156,15 +160,30 @@ class _Writer:
         for name, labels in self._coupling.parameters.items():
             if name in dead:
                 continue
-            holder, _, leaf = name.rpartition(".")
             for dim, label in enumerate(labels):
                 if label is None:
                     continue
                 mask = self._coupling.kept(label, self._gone)
                 if not mask.all() and mask.any():
                     indices = np.flatnonzero(~mask).tolist()
-                    removed.setdefault(holder, {}).setdefault(leaf, {})[dim] = indices
+                    for tied in (name, *self._tied.get(name, ())):
+                        holder, _, leaf = tied.rpartition(".")
+                        removed.setdefault(holder, {}).setdefault(leaf, {})[dim] = indices
         return removed
+
+    @cached_property
+    def _tied(self) -> dict[str, list[str]]:
+        """The other names of parameters that several modules hold, by the graph's name."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self._original.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        known = self._coupling.parameters
+        return {
+            own: [other for other in same if other != own]
+            for same in names.values()
+            for own in same
+            if own in known and len(same) > 1
+        }
 
     @cached_property
     def _changes(self) -> dict[str, dict[int, set[int]]]:
@@ -274,7 +293,7 @@ def _common(paths: Sequence[str]) -> str:
     return ".".join(at[0] for at in same)
 
 
-def _put(module: nn.Module, path: str, new: nn.Module) -> None:
+def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
     holder, _, leaf = path.rpartition(".")
     setattr(attribute(module, holder) if holder else module, leaf, new)
 

@@ -101,6 +101,20 @@ def test_a_norm_without_weights_follows() -> None:
     assert module[1].normalized_shape == (module[0].out_features,)
 
 
+def test_tied_weights_stay_tied() -> None:
+    net = Net(
+        lambda s, x: s.head(F.relu(s.body(s.embed(x)))),
+        embed=nn.Embedding(9, 8),
+        body=nn.Linear(8, 8),
+        head=nn.Linear(8, 9, bias=False),
+    )
+    net.head.weight = net.embed.weight
+    x = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    module = followed(net, x)
+    assert module.head.weight is module.embed.weight
+    assert module.embed.embedding_dim == module.body.in_features < 8
+
+
 class Attention(nn.Module):
     """Self-attention that knows its heads and their size as attributes."""
 
