@@ -27,10 +27,11 @@ lint: $(STAMP)
 test: lint
 	$(PY) -m pytest -q
 
-# Without their dependencies: torchvision and timm would put another torch in place.
+# Without their dependencies: torchvision, timm and lerobot would put another torch in place.
 bench-env: $(STAMP)
-	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm
-	$(PIP) install --quiet -c constraints.txt huggingface_hub safetensors pillow scipy scikit-learn
+	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm lerobot accelerate datasets
+	$(PIP) install --quiet -c constraints.txt huggingface_hub safetensors pillow scipy scikit-learn \
+	    transformers einops draccus deepdiff imageio av multiprocess pyarrow xxhash pyserial psutil
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo
