@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.coupling import Coupling, couple, frozen_elements, frozen_share
 from edgeprune.errors import EdgePruneError
 from edgeprune.export import export
-from edgeprune.oracle import difference, prove
+from edgeprune.oracle import difference, prove, worst_node
 from edgeprune.plan import Plan, keep_best
 from edgeprune.resize import resize
 from edgeprune.score import score
@@ -40,6 +40,7 @@ from edgeprune.writeback import write_back
 
 _REMOVED_BRANCHES = 0.2
 _REASONS = 5
+_AT_A_NODE = 1e-3  # a tensor in the middle may be small differences of large numbers
 _PEER_BYTES = 10 * 2**30  # Torch-Pruning's index lists grow by 0.1 GB a second on some models
 
 
@@ -191,11 +192,25 @@ def _random(traced: TracedModel, coupling: Coupling, facts: Facts) -> None:
     smaller = resize(traced, coupling, plan)
     facts.add(random_branches=len(plan.removed_branches))
     facts.add(random_proof=_proof(traced, coupling, plan, smaller))
+    facts.add(nodes_proof=_nodes(traced, coupling, plan, smaller))
 
 
 def _proof(traced: TracedModel, coupling: Coupling, plan: Plan, smaller: Any) -> dict[str, Any]:
     proof = prove(traced, coupling, plan, smaller)
     return {"passed": proof.passed, "exact": proof.exact, "rel_error": proof.max_rel_error}
+
+
+def _nodes(
+    traced: TracedModel, coupling: Coupling, plan: Plan, smaller: Any
+) -> dict[str, Any] | None:
+    """The proof at every node; None where its activations don't fit in memory together."""
+    try:
+        error, node = worst_node(traced, coupling, plan, smaller)
+    except (MemoryError, RuntimeError) as failure:
+        if "memory" in str(failure) or isinstance(failure, MemoryError):
+            return None
+        raise
+    return {"passed": error <= _AT_A_NODE, "rel_error": error, "node": node}
 
 
 def _forward(traced: TracedModel, smaller: nn.Module) -> dict[str, Any]:

@@ -40,6 +40,8 @@ def markdown(results: Iterable[Found]) -> str:
     run = [r for r in results if "ours" in r]
     parts = [_table(_HEADINGS, _rows(results))]
     failed = [(r["name"], r["suite"], r["ours"]["reason"]) for r in run if not r["ours"]["ok"]]
+    checked = sum(r["ours"].get("nodes_proof") is not None for r in run)
+    parts.append(f"Compared at every node, not only at the outputs: {checked} of {len(run)}.")
     if failed:
         parts.append("## EdgePrune failed\n\n" + _table(("model", "suite", "reason"), failed))
     peers = [(r["name"], r["suite"], r["peer"]["reason"]) for r in run if _failed(r.get("peer"))]

@@ -18,6 +18,7 @@ def judge_ours(facts: Facts) -> dict[str, Any]:
             *_accidents(facts),
             _unless(half, f"proof: off by {_error(half)}"),
             _unless(at_random, f"proof of the random plan: off by {_error(at_random)}"),
+            _at_nodes(facts.get("nodes_proof")),
             "" if facts.get("forward") else "forward: other shapes than before",
             _unless(parity, f"parity: off by {_error(parity)}"),
             _too_much(facts),
@@ -46,6 +47,12 @@ def _unless(check: Facts | None, reason: str) -> str:
     if check is None:
         return f"{reason.partition(':')[0]}: not reached"
     return "" if check["passed"] else reason
+
+
+def _at_nodes(check: Facts | None) -> str:
+    if check is None or check["passed"]:
+        return ""
+    return f"proof at {check['node']}: off by {_error(check)}"
 
 
 def _error(check: Facts | None) -> str:

@@ -58,6 +58,24 @@ def prove(
     return SurgeryProof(absolute, relative, not silenced.gathered)
 
 
+def worst_node(
+    traced: TracedModel, coupling: Coupling, plan: Plan, smaller: GraphModule
+) -> tuple[float, str]:
+    """The largest relative error over every tensor that both models compute, and its node.
+
+    Stricter than `prove`, which compares outputs alone: a fault can't fade on its way there. It
+    holds all of the smaller model's activations at once.
+    """
+    leaves = _flat(traced, traced.example_inputs)
+    with torch.no_grad():
+        made = _Recorded(smaller)
+        made.run(*leaves, enable_io_processing=False)
+        silenced = _Silenced(traced, coupling, plan, smaller)
+        silenced.expected = made.values
+        silenced.run(*leaves)
+    return max(silenced.errors, default=(0.0, ""))
+
+
 def difference(got: Sequence[Any], want: Sequence[Any]) -> tuple[float, float]:
     """The largest absolute error, and relative to the largest magnitude of its output; inf where
     shapes differ or one side is not finite where the other is."""
@@ -89,6 +107,20 @@ def _flat(traced: TracedModel, inputs: ExampleInputs) -> list[Any]:
     return list(pytree.tree_leaves((inputs.args, dict(inputs.kwargs))))
 
 
+class _Recorded(Interpreter):
+    """Keeps what every node computes."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.op == "call_function":
+            self.values[n.name] = value.clone()  # as it is now: a later op may write to it
+        return value
+
+
 class _Silenced(Interpreter):
     """Runs the original graph with the plan's units and branches silenced."""
 
@@ -97,6 +129,8 @@ class _Silenced(Interpreter):
     ) -> None:
         super().__init__(traced.graph_module)
         self.gathered = False
+        self.expected: Mapping[str, Tensor] = {}
+        self.errors: list[tuple[float, str]] = []
         self._coupling = coupling
         self._gone = plan.gone(coupling)
         self._resized: Mapping[str, Node] = {n.name: n for n in smaller.graph.nodes}
@@ -110,6 +144,13 @@ class _Silenced(Interpreter):
         return super().run(*args, enable_io_processing=False)
 
     def run_node(self, n: Node) -> Any:
+        value = self._computed(n)
+        if n.name in self.expected:
+            kept = self._gather(value, self._coupling.labels[n.name])
+            self.errors.append((difference([self.expected[n.name]], [kept])[1], n.name))
+        return value
+
+    def _computed(self, n: Node) -> Any:
         if n.name in self._bypass:
             skip = next(s for s in n.all_input_nodes if s.name == self._bypass[n.name])
             return self.env[skip]

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.walk import attribute
-from edgeprune.oracle import SurgeryProof, prove
+from edgeprune.oracle import TOLERANCE, SurgeryProof, prove, worst_node
 from edgeprune.plan import Plan
 from edgeprune.resize import resize
 from edgeprune.trace import ExampleInputs, TracedModel, export_program, sizes_of, trace
@@ -99,8 +99,11 @@ def carried_out(graph: TracedModel, coupling: Coupling, plan: Plan) -> Pruned:
 
 
 def check(result: Pruned) -> None:
-    """The proof passes, every size is what the coupling says, and the graph traces again."""
+    """The proof passes, also at every node, every size is what the coupling says, and the graph
+    traces again."""
     assert result.proof.passed, result.proof
+    worst, node = worst_node(result.traced, result.coupling, result.plan, result.smaller)
+    assert worst <= TOLERANCE, node
     check_parameter_sizes(result)
     check_activation_sizes(result)
     inputs = result.traced.example_inputs
