@@ -27,11 +27,13 @@ lint: $(STAMP)
 test: lint
 	$(PY) -m pytest -q
 
-# Without their dependencies: torchvision, timm and lerobot would put another torch in place.
+# Some without their dependencies, which would put another torch in place or disagree: pip complains
+# of them, the models that the benchmarks build work.
 bench-env: $(STAMP)
-	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm lerobot accelerate datasets
+	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm lerobot accelerate datasets \
+	    deepdiff orderly-set cachebox transformers tokenizers
 	$(PIP) install --quiet -c constraints.txt huggingface_hub safetensors pillow scipy scikit-learn \
-	    transformers einops draccus deepdiff imageio av multiprocess pyarrow xxhash pyserial psutil
+	    einops draccus imageio av multiprocess pyarrow xxhash pyserial psutil regex
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo
