@@ -80,6 +80,9 @@ class Carver:
             for name, value in vars(asked).items():
                 if isinstance(value, bool | str) and not hasattr(holder, name):
                     setattr(holder, name, value)
+            if isinstance(asked, nn.MultiheadAttention):
+                # What keeps nn.TransformerEncoderLayer from computing with its weights by itself.
+                holder._qkv_same_embed_dim = False
         return module
 
     def sources(self, path: str, key: Key) -> list[Node]:
@@ -87,6 +90,8 @@ class Carver:
         those outside the module at `path`, then those inside."""
         names = dict.fromkeys(self._present(name) for name in self._values.get(key, ()))
         nodes = [self._smaller[name] for name in names if name in self._smaller]
+        # A weight of the module's own that has an argument's value by chance is none.
+        nodes = [n for n in nodes if not (n.op == "get_attr" and _holds(path, n))]
         return sorted(nodes, key=lambda n: within(n, path))
 
     def _present(self, name: str) -> str:
@@ -195,6 +200,10 @@ class _Part:
         raise CannotCarve(f"{self._path} needs a size that its arguments do not have")
 
 
+def _holds(path: str, node: Node) -> bool:
+    return str(node.target).startswith(f"{path}.")
+
+
 def _writes(node: Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
@@ -232,7 +241,7 @@ def _values_of(traced: TracedModel, inputs: ExampleInputs) -> dict[Key, list[str
     class Recorder(Interpreter):
         def run_node(self, n: Node) -> Any:
             value = super().run_node(n)
-            if isinstance(value, Tensor) and n.op != "get_attr":
+            if isinstance(value, Tensor):
                 found.setdefault(_key(value), []).append(n.name)
             return value
 

@@ -141,11 +141,12 @@ class _Writer:
         """The graphs for the modules at `paths`, or for those around them; outermost ones only."""
         graphs: dict[str, GraphModule] = {}
         for path in sorted(paths):
+            because = ""
             while path and not _under(path, graphs):
                 try:
                     graph = self._carver.carve(path)
                 except CannotCarve as reason:
-                    path, because = path.rpartition(".")[0], str(reason)
+                    path, because = path.rpartition(".")[0], because or str(reason)
                     if not path:
                         raise _Stuck(because) from reason
                 else:

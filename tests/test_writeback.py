@@ -200,6 +200,33 @@ def test_a_transformer_follows_with_layers_removed() -> None:
     assert isinstance(result.module[1], nn.TransformerEncoder)
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_transformer_keeps_its_layers(norm_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    result = written(nn.Sequential(nn.Linear(6, 8), encoder, nn.Linear(8, 4)), TOKENS)
+    assert result.module is not None, result.note
+    assert result.graphs == ("1.layers.0.self_attn", "1.layers.1.self_attn")
+
+
+def test_a_graph_takes_what_another_module_holds_as_an_argument() -> None:
+    class Added(nn.Module):
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return torch.cat([x[:, 4:] + shift[:, 4:], x[:, :4]], 1)
+
+    shift = nn.Parameter(torch.randn(1, 8, 1, 1))
+    net = Net(
+        lambda s, x: s.b(s.m(s.a(x), s.shift)),
+        a=nn.Conv2d(3, 8, 1),
+        m=Added(),
+        shift=shift,
+        b=nn.Conv2d(8, 4, 1),
+    )
+    result = written(net, X)
+    assert result.module is not None, result.note
+    assert result.graphs == ("m",)
+
+
 def test_code_that_states_sizes_at_the_top_keeps_the_graph() -> None:
     result = written(
         Net(
