@@ -29,6 +29,8 @@ RESIZED = (
     nn.RNNCellBase,
 )
 
+_STATISTICS = ("running_mean", "running_var")
+
 #: Classes that can't hold what pruning makes of them (heads that don't add up to the width).
 RIGID = (nn.MultiheadAttention,)
 
@@ -52,6 +54,10 @@ def resize_layer(layer: Any, name: str, removed: Removed, smaller: GraphModule) 
     else:
         _take_tensors(layer, name, list(removed), smaller)
         _state_sizes(layer, name, smaller)
+        return
+    # What a layer of the user's own, derived from one of these, holds besides (a gain per filter).
+    more = [leaf for leaf in removed if leaf not in ("weight", "bias", *_STATISTICS)]
+    _take_tensors(layer, name, more, smaller)
 
 
 def _state_sizes(layer: Any, name: str, smaller: GraphModule) -> None:

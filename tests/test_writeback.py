@@ -101,6 +101,19 @@ def test_a_norm_without_weights_follows() -> None:
     assert module[1].normalized_shape == (module[0].out_features,)
 
 
+def test_what_a_derived_layer_holds_besides_follows() -> None:
+    class Scaled(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(3, 8, 1)
+            self.gain = nn.Parameter(torch.ones(8, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight * self.gain, self.bias)
+
+    module = followed(nn.Sequential(Scaled(), nn.ReLU(), nn.Conv2d(8, 4, 1)), X)
+    assert len(module[0].gain) == module[0].out_channels < 8
+
+
 def test_tied_weights_stay_tied() -> None:
     net = Net(
         lambda s, x: s.head(F.relu(s.body(s.embed(x)))),
