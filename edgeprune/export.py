@@ -115,7 +115,16 @@ def _plain_attention(program: torch.export.ExportedProgram) -> None:
     for node in graph.find_nodes(op="call_function", target=attention):
         sizes = node.meta["val"].shape
         plain = node
-        if len(sizes) > 4 and (len(node.args) < 4 or node.args[3] is None):
+        if len(sizes) == 3:
+            with graph.inserting_before(node):
+                # A mask of two dimensions is the same for all.
+                wide = [
+                    graph.call_function(aten.unsqueeze.default, (x, 1)) if _rank(x) == 3 else x
+                    for x in node.args[:4]
+                ]
+            node.args = (*wide, *node.args[4:])
+            plain = _after(node, plain, aten.squeeze.dim, (1,))
+        elif len(sizes) > 4 and (len(node.args) < 4 or node.args[3] is None):
             with graph.inserting_before(node):
                 flat = [
                     graph.call_function(aten.flatten.using_ints, (x, 0, len(sizes) - 4))
@@ -129,6 +138,12 @@ def _plain_attention(program: torch.export.ExportedProgram) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default
     program.graph_module.recompile()
+
+
+def _rank(value: Any) -> int:
+    """The dimensions of a node's tensor; 0 for anything else."""
+    made = value.meta.get("val") if isinstance(value, Node) else None
+    return made.dim() if isinstance(made, Tensor) else 0
 
 
 def _after(origin: Node, node: Node, op: Any, rest: tuple[Any, ...], **options: Any) -> Node:

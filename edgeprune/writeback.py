@@ -215,7 +215,8 @@ class _Writer:
         for path, changes in self._changes.items():
             with contextlib.suppress(AttributeError):
                 stating = attribute(module, path) if path else module
-                if path in self._removed or _under(path, graphs):
+                resized = isinstance(stating, RESIZED) and path in self._removed
+                if resized or _under(path, graphs):
                     continue
                 for name, value in list(vars(stating).items()):
                     setattr(stating, name, _changed(value, changes))

@@ -160,6 +160,20 @@ def test_attention_of_five_dimensions(tmp_path: Path, batch: int) -> None:
     assert proof()[0].passed
 
 
+@pytest.mark.parametrize("mask", [None, (5, 5), (4, 5, 5)])
+def test_attention_of_three_dimensions(tmp_path: Path, mask: tuple[int, ...] | None) -> None:
+    def forward(s: Any, x: Tensor) -> Tensor:
+        q, k, v = s.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
+        made = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=s.bias)
+        return s.out(made.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2))
+
+    bias = None if mask is None else nn.Parameter(torch.randn(mask))
+    module = Net(forward, qkv=nn.Linear(6, 24), bias=bias, out=nn.Linear(8, 4))
+    fixed = torch.randn(2, 5, 6)
+    _, proof = exported(module, tmp_path / "m.onnx", fixed)
+    assert proof()[0].passed
+
+
 def test_attention_whose_head_shrank_is_laid_out_plainly(tmp_path: Path) -> None:
     def forward(s: Any, x: Tensor) -> Tensor:
         q, k, v = s.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)

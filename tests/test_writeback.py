@@ -161,6 +161,22 @@ def test_numbers_among_the_attributes_follow() -> None:
         assert result.module[0].heads < 4 or result.module[0].head_size < 3
 
 
+def test_an_attribute_of_a_module_with_weights_of_its_own_follows() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 8
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.a(x).reshape(x.shape[0], self.width, 64).transpose(1, 2)
+            return self.b(tokens + self.token)
+
+    module = followed(Tokens(), X)
+    assert module.width == module.a.out_channels < 8
+
+
 class Halves(nn.Module):
     """Swaps two halves of its channels: 4 is written in its code."""
 
