@@ -22,6 +22,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from edgeprune.coupling.walk import attribute, module_path
+from edgeprune.normalize import writes
 from edgeprune.trace import ExampleInputs, TracedModel, quiet
 from edgeprune.trainable import TrainableGraph
 
@@ -154,7 +155,7 @@ class _Part:
     def _needed(self, wanted: list[Node]) -> list[Node]:
         """All that the wanted nodes depend on, down to the arguments, in the graph's order; so are
         ops that write to a tensor of the module's own, though nobody reads them."""
-        writers = [n for n in self._carver.nodes if within(n, self._path) and _writes(n)]
+        writers = [n for n in self._carver.nodes if within(n, self._path) and writes(n)]
         waiting, found = [*wanted, *writers], set()
         while waiting:
             node = waiting.pop()
@@ -202,10 +203,6 @@ class _Part:
 
 def _holds(path: str, node: Node) -> bool:
     return str(node.target).startswith(f"{path}.")
-
-
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_number(node: Node) -> bool:

@@ -49,17 +49,18 @@ def has_effect(node: Node) -> bool:
     """
     if node.op in ("placeholder", "output"):
         return True
-    return _writes(node)
+    return writes(node)
 
 
-def _writes(node: Node) -> bool:
+def writes(node: Node) -> bool:
+    """Whether an op writes to one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _written_storages(graph: Graph) -> set[Node]:
     """All nodes that may share the storage of a tensor that some op writes to."""
     found: set[Node] = set()
-    for writer in (node for node in graph.nodes if _writes(node)):
+    for writer in (node for node in graph.nodes if writes(node)):
         base: Any = writer.args[0]
         while isinstance(base, Node) and base.op == "call_function" and _is_view(base):
             base = base.args[0]
@@ -68,7 +69,7 @@ def _written_storages(graph: Graph) -> set[Node]:
             node = waiting.pop()
             if isinstance(node, Node) and node not in found:
                 found.add(node)
-                waiting.extend(user for user in node.users if _is_view(user) or _writes(user))
+                waiting.extend(user for user in node.users if _is_view(user) or writes(user))
     return found
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.carve import CannotCarve, Carver
 from edgeprune.coupling import Coupling
-from edgeprune.coupling.branches import Branch
+from edgeprune.coupling.branches import Branch, common_module
 from edgeprune.coupling.walk import attribute, module_path
 from edgeprune.importing import one_line
 from edgeprune.oracle import TOLERANCE, difference
@@ -100,9 +99,7 @@ class _Writer:
         self._nodes = {n.name: n for n in traced.graph_module.graph.nodes}
         self._removed = self._removed_indices()
         self.rigid = frozenset(
-            holder
-            for holder in self._removed
-            if isinstance(attribute(original, holder) if holder else original, RIGID)
+            holder for holder in self._removed if isinstance(original.get_submodule(holder), RIGID)
         )
         self.stated = self._stating() | self._unskippable()
 
@@ -118,8 +115,7 @@ class _Writer:
         graphs = self._carved(paths)
         for holder, leaves in self._removed.items():
             if not _under(holder, graphs):
-                layer = attribute(module, holder) if holder else module
-                resize_layer(layer, holder, leaves, self._smaller)
+                resize_layer(module.get_submodule(holder), holder, leaves, self._smaller)
         for branch in self._branches:
             if not any(_under(self._path(join), graphs) for join in branch.joins):
                 self._skip(module, branch)
@@ -214,7 +210,7 @@ class _Writer:
         """Attributes that had a size's old value get its new one, where there is only one."""
         for path, changes in self._changes.items():
             with contextlib.suppress(AttributeError):
-                stating = attribute(module, path) if path else module
+                stating = module.get_submodule(path)
                 resized = isinstance(stating, RESIZED) and path in self._removed
                 if resized or _under(path, graphs):
                     continue
@@ -226,7 +222,7 @@ class _Writer:
         found = set()
         for branch in self._branches:
             if self._block(branch) is None and not self._entry(branch):
-                found.add(_common([self._path(join) for join in branch.joins]))
+                found.add(common_module([self._path(join) for join in branch.joins]))
         return frozenset(found - {""})
 
     def _skip(self, module: nn.Module, branch: Branch) -> None:
@@ -288,16 +284,9 @@ def _under(path: str, roots: Mapping[str, object]) -> bool:
     return any(path == root or path.startswith(f"{root}.") for root in roots)
 
 
-def _common(paths: Sequence[str]) -> str:
-    """The innermost module that all paths are in."""
-    parts = [path.split(".") for path in paths]
-    same = itertools.takewhile(lambda at: len(set(at)) == 1, zip(*parts, strict=False))
-    return ".".join(at[0] for at in same)
-
-
 def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
     holder, _, leaf = path.rpartition(".")
-    setattr(attribute(module, holder) if holder else module, leaf, new)
+    setattr(module.get_submodule(holder), leaf, new)
 
 
 def _take_weights(module: nn.Module, smaller: GraphModule) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.fx import Node
 
 from edgeprune.coupling.layout import Label
 from edgeprune.coupling.walk import flat_labels, module_path
+from edgeprune.normalize import writes
 from edgeprune.poly import Poly
 from edgeprune.trace import TracedModel, sizes_of
 
@@ -151,14 +153,14 @@ def _dense(
     candidates: dict[Node, None] = {}
     for cat in traced.graph_module.graph.nodes:
         if cat.target in _CATS:
-            candidates.update(dict.fromkeys(cat.args[0]))
+            candidates.update(dict.fromkeys(_operands(cat)))
     taken: set[Node] = set()
     for output in candidates:
         joins = tuple(output.users)
         if not all(join.target in _CATS for join in joins):
             continue
         region = _only_for(output, set(joins))
-        others = {o for join in joins for o in join.args[0] if o is not output}  # type: ignore[union-attr]
+        others = {o for join in joins for o in _operands(join) if o is not output}
         if not _is_layer(region) or not _sources(region) & others:
             continue
         # At least one operand of each stays, whatever goes.
@@ -251,15 +253,11 @@ def _is_layer(region: set[Node]) -> bool:
     """Whether a region computes with something learnt, without side effects."""
     calls = [n for n in region if n.op == "call_function"]
     learnt = any(n.op == "get_attr" for n in region)
-    return bool(calls) and learnt and not any(_mutates(n) for n in calls)
+    return bool(calls) and learnt and not any(writes(n) for n in calls)
 
 
 def _is_tensor(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
-
-
-def _mutates(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _op_name(node: Node) -> str:
@@ -285,20 +283,18 @@ class _Readers:
 def _name(region: set[Node], join: Node) -> str:
     """The module that holds the branch's weights, or the one that joins it."""
     weights = [
-        str(n.target).split(".")[:-1]
+        str(n.target).rpartition(".")[0]
         for n in region
         if n.op == "get_attr" and _is_tensor(n) and n.meta["val"].dim() > 1
     ]
-    return ".".join(_common_prefix(weights)) or module_path(join) or join.name
+    return common_module(weights) or module_path(join) or join.name
 
 
-def _common_prefix(paths: Sequence[list[str]]) -> list[str]:
-    prefix = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        prefix.append(parts[0])
-    return prefix
+def common_module(paths: Sequence[str]) -> str:
+    """The innermost module that all dotted paths are in, '' for the model itself."""
+    parts = [path.split(".") for path in paths]
+    same = takewhile(lambda at: len(set(at)) == 1, zip(*parts, strict=False))
+    return ".".join(at[0] for at in same)
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from edgeprune.coupling.atoms import Atoms, Rows
 from edgeprune.coupling.branches import Branch, find_branches
 from edgeprune.coupling.layout import kept
 from edgeprune.coupling.rules import rule_for
-from edgeprune.coupling.units import Group, find_groups, is_learnt
+from edgeprune.coupling.units import Group, find_groups, is_learnt, row_keys
 from edgeprune.coupling.walk import Labels, Literal, Pin, Walk, attribute
 from edgeprune.poly import Poly
 from edgeprune.trace import TracedModel
@@ -63,9 +63,10 @@ class Coupling:
             repeated = np.zeros_like(groups, bool)
             repeated[:, 1:] = groups[:, 1:] == groups[:, :-1]
             groups = np.sort(np.where(repeated, -1, groups), axis=1)
-        kinds, counts = _distinct(groups)
+        keys = row_keys(groups + 1, np.full_like(groups, len(self.groups) + 1))
+        _, first, counts = np.unique(keys, return_index=True, return_counts=True)
         terms: dict[tuple[int, ...], float] = {}
-        for kind, count in zip(kinds, counts, strict=True):
+        for kind, count in zip(groups[first], counts, strict=True):
             key = tuple(int(g) for g in kind if g >= 0)
             whole = float(prod(self.groups[g].size for g in key))
             terms[key] = terms.get(key, 0.0) + float(count) / whole
@@ -128,21 +129,6 @@ def frozen_share(traced: TracedModel, coupling: Coupling) -> float:
         if is_learnt(traced.graph_module, n)
     )
     return sum(frozen_elements(traced, coupling).values()) / max(total, 1)
-
-
-def _distinct(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The distinct rows, and how often each occurs. Entries are -1 or more."""
-    base, columns = int(rows.max(initial=-1)) + 2, rows.shape[1]
-    if base**columns >= 2**62:
-        return np.unique(rows, axis=0, return_counts=True)
-    keys = np.zeros(len(rows), np.int64)
-    for column in range(columns):
-        keys = keys * base + rows[:, column] + 1
-    found, counts = np.unique(keys, return_counts=True)
-    kinds = np.empty((len(found), columns), np.int64)
-    for column in reversed(range(columns)):
-        found, kinds[:, column] = np.divmod(found, base)
-    return kinds - 1, counts
 
 
 def _frozen(walk: Walk) -> tuple[Frozen, ...]:

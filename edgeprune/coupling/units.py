@@ -216,8 +216,8 @@ class _Ranks:
             groups = np.take_along_axis(groups, order, axis=1)
             rows = np.take_along_axis(rows, order, axis=1)
         sizes = np.where(groups < 0, 1, self.sizes[groups])
-        kinds = _keys(groups + 1, np.full_like(groups, len(self.sizes) + 1))
-        units = _keys(np.where(groups < 0, 0, self._rank[rows]), sizes)
+        kinds = row_keys(groups + 1, np.full_like(groups, len(self.sizes) + 1))
+        units = row_keys(np.where(groups < 0, 0, self._rank[rows]), sizes)
         _, kind, in_kind = np.unique(kinds, return_inverse=True, return_counts=True)
         _, unit, alike = np.unique(
             kind * (int(units.max(initial=0)) + 1) + units, return_inverse=True, return_counts=True
@@ -230,8 +230,11 @@ class _Ranks:
         return [tuple(int(g) for g in names if g >= 0) for names in found]
 
 
-def _keys(digits: NDArray[np.int64], bases: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows as numbers of mixed bases; only which ones are equal matters."""
+def row_keys(digits: NDArray[np.int64], bases: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows as numbers of mixed bases; only which ones are equal, or larger, matters.
+
+    Entries are 0 or more, and below their base; bases: the shape of `digits`.
+    """
     keys = np.zeros(len(digits), np.int64)
     for column in range(digits.shape[1]):
         if column >= 4:  # numbered anew, before they outgrow 64 bits
