@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.budgets import Budgets
-from edgeprune.device.profile import Profile, load_profile
+from edgeprune.device.profile import HOST, Profile, load_profile
+
+if TYPE_CHECKING:
+    from edgeprune.remote import Remote
+
+#: What a measurement says besides latency and memory: under "measurement" in the answer.
+_FIGURES = {"latency_ms", "p50_ms", "peak_memory_mb"}
 
 
 def check(
@@ -14,47 +22,127 @@ def check(
     profile: str | Path | Profile = "host",
     budgets: Budgets | None = None,
     measure: bool = False,
+    remote: str | Remote | None = None,
 ) -> dict[str, Any]:
     """An ONNX file's latency, peak memory and size on a device, and whether they keep the budgets.
 
     budgets: override the profile's own. measure: run it on this machine instead of predicting.
+    remote: run it on another device instead, `ssh://user@host[:port][/folder]`; the profile then
+    gives the threads and the budgets, and "host" is that device, without budgets of its own.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
-    "budgets", "met", "warnings"}.
+    "budgets", "met", "warnings"}, and of a measured one "measured_on" (which machine) and
+    "measurement": the other keys of `export/runner.py measure`.
 
-    Raises UserError for a file that isn't ONNX or a profile that isn't there.
+    Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
+    device that can't be reached or lacks what is needed.
     """
-    from edgeprune.device.from_onnx import (
-        kernel_graph,
-        load_onnx,
-        pricing_remarks,
-        recorded_shapes,
-    )
+    from edgeprune.device.from_onnx import load_onnx, recorded_shapes
 
     path = Path(model)
     loaded = load_onnx(path)
-    device = profile if isinstance(profile, Profile) else load_profile(profile)
-    limits = device.budgets.overridden_by(budgets or Budgets())
-    external = path.with_name(f"{path.name}.data")
-    size_mb = sum(p.stat().st_size for p in (path, external) if p.exists()) / 1e6
-    if measure:
-        from edgeprune.running import measure as run
-
-        shapes = [f"{n}={'x'.join(map(str, s))}" for n, s in recorded_shapes(loaded).items()]
-        timed = run(path, device.threads or 1, shapes=shapes)
-        latency_ms, memory_mb = timed["latency_ms"], timed["peak_memory_mb"]
+    beside = _external_files(path)
+    if measure or remote is not None:
+        device = None if profile == HOST else _profile(profile)
+        costs = _measured(path, beside, device, recorded_shapes(loaded), remote)
     else:
-        kernels = kernel_graph(loaded)
-        latency_ms = kernels.latency_ms(device, {})
-        memory_mb = kernels.peak_memory_mb(device, {})
-    met = limits.is_satisfied_by(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb)
+        device = _profile(profile)
+        costs = _predicted(loaded, device)
+    limits = (device.budgets if device else Budgets()).overridden_by(budgets or Budgets())
+    size_mb = sum(file.stat().st_size for file in (path, *beside)) / 1e6
+    latency_ms, memory_mb = costs["latency_ms"], costs["peak_memory_mb"]
     return {
         "model": str(model),
-        "profile": device.name,
+        "profile": device.name if device else HOST,
         "latency_ms": latency_ms,
-        "latency_source": "measured" if measure else "predicted",
+        "latency_source": costs["latency_source"],
         "peak_memory_mb": memory_mb,
         "size_mb": size_mb,
         "budgets": limits.as_dict(),
-        "met": met,
-        "warnings": [] if measure else pricing_remarks(loaded),
+        "met": limits.is_satisfied_by(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb),
+        **costs,
     }
+
+
+def _profile(profile: str | Path | Profile) -> Profile:
+    return profile if isinstance(profile, Profile) else load_profile(profile)
+
+
+def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:
+    from edgeprune.device.from_onnx import kernel_graph, pricing_remarks
+
+    kernels = kernel_graph(loaded)
+    return {
+        "latency_ms": kernels.latency_ms(device, {}),
+        "latency_source": "predicted",
+        "peak_memory_mb": kernels.peak_memory_mb(device, {}),
+        "warnings": pricing_remarks(loaded),
+    }
+
+
+def _measured(
+    path: Path,
+    beside: list[Path],
+    device: Profile | None,
+    shapes: Mapping[str, list[int]],
+    remote: str | Remote | None,
+) -> dict[str, Any]:
+    """device: None for the machine that is measured, which needs no figures but its own."""
+    from edgeprune.device.host import host_threads
+    from edgeprune.remote import Remote
+    from edgeprune.running import measure, measuring
+
+    threads = (device.threads or 1) if device else host_threads()
+    words = [f"{name}={'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+    if remote is None:
+        timed, where = measure(path, threads, shapes=words), platform.node() or "this machine"
+    else:
+        with Remote.parse(remote) if isinstance(remote, str) else remote as there:
+            name = there.put(path, *beside)
+            timed, where = there.run_runner(measuring(name, threads, shapes=words)), str(there)
+    return {
+        "latency_ms": timed["latency_ms"],
+        "latency_source": "measured",
+        "peak_memory_mb": timed["peak_memory_mb"],
+        "warnings": _doubts(timed, device),
+        "measured_on": where,
+        "measurement": {name: value for name, value in timed.items() if name not in _FIGURES},
+    }
+
+
+def _doubts(timed: dict[str, Any], device: Profile | None) -> list[str]:
+    """What a reader of a measured latency should know, one line each."""
+    found = []
+    if timed["noisy"]:
+        found.append(
+            f"noisy measurement (half of the runs spread over {100 * timed['noise']:.0f} % of the "
+            f"median; the measuring thread ran {100 * timed['cpu_share']:.0f} % of the time): end "
+            "what else is running there and measure again"
+        )
+    if timed["throttled"]:
+        clock, heat = timed["clock_after_mhz"], timed["temperature_after_c"]
+        state = [f"{clock:g} MHz"] if clock else []
+        state += [f"{heat:g} °C"] if heat else []
+        after = f" ({', '.join(state)} afterwards)" if state else ""
+        found.append(
+            f"the processor's clock was held down{after}: check cooling, power supply and governor"
+        )
+    if device and device.runtime != "onnxruntime":
+        found.append(
+            f"measured with {timed['runtime']}, {timed['provider']}, fp32: profile {device.name} "
+            f"and its budgets are for {device.runtime} {device.precision}"
+        )
+    return found
+
+
+def _external_files(path: Path) -> list[Path]:
+    """The files that hold a model's weights where they don't stand in the ONNX file itself."""
+    import onnx
+
+    light = onnx.load(str(path), load_external_data=False)
+    names = {
+        entry.value
+        for tensor in light.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [path.parent / name for name in sorted(names)]

@@ -148,15 +148,38 @@ def check(
     measure: Annotated[
         bool, Parameter(negative="", help="Run it here rather than predict.")
     ] = False,
+    remote: Annotated[
+        str | None,
+        Parameter(help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH]."),
+    ] = None,
+    ssh_options: Annotated[
+        str,
+        Parameter(
+            env_var="EDGEPRUNE_SSH_OPTIONS",
+            allow_leading_hyphen=True,
+            help="Options for ssh itself, such as '-F my_config'.",
+        ),
+    ] = "",
+    junit: Annotated[
+        Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
+    ] = None,
     json: _Json = False,
     debug: _Debug = False,
 ) -> int:
     """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
     from edgeprune.budgets import Budgets
     from edgeprune.checking import check as check_file
+    from edgeprune.junit import check_junit_target, write_junit
     from edgeprune.printing import print_check, print_json
+    from edgeprune.remote import Remote
 
-    found = check_file(model, profile, Budgets(latency_ms, memory_mb, size_mb), measure)
+    budgets = Budgets(latency_ms, memory_mb, size_mb)
+    device = None if remote is None else Remote.parse(remote, ssh_options)
+    if junit is not None:
+        check_junit_target(junit)
+    found = check_file(model, profile, budgets, measure, device)
+    if junit is not None:
+        write_junit(found, junit)
     print_json(found) if json else print_check(found)
     return 0 if found["met"] else 3
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from edgeprune.device.profile import Figure, Profile
+from edgeprune.device.profile import HOST, Figure, Profile
 
 
 def print_json(value: Any) -> None:
@@ -28,14 +29,22 @@ def print_check(found: dict[str, Any]) -> None:
         ("peak memory", found["peak_memory_mb"], "MB", budgets["memory_mb"]),
         ("file size", found["size_mb"], "MB", budgets["size_mb"]),
     )
-    console.print(f"[bold]{found['model']}[/bold] on {found['profile']}")
+    console.print(f"[bold]{escape(found['model'])}[/bold]{escape(_where(found))}", soft_wrap=True)
     for name, value, unit, limit in rows:
         figure = "unknown" if value is None else f"{value:.4g} {unit}"
         verdict = "" if limit is None else f"  budget {limit:g} {unit}  {_mark(value, limit)}"
         console.print(f"  {name:<20} {figure}{verdict}")
     for warning in found["warnings"]:
-        console.print(f"  {warning}")
+        console.print(f"  {escape(warning)}", soft_wrap=True)
     console.print("meets its budgets" if found["met"] else "does not meet its budgets")
+
+
+def _where(found: dict[str, Any]) -> str:
+    if "measured_on" not in found:
+        return f" on {found['profile']}"
+    # The profile `host` is the machine that is measured, whichever that is.
+    profile = "" if found["profile"] == HOST else f" on {found['profile']}"
+    return f"{profile}, measured on {found['measured_on']}"
 
 
 def _mark(value: float | None, limit: float) -> str:

@@ -53,6 +53,15 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def session_options(threads: int) -> ort.SessionOptions:
+    """How every session here is opened: `threads` intra-op threads, and only errors are said."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
 def open_session(
     model_path: str | Path, threads: int = 1, provider: str = CPU_PROVIDER
 ) -> ort.InferenceSession:
@@ -61,10 +70,7 @@ def open_session(
         raise RunnerError(f"no such model file: {model_path}")
     if provider not in ort.get_available_providers():
         raise RunnerError(f"no {provider} here, only {', '.join(ort.get_available_providers())}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options = session_options(threads)
     try:
         session = ort.InferenceSession(str(model_path), options, providers=[provider])
     except Exception as error:  # onnxruntime's errors share no base class but Exception
@@ -246,7 +252,7 @@ def measure(
 ) -> dict[str, Any]:
     """Time the model on random inputs and find the memory it takes; MB are 10^6 bytes.
 
-    Returns the keys of `stopwatch.summarise` and `stopwatch.surroundings`, threads,
+    Returns the keys of `stopwatch.time_alone`, `surroundings` (before) and `aftermath`, threads,
     peak_memory_mb (growth of the process's high-water mark over baseline_memory_mb, the mark
     before the model is loaded), load_seconds, provider and runtime. The memory is right only in
     a fresh process, as on the command line: one that was once larger has raised its own mark.
@@ -259,10 +265,12 @@ def measure(
     start = time.perf_counter()
     session = open_session(model_path, threads, provider)
     load_seconds = time.perf_counter() - start
-    times = stopwatch.time_interleaved([bind(session, shapes)], seconds, warmup, min_runs)[0]
+    alone = threads == 1 and provider == CPU_PROVIDER
+    timed = stopwatch.time_alone(bind(session, shapes), seconds, warmup, min_runs, alone)
     peak = stopwatch.peak_memory_mb()
+    aftermath = stopwatch.aftermath(surroundings)
     return {
-        **stopwatch.summarise(times),
+        **timed,
         "threads": threads,
         "peak_memory_mb": None if peak is None else round(peak - baseline, 3),
         "baseline_memory_mb": None if baseline is None else round(baseline, 3),
@@ -270,6 +278,7 @@ def measure(
         "provider": session.get_providers()[0],
         "runtime": RUNTIME,
         **surroundings,
+        **aftermath,
     }
 
 

@@ -206,6 +206,9 @@ def test_measure_reports_ordered_latencies_and_its_conditions(model):
     assert result["load_seconds"] > 0
     assert result["provider"] == "CPUExecutionProvider"
     assert {"peak_memory_mb", "baseline_memory_mb", "governor", "load_average"} <= set(result)
+    assert {"clock_mhz", "clock_max_mhz", "clock_after_mhz", "throttled"} <= set(result)
+    assert {"temperature_c", "temperature_after_c"} <= set(result)
+    assert result["noise"] >= 0 and 0 < result["cpu_share"] < 1.1 and result["noisy"] in (0, 1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="exact only with /proc")
