@@ -1,145 +1,162 @@
-"""What `fit_profiles.py` fits: the devices, their published rows, the networks in those rows."""
+"""The devices whose profiles `fit_profiles.py` writes: their facts, and which fit they rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Literal
 
-from zoo import declare_torchvision
+from fit_model import Prior
 
-from edgeprune.device.latency import COMPUTE_KINDS
+#: Where the figures lie before any row, in the order of PARAMETERS. From how such kernels work:
+#: dense convolutions reach half of a peak, depthwise ones have no reuse, threads start in tens of
+#: microseconds. Weak: the common effect may stray by a factor of two for one standard deviation.
+_CPU = Prior((0.5, 0.4, 0.1, 0.15, 0.3, 0.3, 0.4, 20.0))
+_GPU = Prior((0.6, 0.5, 0.1, 0.25, 0.4, 0.4, 0.6, 10.0), group=0.5)
+PRIORS = {"arm": _CPU, "x86": _CPU, "tensor": _GPU, "cuda": _GPU}
 
-declare_torchvision()
-import timm  # noqa: E402
-import torchvision.models as tv  # noqa: E402
 
-#: The fitted figures, in the order in which the fit keeps them.
-PARAMETERS = (*COMPUTE_KINDS, "bandwidth", "overhead_us")
+@dataclass(frozen=True)
+class Given:
+    """A figure that devices.csv lacks, with where it comes from."""
 
-#: published name -> (input side, builder). torch2trt's names are torchvision's, ncnn's are its own.
-NETWORKS: dict[str, tuple[int, Callable[[], Any]]] = {
-    "resnet18": (224, partial(tv.resnet18, weights=None)),
-    "resnet50": (224, partial(tv.resnet50, weights=None)),
-    "resnet152": (224, partial(tv.resnet152, weights=None)),
-    "densenet121": (224, partial(tv.densenet121, weights=None)),
-    "vgg16": (224, partial(tv.vgg16, weights=None)),
-    "squeezenet1_1": (224, partial(tv.squeezenet1_1, weights=None)),
-    "squeezenet": (227, partial(tv.squeezenet1_1, weights=None)),
-    "googlenet": (224, partial(tv.googlenet, weights=None, aux_logits=False, init_weights=False)),
-    "shufflenet_v2": (224, partial(tv.shufflenet_v2_x1_0, weights=None)),
-    "mobilenet": (224, partial(timm.create_model, "mobilenetv1_100")),
-    "mobilenet_v2": (224, partial(timm.create_model, "mobilenetv2_100")),
-    "efficientnet_b0": (224, partial(timm.create_model, "efficientnet_b0")),
-    "efficientnetv2_b0": (224, partial(timm.create_model, "tf_efficientnetv2_b0")),
-    "regnety_400m": (224, partial(timm.create_model, "regnety_004")),
-    # ncnn's is ViT-B/32: its first convolution is 32x32 with stride 32, 145 tokens.
-    "vision_transformer": (384, partial(timm.create_model, "vit_base_patch32_384")),
-}
+    value: float
+    source: str
 
 
 @dataclass(frozen=True)
 class Device:
-    """What is fixed by hand for one profile: where its facts and rows lie, and the priors.
+    """One profile.
 
-    priors: figures where the fit starts and to which it is drawn, in the order of PARAMETERS:
-    shares of the peak by kind of kernel, share of the bandwidth, microseconds per kernel.
-    bandwidth_bounds: the least and the most of that share that is physically plausible.
+    facts: its row of devices.csv.
+    fit, group, run: which of SETS, which class, and which run of it; no run means that the device
+    has no rows of its own and gets its class's figures.
     """
 
     name: str
     facts: str
     title: str
-    processor: str
-    runtime: str
-    precision: str
-    threads: int | None
-    channel_multiple: int
+    fit: Literal["arm", "x86", "tensor", "cuda"]
+    group: str
+    run: str | None
     latency_budget_ms: float
-    rows: Callable[[Mapping[str, str]], bool]
-    rows_are: str
-    priors: tuple[float, ...]
-    bandwidth_bounds: tuple[float, float]
-    notes: str
+    memory_budget_mb: float = 512.0
+    threads: int | None = 4
+    ram_mb: Given | None = None
+    peak_gflops: Given | None = None
+    bandwidth_gb_s: Given | None = None
+    notes: str = ""
 
     @property
-    def from_ncnn(self) -> bool:
-        """Whether the rows are ncnn's, to be scaled to onnxruntime."""
-        return self.runtime == "onnxruntime"
+    def gpu(self) -> bool:
+        return self.fit in ("tensor", "cuda")
+
+    @property
+    def channel_multiple(self) -> int:
+        """Lanes of a vector: 4 in NEON's fp32, 8 in AVX2's; TensorRT's fp16 wants 8."""
+        return 4 if self.fit == "arm" else 8
 
 
-def _ncnn_rows(device: str, soc: str) -> Callable[[Mapping[str, str]], bool]:
-    def wanted(row: Mapping[str, str]) -> bool:
-        same = row["device"] == device and row["soc"] == soc and row["runtime"] == "ncnn CPU"
-        return same and row["threads"] == "4" and row["precision"] != "int8"
-
-    return wanted
-
-
-def _nano_rows(row: Mapping[str, str]) -> bool:
-    engine = row["runtime"] in ("TensorRT (torch2trt)", "TensorRT")
-    inference = row["scope"] == "inference only" and row["precision"] == "fp16"
-    return row["device"] == "Jetson Nano" and engine and inference
-
-
-_PI_PRIORS = (0.45, 0.3, 0.08, 0.12, 0.25, 0.25, 0.35, 20.0)
-#: Below: one core's memcpy on the Pi 4 (2.5 GB/s of 12.8). Above: no CPU keeps its memory busier.
-_PI_BANDWIDTH = (0.2, 0.75)
-_PI_NOTES = (
-    "Fitted to ncnn times one factor for onnxruntime, whose published rows for this board are too "
-    "few to fit. The factor is not the same for all networks: of 13 detectors on a Pi 5 "
-    "(visionanalysis.org, ncnn-fp32-vs-onnx-fp32-rpi5) it was 1.25 to 2.87, median 2.09. "
-    "`edgeprune calibrate` on the board itself gives better figures."
-)
+_SHARED = "RAM is shared by CPU and GPU."
+_BOARDS = "assumed: boards carry 2 to 16 GB, a small common one"
 DEVICES = (
     Device(
-        name="jetson-nano",
-        facts="jetson-nano-gpu",
-        title="NVIDIA Jetson Nano 4 GB (Maxwell GPU), TensorRT fp16",
-        processor="gpu",
-        runtime="tensorrt",
-        precision="fp16",
+        *("jetson-nano", "jetson-nano-gpu"),
+        "NVIDIA Jetson Nano 4 GB (Maxwell GPU), TensorRT fp16",
+        *("cuda", "cuda", "nano", 20.0),
         threads=None,
-        channel_multiple=8,
-        latency_budget_ms=20.0,
-        rows=_nano_rows,
-        rows_are="TensorRT fp16, inference only, batch 1",
-        priors=(0.6, 0.5, 0.1, 0.25, 0.5, 0.4, 0.6, 10.0),
-        bandwidth_bounds=(0.4, 0.85),
-        notes="RAM is shared by CPU and GPU. No published row here has depthwise or grouped "
-        "convolutions: their latency rests on bandwidth and on assumed efficiencies.",
+        notes=f"{_SHARED} No row has grouped convolutions or attention: those figures are assumed.",
     ),
     Device(
-        name="raspberry-pi-4",
-        facts="raspberry-pi-4",
-        title="Raspberry Pi 4 Model B (4x Cortex-A72, 1.8 GHz), onnxruntime fp32",
-        processor="cpu",
-        runtime="onnxruntime",
-        precision="fp32",
-        threads=4,
-        channel_multiple=4,
-        latency_budget_ms=100.0,
-        rows=_ncnn_rows("Raspberry Pi 4B", "BCM2711 4xA72 1.8GHz"),
-        rows_are="ncnn, 4 threads, fp32",
-        priors=_PI_PRIORS,
-        bandwidth_bounds=_PI_BANDWIDTH,
-        notes=_PI_NOTES,
+        *("jetson-tx2", "jetson-tx2"),
+        "NVIDIA Jetson TX2 (Pascal GPU), TensorRT fp16",
+        *("cuda", "cuda", "tx2", 15.0),
+        threads=None,
+        notes=f"{_SHARED} The rows are of an early TensorRT and include copies to and from the "
+        "GPU; a later one is faster, with depthwise convolutions most of all.",
     ),
     Device(
-        name="raspberry-pi-5",
-        facts="raspberry-pi-5",
-        title="Raspberry Pi 5 (4x Cortex-A76, 2.4 GHz), onnxruntime fp32",
-        processor="cpu",
-        runtime="onnxruntime",
-        precision="fp32",
-        threads=4,
-        channel_multiple=4,
-        latency_budget_ms=50.0,
-        rows=_ncnn_rows("Raspberry Pi 5", "BCM2712 4xA76 2.4GHz"),
-        rows_are="ncnn, 4 threads, fp16 where ncnn uses it",
-        priors=_PI_PRIORS,
-        bandwidth_bounds=_PI_BANDWIDTH,
-        notes=_PI_NOTES + " The ncnn rows compute partly in fp16, which the factor covers as well.",
+        *("jetson-xavier-nx", "jetson-xavier-nx"),
+        "NVIDIA Jetson Xavier NX (Volta GPU), TensorRT fp16",
+        *("tensor", "volta", None, 8.0),
+        threads=None,
+        peak_gflops=Given(6760.0, "derived: 48 tensor cores x 64 FMA x 2 x 1.1 GHz"),
+        notes=f"{_SHARED} No inference-only row of its own: figures of the AGX Xavier's class.",
+    ),
+    Device(
+        *("jetson-orin-nano", "jetson-orin-nano-8gb"),
+        "NVIDIA Jetson Orin Nano 8 GB (Ampere GPU, 625 MHz), TensorRT fp16",
+        *("tensor", "ampere", "orin-nano", 6.0),
+        threads=None,
+        notes=f"{_SHARED} Its rows are YOLO detectors only, power mode not stated. In Super mode "
+        "about 1.6 times faster.",
+    ),
+    Device(
+        *("jetson-orin-nx", "jetson-orin-nx-16gb"),
+        "NVIDIA Jetson Orin NX 16 GB (Ampere GPU), TensorRT fp16",
+        *("tensor", "ampere", "orin-nx", 5.0),
+        threads=None,
+        peak_gflops=Given(14700.0, "derived: the Orin Nano's 10 TFLOPS x 918 / 625 MHz"),
+        notes=f"{_SHARED} Its rows and its class's are YOLO detectors only.",
+    ),
+    Device(
+        *("jetson-nano-cpu", "jetson-nano-cpu"),
+        "NVIDIA Jetson Nano 4 GB, CPU only (4x Cortex-A57, 1.43 GHz), onnxruntime fp32",
+        *("arm", "a72", "nano-cpu", 100.0),
+    ),
+    Device(
+        *("raspberry-pi-zero-2w", "raspberry-pi-zero-2w"),
+        "Raspberry Pi Zero 2 W (4x Cortex-A53, 1.0 GHz), onnxruntime fp32",
+        *("arm", "a53", "pi-zero-2w", 250.0, 128.0),
+    ),
+    Device(
+        *("raspberry-pi-3b-plus", "raspberry-pi-3b-plus"),
+        "Raspberry Pi 3 Model B+ (4x Cortex-A53, 1.4 GHz), onnxruntime fp32",
+        *("arm", "a53", "pi-3b-plus", 200.0, 256.0),
+    ),
+    Device(
+        *("raspberry-pi-4", "raspberry-pi-4"),
+        "Raspberry Pi 4 Model B (4x Cortex-A72, 1.8 GHz), onnxruntime fp32",
+        *("arm", "a72", "pi-4", 100.0),
+    ),
+    Device(
+        *("raspberry-pi-5", "raspberry-pi-5"),
+        "Raspberry Pi 5 (4x Cortex-A76, 2.4 GHz), onnxruntime fp32",
+        *("arm", "a76", "pi-5", 50.0),
+    ),
+    Device(
+        *("rk3588", "rk3588-cpu-big"),
+        "Rockchip RK3588 (4x Cortex-A76, 2.3 GHz, the big cores), onnxruntime fp32",
+        *("arm", "a76", "rk3588", 50.0),
+        ram_mb=Given(4096.0, _BOARDS),
+        notes="Pin the process to the four big cores. Rows of three boards with this chip.",
+    ),
+    Device(
+        *("imx8m-plus", "imx8m-plus-cpu"),
+        "NXP i.MX 8M Plus, CPU only (4x Cortex-A53, 1.8 GHz), onnxruntime fp32",
+        *("arm", "a53", None, 150.0, 256.0),
+        ram_mb=Given(2048.0, _BOARDS),
+        notes="No row of its own: figures of the Cortex-A53 class.",
+    ),
+    Device(
+        *("khadas-vim3", "khadas-vim3"),
+        "Khadas VIM3 (Amlogic A311D, 4x Cortex-A73, 2.2 GHz), onnxruntime fp32",
+        *("arm", "a72", "vim3", 80.0),
+        ram_mb=Given(2048.0, _BOARDS),
+        bandwidth_gb_s=Given(12.8, "assumed: 32-bit LPDDR4-3200; measured memcpy 4.98 GB/s"),
+    ),
+    Device(
+        *("snapdragon-855", "snapdragon-855-cpu"),
+        "Qualcomm Snapdragon 855 phone (4 big Cortex-A76 cores), onnxruntime fp32",
+        *("arm", "a76", "snapdragon-855", 40.0, 256.0),
+        ram_mb=Given(6144.0, "assumed: phones of 2019 carry 6 to 8 GB"),
+        notes="Rows are of an 855+, whose fastest core has a slightly higher clock.",
+    ),
+    Device(
+        *("intel-n100", "intel-n100"),
+        "Intel N100 (4x Gracemont, AVX2), onnxruntime fp32",
+        *("x86", "x86", None, 30.0),
+        ram_mb=Given(8192.0, "assumed: mini computers with it carry 8 to 16 GB"),
+        notes="No row of its own: shares of the peak that ncnn reaches on two older Atom-class "
+        "chips without AVX2. `edgeprune calibrate` gives better figures.",
     ),
 )

@@ -1,276 +1,276 @@
-"""Fits the efficiencies of the shipped device profiles to published latencies.
+"""Fits the figures of the shipped device profiles to published latencies.
 
     .venv/bin/python benchmarks/fit_profiles.py --data ../shared/data/devices \\
         [--write device_profiles]
 
-For each device: every published row that can be modelled, predicted against published; the mean
-error in sample and with each network left out in turn; the fitted figures. `--write` makes the
-profiles from that. Needs the `bench` extra (torchvision, timm, scipy).
+For each device: every published row that can be modelled, predicted against published, in sample
+and with its network left out on all devices at once (and the strength of the priors chosen without
+it); the figures; then the errors in short. `--write` makes the profiles from that. Needs the
+`bench` extra (torchvision, timm, scipy). Takes about two minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import statistics
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from counting import Kernel, kernels_of
-from fit_devices import DEVICES, NETWORKS, PARAMETERS, Device
-from scipy.optimize import least_squares
+from fit_devices import DEVICES, PRIORS, Device, Given
+from fit_model import (
+    PARAMETERS,
+    Fitted,
+    Guess,
+    Prior,
+    Run,
+    choose,
+    device_left_out,
+    families_of,
+    fit,
+    guesses,
+    left_out,
+    mean_percent,
+    sensitivity,
+)
+from fit_ort import ORT_ROWS, factor_of, ort_left_out, slowed
+from fit_runs import SETS, by_name, read_table, runs_of
 
-from edgeprune.device.latency import COMPUTE_KINDS, kernel_latency_ms, rates
-from edgeprune.device.profile import Profile, parse_profile
+from edgeprune.device.calibration import BLOCKED, MEMORY_SOURCE, PLAIN
+from edgeprune.device.latency import COMPUTE_KINDS
+from edgeprune.device.profile import parse_profile
 
 SCRIPT = "benchmarks/fit_profiles.py"
-#: How far, in natural logarithms, a figure may stray from its prior for the price of one residual
-#: of 100 %: holds what few rows determine, and moves freely what many rows determine. Chosen, of
-#: 0.05, 0.1, 0.2 and 0.3, for the lowest leave-one-network-out error on every device; that choice
-#: and the priors' were made with all rows in sight, so the error it prints is a little kind.
-PRIOR_WEIGHT = 0.3
-#: A row whose slowest loop took this many times its fastest was disturbed while it was measured.
-DISTURBED = 2.0
+#: A figure that moves no row's prediction by this much per unit (d log ms / d log) isn't known.
+FELT = 0.02
+#: A device with fewer rows of its own states its class's error.
+ENOUGH_ROWS = 6
+#: The AGX Xavier's CUDA cores in fp16, where depthwise convolutions run: 2 x 1410 (devices.csv).
+_XAVIER_CUDA_GFLOPS = 2820.0
+_ARM_NOTE = (
+    "Fitted to ncnn's rows and one factor to onnxruntime, from 7 rows of 4 boards. "
+    "`edgeprune calibrate` on the board itself gives better figures."
+)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published measurement, scaled to the profile's runtime: network, side in pixels, ms."""
+class FittedSet:
+    """One of SETS after the fit: chosen prior, effects, and every row predicted unseen."""
 
-    network: str
-    side: int
-    latency_ms: float
-    kernels: tuple[Kernel, ...]
+    name: str
+    runs: list[Run]
+    prior: Prior
+    fitted: Fitted
+    unseen: list[Guess]
 
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def runtime_factor(published: Iterable[Mapping[str, str]]) -> tuple[float, list[str]]:
-    """How many times slower onnxruntime is than ncnn: the median over pairs on one ARM device.
-
-    A pair is one device, network, input size, note and source with both runtimes, not in int8.
-    """
-    times: dict[tuple[str, ...], dict[str, float]] = {}
-    for row in published:
-        runtime = "ort" if row["runtime"] == "onnxruntime CPU EP" else row["runtime"][:4]
-        if runtime in ("ort", "ncnn") and row["precision"] in ("fp32", "fp16 storage"):
-            key = tuple(row[name] for name in ("device", "model", "input_size", "notes", "source"))
-            times.setdefault(key, {})[runtime] = float(row["latency_ms"])
-    pairs = {key: both["ort"] / both["ncnn"] for key, both in times.items() if len(both) == 2}
-    lines = [f"  {key[0]:<18} {key[1]:<22} x {ratio:.2f}" for key, ratio in pairs.items()]
-    return statistics.median(pairs.values()), lines
+    def run(self, name: str | None) -> Run | None:
+        return next((run for run in self.runs if run.name == name), None)
 
 
-def scaled_to(
-    kernels: list[Kernel], plain: list[Kernel], counts: Mapping[str, str]
-) -> list[Kernel]:
-    """Kernels with each kind's MACs scaled to those of ncnn's own network (`model_macs.csv`).
+@dataclass(frozen=True)
+class Conversion:
+    """From ncnn to onnxruntime: the factor, and the mean error of onnxruntime's rows in percent."""
 
-    `plain` are the same kernels without padded channels, as the table counts.
-    """
-    column = {
-        "conv": "conv_kxk_mmacs",
-        "pointwise": "conv_1x1_mmacs",
-        "depthwise": "depthwise_mmacs",
-        "grouped": "grouped_mmacs",
+    factor: float
+    error_percent: float
+
+
+def fit_set(name: str, data: Path) -> FittedSet:
+    runs, notes = runs_of(name, data)
+    print(f"\n{name}: {sum(len(run.rows) for run in runs)} rows of {len(runs)} devices")
+    print("\n".join(notes))
+    prior = choose(runs, PRIORS[name])
+    done = FittedSet(name, runs, prior, fit(runs, prior), left_out(runs, PRIORS[name]))
+    print_rows(done)
+    return done
+
+
+def print_rows(done: FittedSet) -> None:
+    seen = {
+        (each.run, id(each.row)): each.error
+        for each in guesses(done.fitted, done.runs, families_of(done.runs))
     }
-    factor = {}
-    for kind, name in column.items():
-        ours = sum(kernel.macs for kernel in plain if kernel.kind == kind)
-        theirs = float(counts[name]) * 1e6
-        factor[kind] = theirs / ours if ours and theirs else 1.0
-    return [
-        Kernel(kernel.kind, round(kernel.macs * factor.get(kernel.kind, 1.0)), kernel.elements)
-        for kernel in kernels
-    ]
+    for run in done.runs:
+        print(f"\n  {run.name} ({run.group}): ms published, predicted, error, with it left out")
+        mine = [each for each in done.unseen if each.run == run.name]
+        for each in mine:
+            row, error = each.row, seen[run.name, id(each.row)]
+            print(
+                f"  {row.network:<20} {row.side:>4} {row.latency_ms:>9.2f} "
+                f"{row.latency_ms * (1 + error):>9.2f} {error:>+6.0%} {each.error:>+6.0%}"
+            )
+        inside = 100 * np.mean([abs(seen[run.name, id(each.row)]) for each in mine])
+        middle = 100 * np.median([each.size for each in mine])
+        print(
+            f"  mean {inside:.1f} % in sample; left out: mean {mean_percent(mine):.1f} %, "
+            f"median {middle:.1f} %"
+        )
 
 
-def rows_of(
-    device: Device,
-    published: Iterable[Mapping[str, str]],
-    macs: Mapping[str, Mapping[str, str]],
-    factor: float,
-) -> list[Row]:
-    """The published rows of a device that can be modelled; says which are left out and why."""
-    rows = []
-    for row in filter(device.rows, published):
-        name = row["model"]
-        if name not in NETWORKS:
-            print(f"  left out: {name} (no network of this name to count)")
+def convert(arm: FittedSet) -> Conversion:
+    """ncnn to onnxruntime, from the rows that have the latter."""
+    factor = factor_of(arm.fitted, arm.runs, ORT_ROWS)
+    unseen = ort_left_out(arm.runs, arm.prior)
+    print(f"\nonnxruntime fp32 reaches 1/{factor:.2f} of the share of peak that ncnn reaches")
+    for row, error in unseen:
+        print(f"  {row.run:<14} {row.network:<12} {row.latency_ms:>8.1f} ms, left out {error:+.0%}")
+    return Conversion(factor, 100 * float(np.mean([abs(error) for _, error in unseen])))
+
+
+def figures_of(
+    device: Device, done: FittedSet, conversion: Conversion, depthwise: float
+) -> dict[str, dict[str, Any]]:
+    """The fitted figures of a profile with their sources.
+
+    depthwise: the share of a GPU's CUDA cores that depthwise convolutions reach.
+    """
+    x = done.fitted.figures(device.group, device.run)
+    if device.fit == "arm":
+        x = slowed(x, conversion.factor)
+    low, high = np.log(done.prior.low), np.log(done.prior.high)
+    values = np.exp(np.clip(x, low, high))
+    sources = sources_of(device, done, conversion)
+    found: dict[str, dict[str, Any]] = {
+        name: {"value": float(f"{value:.3g}"), "source": sources[name]}
+        for name, value in zip(PARAMETERS, values, strict=True)
+    }
+    if device.fit == "cuda":
+        most = found["pointwise"]["value"] / 2
+        source = f"{SCRIPT}: as the AGX Xavier's CUDA cores in TensorRT fp16, half a 1x1's at most"
+        found["depthwise"] = {"value": float(f"{min(depthwise, most):.3g}"), "source": source}
+    return found
+
+
+def sources_of(device: Device, done: FittedSet, conversion: Conversion) -> dict[str, str]:
+    """For each figure: fitted to rows of the device, to its class's, or assumed."""
+    own = done.run(device.run)
+    group = [run for run in done.runs if run.group == device.group]
+    runtime = "TensorRT fp16" if device.gpu else "ncnn"
+    after = f", divided by {conversion.factor:.2f} for onnxruntime" if device.fit == "arm" else ""
+    felt = {
+        run.name: sensitivity(done.fitted.figures(run.group, run.name), run) for run in done.runs
+    }
+    sources = {}
+    for i, name in enumerate(PARAMETERS):
+        change = after if name in COMPUTE_KINDS else ""
+        if own is not None and felt[own.name][i] >= FELT:
+            rows = f"{len(own.rows)} {runtime} rows, drawn to its class ({device.group})"
+        elif any(felt[run.name][i] >= FELT for run in group):
+            count = sum(len(run.rows) for run in group)
+            rows = f"{count} {runtime} rows of its class ({device.group})"
+        elif any(each[i] >= FELT for each in felt.values()):
+            rows = f"{runtime} rows of other classes, scaled with this one"
+        else:
+            sources[name] = f"assumed: no row of {SCRIPT} depends on it"
             continue
-        slowest, fastest = row["latency_max_ms"], row["latency_min_ms"]
-        if slowest and fastest and float(slowest) > DISTURBED * float(fastest):
-            print(f"  left out: {name} (loops took {fastest} to {slowest} ms: disturbed)")
-            continue
-        side = int(row["input_size"].split("x")[0])
-        build = NETWORKS[name][1]
-        kernels = kernels_of(build, side, device.channel_multiple)
-        if device.from_ncnn and name in macs:
-            kernels = scaled_to(kernels, kernels_of(build, side, 1), macs[name])
-        scale = factor if device.from_ncnn else 1.0
-        rows.append(Row(name, side, float(row["latency_ms"]) * scale, tuple(kernels)))
-    return rows
+        sources[name] = f"{SCRIPT}, {rows}{change}"
+    return sources
+
+
+def error_of(device: Device, done: FittedSet, conversion: Conversion) -> Given:
+    """The error to expect for a network that the fit hasn't seen, in percent, and why."""
+    own = done.run(device.run)
+    if own is None:
+        groups = {run.group for run in done.runs} if device.gpu else {device.group}
+        found = [each for group in groups for each in device_left_out(done.runs, done.prior, group)]
+        source = f"{SCRIPT}, {len(found)} rows, device and network left out"
+    else:
+        found = [each for each in done.unseen if each.run == own.name]
+        source = f"{SCRIPT}, {len(found)} rows, network left out on all devices"
+        if len(found) < ENOUGH_ROWS:
+            names = {run.name for run in done.runs if run.group == device.group}
+            found = [each for each in done.unseen if each.run in names]
+            source = f"{SCRIPT}, {len(found)} rows of its class, network left out"
+    percent = mean_percent(found)
+    if device.fit == "arm":
+        source += f" ({percent:.0f} %), and {conversion.error_percent:.0f} % of the conversion"
+        percent = math.hypot(percent, conversion.error_percent)
+    if device.fit == "x86":
+        unknown = 100 * (1 - 1 / conversion.factor)
+        source += f" ({percent:.0f} %), and {unknown:.0f} %: ncnn's shares taken unconverted"
+        percent = math.hypot(percent, unknown)
+    return Given(round(percent, 1), source)
+
+
+def _clauses(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r";\s", text) if part.strip()]
+
+
+def _about(clauses: list[str], words: str) -> str:
+    """The first clause with one of some words, or the first of all."""
+    return next((each for each in clauses if re.search(words, each, re.IGNORECASE)), clauses[0])
+
+
+def facts_of(device: Device, facts: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """RAM, peak and bandwidth: devices.csv's, with its source in one line, or what is given."""
+    clauses, caveats = _clauses(facts["source"]), _clauses(facts["derivation_and_caveats"])
+    peak = "peak_gflops_fp16" if device.gpu else "peak_gflops_fp32"
+    words = "fp16" if device.gpu else "fp32|measured|flop|derived"
+    memory = "bandwidth|ddr|dram|memory|GB/s"
+    given = {
+        "ram_mb": (device.ram_mb, "ram_mb", clauses[0]),
+        "peak_gflops": (
+            *(device.peak_gflops, peak),
+            f"{_about(clauses, 'cpufp|peaks|nvidia')}: {_about(caveats, words)}",
+        ),
+        "memory_bandwidth_gb_s": (
+            *(device.bandwidth_gb_s, "memory_bandwidth_gb_s"),
+            _about(clauses, memory),
+        ),
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, (override, column, source) in given.items():
+        figure = override or Given(float(facts[column]), source)
+        found[name] = {"value": figure.value, "source": figure.source}
+    return found
+
+
+def runtime_of(device: Device) -> dict[str, Any]:
+    """What onnxruntime's own layout and memory are taken to be on a CPU."""
+    block = device.channel_multiple if device.fit == "x86" else 0
+    model = BLOCKED if block else PLAIN
+
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": value, "source": f"{MEMORY_SOURCE}, not measured on this device"}
+
+    memory = {name: figure(getattr(model, name)) for name in ("base_mb", "weights", "blocked")}
+    memory["live"] = figure(model.live)
+    memory["expected_error_percent"] = figure(model.expected_error_percent)
+    interval = {"low": model.low, "high": model.high, "source": MEMORY_SOURCE}
+    return {"block": block, "memory": {**memory, "interval": interval}}
 
 
 def profile_data(
     device: Device,
     facts: Mapping[str, str],
-    x: np.ndarray,
-    sources: Mapping[str, str],
-    error: float,
+    fitted: Mapping[str, dict[str, Any]],
+    error: Given,
 ) -> dict[str, Any]:
-    """A profile in the layout of its YAML file, with fitted figures `x` (logarithms)."""
-    fitted = {
-        name: {"value": float(f"{np.exp(value):.3g}"), "source": sources[name]}
-        for name, value in zip(PARAMETERS, x, strict=True)
-    }
-    column = "peak_gflops_fp16" if device.precision == "fp16" else "peak_gflops_fp32"
-    source = f"{facts['source']} ({facts['derivation_and_caveats']})"
-
-    def fact(name: str) -> dict[str, Any]:
-        number = float(facts[name])
-        return {"value": number, "source": source if "peak" in name else facts["source"]}
-
+    """A profile in the layout of its YAML file."""
+    budgets = {"latency_ms": device.latency_budget_ms, "memory_mb": device.memory_budget_mb}
     return {
         "schema": 1,
         "name": device.name,
         "title": device.title,
-        "processor": device.processor,
-        "runtime": device.runtime,
-        "precision": device.precision,
+        "processor": "gpu" if device.gpu else "cpu",
+        "runtime": "tensorrt" if device.gpu else "onnxruntime",
+        "precision": "fp16" if device.gpu else "fp32",
         "threads": device.threads,
         "channel_multiple": device.channel_multiple,
-        "ram_mb": fact("ram_mb"),
-        "peak_gflops": fact(column),
-        "memory_bandwidth_gb_s": fact("memory_bandwidth_gb_s"),
+        **facts_of(device, facts),
         "bandwidth_efficiency": fitted["bandwidth"],
         "launch_overhead_us": fitted["overhead_us"],
         "efficiency": {kind: fitted[kind] for kind in COMPUTE_KINDS},
-        "budgets": {"latency_ms": device.latency_budget_ms, "memory_mb": 512.0, "size_mb": None},
-        "expected_error_percent": {"value": round(error, 1), "source": sources["error"]},
-        "notes": device.notes,
+        "budgets": budgets | {"size_mb": None},
+        "expected_error_percent": {"value": error.value, "source": error.source},
+        **({} if device.gpu else runtime_of(device)),
+        "notes": f"{device.notes} {_ARM_NOTE}".strip() if device.fit == "arm" else device.notes,
     }
-
-
-def predict(profile: Profile, kernels: Iterable[Kernel]) -> float:
-    """Milliseconds for one inference."""
-    priced = rates(profile)
-    size = profile.bytes_per_element
-    return sum(kernel_latency_ms(k.kind, k.macs, k.elements * size, priced) for k in kernels)
-
-
-class Fit:
-    """Bounded least squares on logarithms of predicted / published, drawn to the priors."""
-
-    def __init__(self, device: Device, facts: Mapping[str, str]) -> None:
-        self.device = device
-        self.facts = facts
-        self.prior = np.log(np.array(device.priors))
-        kinds = len(COMPUTE_KINDS)
-        low, high = device.bandwidth_bounds
-        self.lower = np.log(np.array([0.01] * kinds + [low, 1.0]))
-        self.upper = np.log(np.array([1.0] * kinds + [high, 100.0]))
-        self.plain = dict.fromkeys((*PARAMETERS, "error"), "being fitted")
-
-    def profile(self, x: np.ndarray) -> Profile:
-        data = profile_data(self.device, self.facts, np.asarray(x), self.plain, 1.0)
-        return parse_profile(data, self.device.name)
-
-    def latencies_ms(self, x: np.ndarray, rows: list[Row]) -> np.ndarray:
-        """Predicted latencies; the same arithmetic as `predict`, on arrays and unrounded."""
-        share = np.exp(x)
-        base = rates(self.profile(np.zeros(len(PARAMETERS))))  # every share 1
-        size = 2 if self.device.precision == "fp16" else 4
-        predicted = []
-        for row in rows:
-            total = 0.0
-            for kernel in row.kernels:
-                total += share[-1] / 1e3
-                bytes_ms = kernel.elements * size * base.ms_per_byte / share[-2]
-                if kernel.kind in COMPUTE_KINDS:
-                    each = share[COMPUTE_KINDS.index(kernel.kind)]
-                    total += max(kernel.macs * base.ms_per_mac[kernel.kind] / each, bytes_ms)
-                else:
-                    total += bytes_ms
-            predicted.append(total)
-        return np.array(predicted)
-
-    def solve(self, rows: list[Row]) -> np.ndarray:
-        """Logarithms of the figures, in the order of PARAMETERS."""
-        published = np.log([row.latency_ms for row in rows])
-
-        def residuals(x: np.ndarray) -> np.ndarray:
-            misfit = np.log(self.latencies_ms(x, rows)) - published
-            return np.concatenate([misfit, PRIOR_WEIGHT * (x - self.prior)])
-
-        found = least_squares(residuals, self.prior, bounds=(self.lower, self.upper))
-        return np.asarray(found.x)
-
-    def sensitivity(self, x: np.ndarray, rows: list[Row]) -> np.ndarray:
-        """How much the predictions move with each figure: the largest |d log ms / d log figure|."""
-        step = 0.05
-        moved = []
-        for i in range(len(x)):
-            high, low = x.copy(), x.copy()
-            high[i], low[i] = x[i] + step, x[i] - step
-            ratio = np.log(self.latencies_ms(high, rows) / self.latencies_ms(low, rows))
-            moved.append(np.abs(ratio).max() / (2 * step))
-        return np.array(moved)
-
-
-def error_percent(predicted: np.ndarray, rows: list[Row]) -> np.ndarray:
-    published = np.array([row.latency_ms for row in rows])
-    return 100 * (predicted / published - 1)
-
-
-def fit_device(
-    device: Device, facts: Mapping[str, str], rows: list[Row], factor_source: str
-) -> dict[str, Any]:
-    """Fit, print the rows and errors, and return the profile as plain values."""
-    fit = Fit(device, facts)
-    x = fit.solve(rows)
-    inside = error_percent(fit.latencies_ms(x, rows), rows)
-    outside = np.zeros(len(rows))
-    for network in {row.network for row in rows}:
-        others = fit.solve([row for row in rows if row.network != network])
-        for i, row in enumerate(rows):
-            if row.network == network:
-                outside[i] = error_percent(fit.latencies_ms(others, [row]), [row])[0]
-    print(
-        f"  {'network':<20} {'side':>4} {'published':>10} {'predicted':>10} {'error':>7} "
-        f"{'left out':>9}"
-    )
-    for row, within, without in zip(rows, inside, outside, strict=True):
-        ms = row.latency_ms * (1 + within / 100)
-        print(
-            f"  {row.network:<20} {row.side:>4} {row.latency_ms:>10.2f} {ms:>10.2f} "
-            f"{within:>+6.1f}% {without:>+8.1f}%"
-        )
-    mean_in, mean_out = np.abs(inside).mean(), np.abs(outside).mean()
-    print(f"  mean error: {mean_in:.1f} % in sample, {mean_out:.1f} % leave-one-network-out")
-    rows_are = f"{len(rows)} rows ({device.rows_are}){factor_source}"
-    sources = {
-        "error": f"{SCRIPT}, {len(rows)} rows, leave-one-network-out{factor_source}; "
-        "priors chosen with these rows in sight"
-    }
-    for name, weight, value, prior in zip(
-        PARAMETERS, fit.sensitivity(x, rows), np.exp(x), device.priors, strict=True
-    ):
-        known = weight >= 0.02
-        sources[name] = f"{SCRIPT}, fitted to {rows_are}"
-        if not known:
-            sources[name] = f"assumed: no row of {SCRIPT} depends on it"
-        mark = "" if known else "(assumed)"
-        print(f"  {name:<12} {value:8.3g}  prior {prior:<6g} sensitivity {weight:5.2f} {mark}")
-    return profile_data(device, facts, x, sources, mean_out)
 
 
 def write(data: Mapping[str, Any], folder: Path) -> None:
@@ -292,22 +292,20 @@ def write(data: Mapping[str, Any], folder: Path) -> None:
     (folder / f"{data['name']}.yaml").write_text(content, encoding="utf-8")
 
 
-def check_against_onnxruntime(profile: Profile, published: Iterable[Mapping[str, str]]) -> None:
-    """Published onnxruntime rows of a Cortex-A73 board, against the Pi 4 scaled by clock.
-
-    Khadas VIM3: 4x A73 at 2.2 GHz, the same 8 flop per cycle as the Pi 4's A72 at 1.8 GHz.
-    """
-    names = {"resnet50": "resnet50", "mobilenet_v1": "mobilenet"}
-    for row in published:
-        name = names.get(row["model"])
-        if row["device"] == "Khadas VIM3" and row["runtime"] == "onnxruntime CPU EP" and name:
-            side, build = NETWORKS[name]
-            kernels = kernels_of(build, side, profile.channel_multiple)
-            ms, real = predict(profile, kernels) * 1.8 / 2.2, float(row["latency_ms"])
-            print(
-                f"  Khadas VIM3 {name:<12} {real:8.1f} ms, "
-                f"predicted {ms:8.1f} ({ms / real - 1:+.0%})"
-            )
+def print_asked(sets: Mapping[str, FittedSet], conversion: Conversion) -> None:
+    """The figures that the project set itself, each row's network unseen on every device."""
+    nano = [each for each in sets["cuda"].unseen if each.run == "nano"]
+    classifiers = [each for each in nano if "yolo" not in each.row.network]
+    arm = sets["arm"].unseen
+    shipped = [each for each in arm if each.run in {device.run for device in DEVICES if device.run}]
+    print("\nMean error in percent, networks left out on all devices:")
+    print(f"  jetson-nano TensorRT fp16    {mean_percent(nano):5.1f}  ({len(nano)} rows)")
+    print(f"    its 7 classifiers' rows    {mean_percent(classifiers):5.1f}  (asked: 15)")
+    for run in ("pi-4", "pi-5"):
+        print(f"  {run} as ncnn               {mean_percent(arm, run):7.1f}  (asked: 20)")
+    print(f"  shipped ARM CPUs as ncnn     {mean_percent(shipped):5.1f}  ({len(shipped)} rows)")
+    print(f"  all ARM CPUs as ncnn         {mean_percent(arm):5.1f}  ({len(arm)} rows)")
+    print(f"  onnxruntime rows on ARM      {conversion.error_percent:5.1f}  ({len(ORT_ROWS)} rows)")
 
 
 def main() -> None:
@@ -316,21 +314,24 @@ def main() -> None:
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the profiles there")
     options = parser.parse_args()
 
-    facts = {row["name"]: row for row in read_csv(options.data / "devices.csv")}
-    published = read_csv(options.data / "published_latency.csv")
-    macs = {row["model"]: row for row in read_csv(options.data / "model_macs.csv")}
-    factor, pairs = runtime_factor(published)
-    print(f"onnxruntime is {factor:.2f} times slower than ncnn (median of pairs on one device):")
-    print("\n".join(pairs))
+    facts = by_name(read_table(options.data / "devices.csv"), "name")
+    sets = {name: fit_set(name, options.data) for name in SETS}
+    conversion = convert(sets["arm"])
+    xavier = np.exp(sets["tensor"].fitted.figures("volta", "agx-xavier"))
+    volta = sets["tensor"].run("agx-xavier")
+    assert volta is not None
+    index = PARAMETERS.index("depthwise")
+    depthwise = float(xavier[index]) * volta.peak_gflops / _XAVIER_CUDA_GFLOPS
+    print("\nprofiles: figures in the order of", ", ".join(PARAMETERS))
     for device in DEVICES:
-        print(f"\n{device.name}: {device.rows_are}")
-        rows = rows_of(device, published, macs, factor)
-        stated = f", ncnn times {factor:.2f} for onnxruntime" if device.from_ncnn else ""
-        data = fit_device(device, facts[device.facts], rows, stated)
+        done = sets[device.fit]
+        fitted = figures_of(device, done, conversion, depthwise)
+        error = error_of(device, done, conversion)
+        shown = " ".join(f"{fitted[name]['value']:g}" for name in PARAMETERS)
+        print(f"  {device.name:<21} {shown}; error {error.value:g} %")
         if options.write:
-            write(data, options.write)
-        if device.name == "raspberry-pi-4":
-            check_against_onnxruntime(parse_profile(data, device.name), published)
+            write(profile_data(device, facts[device.facts], fitted, error), options.write)
+    print_asked(sets, conversion)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def prune(
     keep: Iterable[str] = (),
     precision: str = "fp32",
     seed: int = 0,
+    cautious: bool = False,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -114,13 +115,16 @@ def prune(
     example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments; batch in
     dimension 0. budgets override the profile's; `rate` (a share of the parameters) goes instead.
     data: DataLoader(s) or what --data takes. metric: a function of the module, higher is better.
+    cautious: budgets are lowered so that they hold at the upper end of the predictions' intervals.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.
     """
     device = profile if isinstance(profile, Profile) else load_profile(profile)
-    settings = Settings.build(device, budgets, rate, method, importance, precision, keep, seed)
+    settings = Settings.build(
+        device, budgets, rate, method, importance, precision, keep, seed, cautious=cautious
+    )
     inputs = check_inputs(model, as_example_inputs(example_inputs))
     task = Task(
         type(model).__name__,

@@ -23,15 +23,18 @@ def check(
     budgets: Budgets | None = None,
     measure: bool = False,
     remote: str | Remote | None = None,
+    cautious: bool = False,
 ) -> dict[str, Any]:
     """An ONNX file's latency, peak memory and size on a device, and whether they keep the budgets.
 
     budgets: override the profile's own. measure: run it on this machine instead of predicting.
     remote: run it on another device instead, `ssh://user@host[:port][/folder]`; the profile then
     gives the threads and the budgets, and "host" is that device, without budgets of its own.
+    cautious: lowers the budgets so that they hold at the upper end of the prediction's intervals.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
-    "budgets", "met", "warnings"}, and of a measured one "measured_on" (which machine) and
-    "measurement": the other keys of `export/runner.py measure`.
+    "budgets", "met", "warnings"}; of a prediction "latency_interval_ms" and
+    "peak_memory_interval_mb" too, between which nine cases of ten lie; of a measurement
+    "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`.
 
     Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
     device that can't be reached or lacks what is needed.
@@ -48,6 +51,8 @@ def check(
         device = _profile(profile)
         costs = _predicted(loaded, device)
     limits = (device.budgets if device else Budgets()).overridden_by(budgets or Budgets())
+    if cautious and device is not None and costs["latency_source"] == "predicted":
+        limits = device.lowered(limits)
     size_mb = sum(file.stat().st_size for file in (path, *beside)) / 1e6
     latency_ms, memory_mb = costs["latency_ms"], costs["peak_memory_mb"]
     return {
@@ -70,11 +75,15 @@ def _profile(profile: str | Path | Profile) -> Profile:
 def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:
     from edgeprune.device.from_onnx import kernel_graph, pricing_remarks
 
-    kernels = kernel_graph(loaded)
+    kernels = kernel_graph(loaded, device.fusion)
+    latency_ms = kernels.latency_ms(device, {})
+    memory_mb = kernels.peak_memory_mb(device, {})
     return {
-        "latency_ms": kernels.latency_ms(device, {}),
+        "latency_ms": latency_ms,
+        "latency_interval_ms": list(device.latency_interval_ms(latency_ms)),
         "latency_source": "predicted",
-        "peak_memory_mb": kernels.peak_memory_mb(device, {}),
+        "peak_memory_mb": memory_mb,
+        "peak_memory_interval_mb": list(device.memory_model.interval_mb(memory_mb)),
         "warnings": pricing_remarks(loaded),
     }
 

@@ -47,8 +47,20 @@ _Memory = Annotated[
     float | None, Parameter("--memory-mb", help="Most memory at run time, in MB (10^6 bytes).")
 ]
 _Size = Annotated[float | None, Parameter("--size-mb", help="Largest model file, in MB.")]
+_Cautious = Annotated[
+    bool,
+    Parameter(negative="", help="Hold budgets at the upper end of the predictions' intervals."),
+]
 _Json = Annotated[
     bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")
+]
+_SshOptions = Annotated[
+    str,
+    Parameter(
+        env_var="EDGEPRUNE_SSH_OPTIONS",
+        allow_leading_hyphen=True,
+        help="Options for ssh itself, such as '-F my_config'.",
+    ),
 ]
 _Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
 _Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
@@ -98,6 +110,7 @@ def prune(
     ] = None,
     solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 20.0,
     step_seconds: _StepSeconds = STEP_SECONDS,
+    cautious: _Cautious = False,
     json: _Json = False,
     seed: int = 0,
     quiet: _Quiet = False,
@@ -129,6 +142,7 @@ def prune(
         seed,
         solver_seconds,
         step_seconds,
+        cautious,
         data,
         eval,
         output,
@@ -152,17 +166,11 @@ def check(
         str | None,
         Parameter(help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH]."),
     ] = None,
-    ssh_options: Annotated[
-        str,
-        Parameter(
-            env_var="EDGEPRUNE_SSH_OPTIONS",
-            allow_leading_hyphen=True,
-            help="Options for ssh itself, such as '-F my_config'.",
-        ),
-    ] = "",
+    ssh_options: _SshOptions = "",
     junit: Annotated[
         Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
     ] = None,
+    cautious: _Cautious = False,
     json: _Json = False,
     debug: _Debug = False,
 ) -> int:
@@ -177,7 +185,7 @@ def check(
     device = None if remote is None else Remote.parse(remote, ssh_options)
     if junit is not None:
         check_junit_target(junit)
-    found = check_file(model, profile, budgets, measure, device)
+    found = check_file(model, profile, budgets, measure, device, cautious)
     if junit is not None:
         write_junit(found, junit)
     print_json(found) if json else print_check(found)
@@ -224,13 +232,50 @@ def calibrate(
     output: Annotated[
         Path, Parameter(["--output", "-o"], help="Where to write the profile.")
     ] = Path("this-machine.yaml"),
+    kit: Annotated[
+        Path | None,
+        Parameter(help="Pack a kit (.zip) that measures another device, and measure nothing."),
+    ] = None,
+    results: Annotated[
+        Path | None, Parameter("--from", help="What a kit measured, to make the profile from.")
+    ] = None,
+    remote: Annotated[
+        str | None,
+        Parameter(help="Measure another device: ssh://user@host[:port][/folder][?python=PATH]."),
+    ] = None,
+    ssh_options: _SshOptions = "",
+    ram_mb: Annotated[
+        float | None, Parameter(help="The other device's memory, in MB (10^6 bytes).")
+    ] = None,
+    threads: Annotated[int | None, Parameter(help="Threads of onnxruntime (default 1).")] = None,
+    seconds: Annotated[float, Parameter(help="How long to measure.")] = 540.0,
     debug: _Debug = False,
 ) -> int:
-    """Measure this machine with onnxruntime and write a profile of it."""
-    from edgeprune.device.host import calibrate as calibrate_machine
+    """Measure this machine, or another device, with onnxruntime and write a profile of it.
+
+    A device without this program runs a kit: edgeprune calibrate --kit kit.zip; there,
+    python3 kit.zip -o results.jsonl; here, edgeprune calibrate --from results.jsonl --ram-mb 4096.
+    """
     from edgeprune.printing import print_profile
 
-    profile = calibrate_machine(output)
+    if sum(given is not None for given in (kit, results, remote)) > 1:
+        raise UserError("--kit, --from and --remote exclude each other: give one of them")
+    if kit is not None:
+        from edgeprune.device.kit import write_kit
+
+        write_kit(kit)
+        print(f"{kit}: copy it to the device and run there: python3 {kit.name} -o results.jsonl")
+        return 0
+    if remote is not None:
+        from edgeprune.device.afar import calibrate_remote
+
+        profile = calibrate_remote(output, remote, ssh_options, ram_mb, threads or 1, seconds)
+    else:
+        from edgeprune.device.host import calibrate as calibrate_machine
+
+        profile = calibrate_machine(
+            output, results=results, ram_mb=ram_mb, threads=threads, seconds=seconds
+        )
     print_profile(profile)
     return 0
 

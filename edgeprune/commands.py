@@ -49,6 +49,7 @@ class Request:
     seed: int
     solver_seconds: float
     step_seconds: float
+    cautious: bool
     data: str | None
     metric: str | None
     output: Path | None
@@ -102,6 +103,7 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.seed,
         request.solver_seconds,
         request.step_seconds,
+        request.cautious,
     )
     target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
     check_target(target)

@@ -38,7 +38,7 @@ def count_parameters(module: GraphModule) -> int:
 def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
     """The cost of an exported file by a profile's model: what `edgeprune check` says of it."""
     model = load_onnx(exported.path)
-    kernels = kernel_graph(model)
+    kernels = kernel_graph(model, profile.fusion)
     return Cost(
         parameters,
         round(kernels.macs({})),

@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
+from edgeprune.onnx_forms import with_fusable_forms
 from edgeprune.trace import ExampleInputs, export_program, quiet
 
 #: The lowest that torch's exporter writes: devices' runtimes lag behind.
@@ -96,6 +97,7 @@ def _converted(
         )
     assert made is not None
     model = _simplified(made.model_proto, warnings)
+    with_fusable_forms(model)
     _name_batch(model)
     shapes = _shapes(model, example_inputs)
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})

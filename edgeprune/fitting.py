@@ -88,7 +88,7 @@ class Fitting:
         self._steps = steps
         self._warnings: list[str] = []
         self.criterion = scores.criterion
-        self.kernels = kernels = kernel_graph(traced, coupling)
+        self.kernels = kernels = kernel_graph(traced, coupling, self._settings.profile.fusion)
         count = parameter_count(traced, coupling)
         keep = self._settings.kept_parameters(coupling.parameters)
         self._problem = Problem.build(

@@ -24,8 +24,9 @@ def inspection(
 ) -> dict[str, Any]:
     """The facts as a dict: totals, groups, branches, frozen dimensions, kernels."""
     values = Plan.everything(coupling).variables(coupling)
-    kernels = kernel_graph(traced, coupling)
-    total = kernels.latency_ms(profile, values)
+    kernels = kernel_graph(traced, coupling, profile.fusion)
+    latencies = kernels.kernel_latencies_ms(profile, values)
+    total = sum(latencies)
     return {
         "model": name,
         "profile": profile.name,
@@ -54,12 +55,14 @@ def inspection(
             {
                 "name": name,
                 "kind": k.kind,
-                "latency_ms": k.latency_ms(profile, values),
-                "share": k.latency_ms(profile, values) / total if total else 0.0,
+                "latency_ms": ms,
+                "share": ms / total if total else 0.0,
                 "macs": round(k.macs(values)),
                 "ops": list(k.ops),
             }
-            for name, k in zip(kernel_names(traced, kernels), kernels.kernels, strict=True)
+            for name, k, ms in zip(
+                kernel_names(traced, kernels), kernels.kernels, latencies, strict=True
+            )
         ],
         "remarks": list(remarks),
     }
@@ -70,7 +73,8 @@ def _frozen(
 ) -> list[dict[str, Any]]:
     """The frozen dimensions, with the share of the latency that their layers' kernels take."""
     values = Plan.everything(coupling).variables(coupling)
-    costs = {k: k.latency_ms(profile, values) for k in kernels.kernels}
+    latencies = kernels.kernel_latencies_ms(profile, values)
+    costs = dict(zip(kernels.kernels, latencies, strict=True))
     total = sum(costs.values()) or 1.0
     by_op = {op.partition(".")[0]: k for k in kernels.kernels for op in k.ops}
     readers: dict[str, set[Kernel]] = {}

@@ -24,15 +24,19 @@ def print_check(found: dict[str, Any]) -> None:
     """One line per cost with its budget, and the verdict."""
     console = Console()
     budgets = found["budgets"]
+    latency, memory = found.get("latency_interval_ms"), found.get("peak_memory_interval_mb")
+    kind = found["latency_source"]
     rows = (
-        (f"latency ({found['latency_source']})", found["latency_ms"], "ms", budgets["latency_ms"]),
-        ("peak memory", found["peak_memory_mb"], "MB", budgets["memory_mb"]),
-        ("file size", found["size_mb"], "MB", budgets["size_mb"]),
+        (f"latency ({kind})", found["latency_ms"], "ms", budgets["latency_ms"], latency),
+        ("peak memory", found["peak_memory_mb"], "MB", budgets["memory_mb"], memory),
+        ("file size", found["size_mb"], "MB", budgets["size_mb"], None),
     )
     console.print(f"[bold]{escape(found['model'])}[/bold]{escape(_where(found))}", soft_wrap=True)
-    for name, value, unit, limit in rows:
+    for name, value, unit, limit, interval in rows:
         figure = "unknown" if value is None else f"{value:.4g} {unit}"
-        verdict = "" if limit is None else f"  budget {limit:g} {unit}  {_mark(value, limit)}"
+        if interval and interval[0] < interval[1]:
+            figure += f" ({interval[0]:.4g} to {interval[1]:.4g} in nine cases of ten)"
+        verdict = "" if limit is None else f"  budget {limit:.4g} {unit}  {_mark(value, limit)}"
         console.print(f"  {name:<20} {figure}{verdict}")
     for warning in found["warnings"]:
         console.print(f"  {escape(warning)}", soft_wrap=True)
@@ -53,10 +57,12 @@ def _mark(value: float | None, limit: float) -> str:
 
 def print_profiles(profiles: Sequence[Profile]) -> None:
     """A line per shipped profile."""
-    table = Table("profile", "device", "budgets of its own", box=None, pad_edge=False)
+    columns = ("profile", "device", "error", "budgets of its own")
+    table = Table(*columns, box=None, pad_edge=False)
     for profile in profiles:
-        table.add_row(profile.name, profile.title, str(profile.budgets))
-    table.add_row("host", "this machine, measured on first use", "")
+        error = f"{profile.expected_error_percent.value:.0f} %"
+        table.add_row(profile.name, profile.title, error, str(profile.budgets))
+    table.add_row("host", "this machine, measured on first use", "", "")
     Console().print(table)
 
 
@@ -67,6 +73,12 @@ def print_profile(profile: Profile) -> None:
     tiles = f"tiles of {profile.channel_multiple} channels"
     console.print(f"runtime {profile.runtime}, {profile.precision}, {tiles}")
     console.print(f"budgets: {profile.budgets}")
+    made = profile.calibration
+    if profile.tables is not None and made is not None:
+        console.print(
+            f"latency from tables: {made.kernels} kernel times of {made.networks} sample networks, "
+            f"{made.date}; the figures below only summarise them"
+        )
     table = Table("figure", "value", "source")
     for name, figure in _figures(profile):
         table.add_row(name, f"{figure.value:g}", figure.source)
@@ -77,4 +89,6 @@ def print_profile(profile: Profile) -> None:
 
 def _figures(profile: Profile) -> list[tuple[str, Figure]]:
     own = [(n, v) for n, v in profile if isinstance(v, Figure)]
-    return own + [(f"efficiency.{n}", v) for n, v in profile.efficiency if isinstance(v, Figure)]
+    own += [(f"efficiency.{n}", v) for n, v in profile.efficiency if isinstance(v, Figure)]
+    memory = profile.memory or ()
+    return own + [(f"memory.{n}", v) for n, v in memory if isinstance(v, Figure)]

@@ -84,7 +84,7 @@ def build_report(
             name: list(tensor.shape)
             for name, tensor in zip(inputs, task.example_inputs.tensors, strict=False)
         },
-        remarks=[*task.remarks, *_recovered(best)],
+        remarks=[*task.remarks, *_predicted(task, best), *_recovered(best)],
         kernels_before=kernel_costs(
             traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
         ),
@@ -97,6 +97,21 @@ def build_report(
     )
 
 
+def _predicted(task: Task, best: Candidate) -> list[str]:
+    """How sure the predicted figures are."""
+    settings, cost = task.settings, best.cost
+    found = []
+    if cost.source == "predicted":
+        low, high = settings.profile.latency_interval_ms(cost.latency_ms)
+        found.append(
+            f"the latency is predicted; in nine cases of ten it lies between {low:.3g} and "
+            f"{high:.3g} ms"
+        )
+    if settings.cautious:
+        found.append("--cautious: the budgets stand lowered to hold at the intervals' upper ends")
+    return found
+
+
 def kernel_costs(
     traced: TracedModel, kernels: KernelGraph, profile: Profile, values: Mapping[int, float]
 ) -> list[KernelCost]:
@@ -105,11 +120,16 @@ def kernel_costs(
         KernelCost(
             name=name,
             kind=kernel.kind,
-            latency_ms=kernel.latency_ms(profile, values),
+            latency_ms=ms,
             macs=round(kernel.macs(values)),
             bytes=round((kernel.moved + kernel.weights)(values) * profile.bytes_per_element),
         )
-        for name, kernel in zip(kernel_names(traced, kernels), kernels.kernels, strict=True)
+        for name, kernel, ms in zip(
+            kernel_names(traced, kernels),
+            kernels.kernels,
+            kernels.kernel_latencies_ms(profile, values),
+            strict=True,
+        )
     ]
 
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 from edgeprune.budgets import Budgets
 from edgeprune.deadline import STEP_SECONDS
-from edgeprune.device.profile import Profile
+from edgeprune.device.profile import HOST, Profile
 from edgeprune.errors import UserError
 
 METHODS = ("channel", "layer", "structured")
@@ -22,7 +22,8 @@ PLANNED_PRECISIONS = ("fp16", "int8")
 class Settings:
     """budgets: what must hold (the profile's own, overridden). rate: share of parameters to remove
     instead. keep: globs over module names that stay as they are. solver_seconds: its time limit.
-    step_seconds: that of tracing, coupling, resizing and writing back, each."""
+    step_seconds: that of tracing, coupling, resizing and writing back, each. cautious: budgets are
+    held at the upper end of the predictions' intervals, and have been lowered for that."""
 
     profile: Profile
     budgets: Budgets
@@ -34,6 +35,7 @@ class Settings:
     seed: int = 0
     solver_seconds: float = 20.0
     step_seconds: float = STEP_SECONDS
+    cautious: bool = False
 
     @staticmethod
     def build(
@@ -47,6 +49,7 @@ class Settings:
         seed: int = 0,
         solver_seconds: float = 20.0,
         step_seconds: float = STEP_SECONDS,
+        cautious: bool = False,
     ) -> Settings:
         """Settings from what was asked. Raises UserError for what can't be or isn't there yet."""
         asked = budgets or Budgets()
@@ -71,6 +74,8 @@ class Settings:
                     f"nothing to reach: profile {profile.name} has no budgets of its own, "
                     "so give --latency-ms, --memory-mb, --size-mb or --rate"
                 )
+        if cautious:
+            limits = profile.lowered(limits, measured=profile.name == HOST)
         return Settings(
             profile,
             limits,
@@ -82,12 +87,13 @@ class Settings:
             seed,
             solver_seconds,
             step_seconds,
+            cautious,
         )
 
     @property
     def measures(self) -> bool:
         """Whether the profile's device is this machine, so that latency is measured."""
-        return self.profile.name == "host"
+        return self.profile.name == HOST
 
     def kept_parameters(self, names: Iterable[str]) -> frozenset[str]:
         """The parameters that --keep names. Raises UserError for a pattern that names none."""

@@ -1,26 +1,31 @@
-"""Calibration micro-benchmarks: small ONNX graphs that tell how fast a device is at what.
+"""Times every kernel of the sample networks on this device, for `edgeprune calibrate --from`.
 
-    python microbench.py build DIR                       (needs onnx as well)
-    python microbench.py measure DIR -o results.json     (needs numpy and onnxruntime)
+    python kit.zip -o results.jsonl                    (the kit that `edgeprune calibrate` packs)
+    python microbench.py NETWORKS -o results.jsonl     (a folder of them)
 
-The graphs may be built on one machine and measured on another. Both commands print one JSON
-object, and ``{"error": "one line"}`` with exit status 2 when they cannot be carried out.
+Needs only numpy and onnxruntime. The results are JSON lines, the circumstances first, then one
+network each: a run that was interrupted goes on where it stopped. Prints one JSON object, and
+``{"error": "one line"}`` with exit status 2 where nothing could be measured.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
-import math
+import os
 import platform
 import re
+import subprocess
 import sys
+import tempfile
+import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 
 if __package__:
     from . import runner, stopwatch
@@ -28,240 +33,86 @@ else:  # run, or imported, from its own folder on the device
     import runner
     import stopwatch
 
-INDEX = "benches.json"
-OPSET = 18
-IR_VERSION = 10
-FLOAT_BYTES = 4
-OVERHEAD_CHAIN = 50
-TILE_CHANNELS = (16, 20, 24, 28, 32, 40, 48, 56, 64)
+FORMAT = 2
+#: Runs beside every network: how much slower than usual it runs is how slow the device is then.
+REFERENCE = "reference.onnx"
+FEWEST_RUNS = 6
+MOST_RUNS = 40
+#: Runs in a row: what ran before one of a kind has emptied the caches, as it won't in use.
+BURST = 3
+SECONDS_PER_NETWORK = 0.6
+#: A network whose runs spread more than this (quartiles over the median) was disturbed,
+NOISY = 0.15
+#: and so was one that had to share its core: one thread that computed less than this of the time.
+LEAST_CPU_SHARE = 0.95
+#: So many of the networks, the largest, are also run in processes of their own for their memory.
+MEMORY_NETWORKS = 8
+LEAST_SECONDS_FOR_MEMORY = 120.0
+#: More disturbed networks than this share, and the device is too busy to be measured.
+MOST_NOISY = 0.3
+#: A device that got this much slower while measured is throttling.
+MOST_DRIFT = 0.15
 
-Shape = tuple[int, ...]
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Bench:
-    """One micro-benchmark; the numbers count its whole graph, which may be a chain of layers.
+def measure(
+    networks: str | Path,
+    output: str | Path,
+    threads: int = 1,
+    seconds: float | None = None,
+    provider: str = runner.CPU_PROVIDER,
+    say: Say | None = None,
+) -> dict[str, Any]:
+    """Time the sample networks in a folder or zip; append to `output` what isn't there yet.
 
-    `bytes` is what the kernels read and write, in fp32: inputs, weights and outputs of each.
-    `shape` holds the graph's "inputs" and "output" shapes and, for convolutions, "kernel",
-    "stride", "groups" and "layers". Channels are those of the first layer, None where a kind
-    has no such thing; a chain whose two differ goes to and fro between them.
+    seconds: stop after about so long; networks are in random order, so any first part of them is
+    a fair sample. Returns what the last line of `output` says: how many networks and kernels there
+    are, how many were disturbed, the drift, and the circumstances.
+
+    Raises RunnerError for a device too busy or too hot to be measured.
     """
-
-    file: str
-    kind: str
-    macs: int
-    bytes: int
-    kernels: int
-    shape: dict[str, Any]
-    in_channels: int | None
-    out_channels: int | None
-
-
-class Graph:
-    """A graph under construction, described without onnx: shapes, weights and nodes by name."""
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, Shape] = {}
-        self.weights: dict[str, np.ndarray] = {}
-        self.inputs: list[str] = []
-        self.nodes: list[tuple[str, list[str], str, dict[str, Any]]] = []
-        self.macs = 0
-        self._rng = np.random.default_rng(0)
-
-    def input(self, *shape: int) -> str:
-        """Declare a graph input and return its name."""
-        name = f"input{len(self.inputs)}"
-        self.inputs.append(name)
-        self.shapes[name] = shape
-        return name
-
-    def weight(self, shape: Shape, fan_in: int) -> str:
-        """Add a weight, scaled so that long chains neither blow up nor sink to slow denormals."""
-        name = f"weight{len(self.weights)}"
-        array = self._rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
-        self.weights[name], self.shapes[name] = array, shape
-        return name
-
-    def node(self, op: str, inputs: list[str], shape: Shape, macs: int = 0, **attrs: Any) -> str:
-        """Add one kernel that does `macs` multiplications and return its output's name."""
-        name = f"value{len(self.nodes)}"
-        self.nodes.append((op, inputs, name, attrs))
-        self.shapes[name] = shape
-        self.macs += macs
-        return name
-
-    def conv(self, x: str, channels: int, kernel: int, stride: int = 1, groups: int = 1) -> str:
-        """Add a padded convolution with bias, as is left after folding batch norm."""
-        n, in_channels, height, width = self.shapes[x]
-        shape = (n, channels, -(-height // stride), -(-width // stride))
-        fan_in = in_channels // groups * kernel * kernel
-        weight = self.weight((channels, in_channels // groups, kernel, kernel), fan_in)
-        bias = self.weight((channels,), fan_in)
-        return self.node(
-            "Conv",
-            [x, weight, bias],
-            shape,
-            macs=math.prod(shape) * fan_in,
-            kernel_shape=[kernel, kernel],
-            strides=[stride, stride],
-            pads=[kernel // 2] * 4,
-            group=groups,
-        )
-
-    def bench(self, kind: str, name: str, channels: tuple = (None, None), **shape: Any) -> Bench:
-        """Describe the finished graph."""
-        touched = [tensor for _, inputs, output, _ in self.nodes for tensor in [*inputs, output]]
-        return Bench(
-            file=f"{kind}_{name}.onnx",
-            kind=kind,
-            macs=self.macs,
-            bytes=FLOAT_BYTES * sum(math.prod(self.shapes[tensor]) for tensor in touched),
-            kernels=len(self.nodes),
-            shape={
-                "inputs": [list(self.shapes[name]) for name in self.inputs],
-                "output": list(self.shapes[self.nodes[-1][2]]),
-                **shape,
-            },
-            in_channels=channels[0],
-            out_channels=channels[1],
-        )
-
-    def save(self, path: Path) -> None:
-        """Write the graph as ONNX; the only place that needs the onnx package."""
-        try:
-            import onnx
-            from onnx import TensorProto, helper, numpy_helper
-        except ImportError as error:
-            raise runner.RunnerError("building needs the onnx package (measuring not)") from error
-
-        def value(name: str) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shapes[name])
-
-        graph = helper.make_graph(
-            [helper.make_node(op, inputs, [out], **attrs) for op, inputs, out, attrs in self.nodes],
-            path.stem,
-            [value(name) for name in self.inputs],
-            [value(self.nodes[-1][2])],
-            [numpy_helper.from_array(array, name) for name, array in self.weights.items()],
-        )
-        opset = helper.make_opsetid("", OPSET)
-        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION), path)
+    output, began = Path(output), time.perf_counter()
+    done = _read_back(output, threads, provider)
+    _end_last_line(output)
+    with output.open("a", encoding="utf-8") as file:
+        if not done:
+            _append(file, header(threads, provider))
+        reference = _reference(networks, threads, provider)
+        for name, path in _networks(networks):
+            if name not in done:
+                done[name] = _timed(path, reference, threads, provider)
+                if done[name]["noisy"]:  # once more: what disturbed it may be over
+                    again = _timed(path, reference, threads, provider)
+                    done[name] = min(done[name], again, key=lambda found: found["noisy"])
+                _append(file, {"network": name, **done[name]})
+            elapsed = time.perf_counter() - began
+            if say:
+                say(f"{len(done)} networks, {elapsed:.0f} s")
+            if seconds is not None and elapsed > seconds:
+                break
+        if not done:
+            raise runner.RunnerError(f"{networks} holds no networks")
+        if seconds is None or seconds >= LEAST_SECONDS_FOR_MEMORY:
+            _measure_memory(networks, output, file, threads, provider)
+        summary = _summary(done)
+        _append(file, {"summary": summary})
+    _refuse(summary)
+    return summary
 
 
-def conv_chain(
-    kind: str,
-    in_channels: int,
-    out_channels: int,
-    size: int,
-    kernel: int = 3,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-    layers: int = 1,
-) -> tuple[Bench, Graph]:
-    """Convolutions in a row at `size` x `size` outputs, the first one in -> out channels.
-
-    A runtime may reorder the input and output of the graph for its kernels; a chain dilutes that
-    cost as a real network does. Where the channels differ the chain goes to and fro: in -> out ->
-    in -> out ..., every layer with the same work.
-    """
-    graph = Graph()
-    x = graph.input(1, in_channels, size * stride, size * stride)
-    for layer in range(layers):
-        x = graph.conv(x, (out_channels, in_channels)[layer % 2], kernel, stride, groups)
-    details = {"kernel": kernel, "stride": stride, "groups": groups, "layers": layers}
-    name = f"{in_channels}x{out_channels}_{size}"
-    return graph.bench(kind, name, (in_channels, out_channels), **details), graph
-
-
-def linear(rows: int, in_features: int, out_features: int) -> tuple[Bench, Graph]:
-    """One fully connected layer with bias on `rows` rows."""
-    graph = Graph()
-    weight = graph.weight((out_features, in_features), in_features)
-    inputs = [graph.input(rows, in_features), weight, graph.weight((out_features,), in_features)]
-    macs = rows * in_features * out_features
-    graph.node("Gemm", inputs, (rows, out_features), macs, transB=1)
-    name = f"{rows}x{in_features}x{out_features}"
-    return graph.bench("linear", name, (in_features, out_features)), graph
-
-
-def matmul(batch: int, rows: int, inner: int, columns: int) -> tuple[Bench, Graph]:
-    """A batched product of two activations, as in attention."""
-    graph = Graph()
-    inputs = [graph.input(batch, rows, inner), graph.input(batch, inner, columns)]
-    graph.node("MatMul", inputs, (batch, rows, columns), batch * rows * inner * columns)
-    return graph.bench("matmul", f"{batch}x{rows}x{inner}x{columns}"), graph
-
-
-def without_macs() -> Iterator[tuple[Bench, Graph]]:
-    """The kinds that move data more than they multiply: one kernel each."""
-    graph = Graph()
-    scale, bias = graph.weight((768,), 1), graph.weight((768,), 1)
-    x = graph.input(1, 197, 768)
-    graph.node("LayerNormalization", [x, scale, bias], (1, 197, 768), axis=-1)
-    yield graph.bench("norm", "197x768", (768, 768)), graph
-
-    graph = Graph()
-    graph.node("Softmax", [graph.input(12, 197, 197)], (12, 197, 197), axis=-1)
-    yield graph.bench("softmax", "12x197x197"), graph
-
-    graph = Graph()
-    shape = (1, 256, 56, 56)
-    graph.node("Mul", [graph.input(*shape), graph.input(*shape)], shape)
-    yield graph.bench("elementwise", "256x56x56", (256, 256)), graph
-
-    graph = Graph()
-    graph.node("Transpose", [graph.input(1, 64, 56, 56)], (1, 56, 56, 64), perm=[0, 2, 3, 1])
-    yield graph.bench("copy", "64x56x56", (64, 64)), graph
-
-    graph = Graph()
-    x = graph.input(1, 64, 112, 112)
-    window = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
-    graph.node("MaxPool", [x], (1, 64, 56, 56), **window)
-    yield graph.bench("pool", "64x112x112", (64, 64)), graph
-
-
-def all_benches() -> Iterator[tuple[Bench, Graph]]:
-    """Every micro-benchmark, one at a time so that only one graph's weights are in memory."""
-    yield conv_chain("conv", 64, 64, 28, layers=3)
-    yield conv_chain("conv", 128, 128, 28, layers=2)
-    yield conv_chain("conv", 256, 256, 14, layers=2)
-    yield conv_chain("conv", 512, 512, 7, layers=2)
-    yield conv_chain("conv", 3, 64, 112, kernel=7, stride=2)
-    # Both directions: the layers are the same, so the difference is the reordering at the ends.
-    yield conv_chain("pointwise", 64, 256, 28, kernel=1, layers=4)
-    yield conv_chain("pointwise", 256, 64, 28, kernel=1, layers=4)
-    yield conv_chain("pointwise", 512, 512, 14, kernel=1, layers=3)
-    yield conv_chain("pointwise", 96, 24, 56, kernel=1, layers=4)
-    for channels, size in ((96, 56), (384, 14), (960, 7)):
-        yield conv_chain("depthwise", channels, channels, size, groups=channels, layers=4)
-    yield conv_chain("grouped", 256, 256, 14, groups=32, layers=3)
-    yield linear(1, 2048, 1000)
-    yield linear(1, 768, 3072)
-    yield linear(197, 768, 768)
-    yield linear(197, 768, 3072)
-    yield matmul(12, 197, 64, 197)
-    yield matmul(12, 197, 197, 64)
-    yield from without_macs()
-    yield conv_chain("overhead", 8, 8, 4, kernel=1, layers=OVERHEAD_CHAIN)
-    # Single layers, because a chain would mix the tile of the outputs with that of the inputs.
-    for channels in TILE_CHANNELS:
-        yield conv_chain("tiles", 64, channels, 28)
-    for channels in TILE_CHANNELS[:-1]:  # 64 -> 64 is already there
-        yield conv_chain("tiles", channels, 64, 28)
-
-
-def build(folder: str | Path) -> list[Bench]:
-    """Write every micro-benchmark (about 60 MB in all) and ``benches.json`` to `folder`."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    benches = []
-    for bench, graph in all_benches():
-        graph.save(folder / bench.file)
-        benches.append(bench)
-    (folder / INDEX).write_text(json.dumps([asdict(bench) for bench in benches], indent=1) + "\n")
-    return benches
+def header(threads: int, provider: str) -> dict[str, Any]:
+    """The circumstances of a measurement."""
+    return {
+        "format": FORMAT,
+        "runtime": runner.RUNTIME,
+        "provider": provider,
+        "threads": threads,
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "ram_mb": total_memory_mb(),
+        **stopwatch.surroundings(),
+    }
 
 
 def cpu_name() -> str | None:
@@ -279,91 +130,252 @@ def cpu_name() -> str | None:
     return platform.processor() or None
 
 
-def read_benches(folder: str | Path) -> list[Bench]:
-    """Read back what `build` wrote."""
-    path = Path(folder) / INDEX
+def _networks(source: str | Path) -> Iterator[tuple[str, Path]]:
+    """Each network's name and file; from a zip one at a time: small boards have small disks."""
+    source = Path(source)
+    if source.is_dir():
+        for path in sorted(p for p in source.iterdir() if _is_network(p.name)):
+            yield path.stem, path
+        return
     try:
-        return [Bench(**entry) for entry in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError) as error:
-        raise runner.RunnerError(f"{path} is missing or was not written by `build`") from error
+        archive = zipfile.ZipFile(source)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise runner.RunnerError(f"{source}: no folder and no kit of networks ({error})") from error
+    with archive, tempfile.TemporaryDirectory(prefix="edgeprune-kit-") as folder:
+        for name in sorted(n for n in archive.namelist() if _is_network(n)):
+            path = Path(archive.extract(name, folder))
+            yield path.stem, path
+            path.unlink(missing_ok=True)
 
 
-def measure(
-    folder: str | Path,
-    threads: int = 1,
-    seconds_per_bench: float = 0.4,
-    progress: Callable[[int, int, str], None] | None = None,
-    output: str | Path | None = None,
-    provider: str = runner.CPU_PROVIDER,
+def _is_network(name: str) -> bool:
+    return name.endswith(".onnx") and not name.endswith(REFERENCE)
+
+
+def _session(path: Path, threads: int, provider: str, profile: Path | None) -> Any:
+    options = runner.session_options(threads)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return ort.InferenceSession(str(path), options, providers=[provider])
+
+
+def _measure_memory(
+    networks: str | Path, output: Path, file: Any, threads: int, provider: str
+) -> None:
+    """The peak memory of the largest networks, unless that has been measured."""
+    if any("peak_memory_mb" in line for line in _lines(output)):
+        return
+    sizes = {name: path.stat().st_size for name, path in _networks(networks)}
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:MEMORY_NETWORKS]
+    for name, path in _networks(networks):
+        if name in largest:
+            peak = _peak_memory_mb(path, threads, provider)
+            _append(file, {"memory": name, "peak_memory_mb": peak})
+
+
+def _peak_memory_mb(path: Path, threads: int, provider: str) -> float | None:
+    """What `runner.py measure` says in a process of its own."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv.pop(1)); import runner; "
+        "sys.exit(runner.main(sys.argv[1:]))"
+    )
+    here = str(Path(__file__).parent)  # the kit itself, where this runs from one
+    options = ["--threads", str(threads), "--provider", provider, "--seconds", "0.2"]
+    command = [sys.executable, "-c", code, here, "measure", str(path), *options]
+    command += ["--warmup", "2", "--min-runs", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return float(json.loads(done.stdout.splitlines()[-1])["peak_memory_mb"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None  # a device that doesn't say, or that hasn't room for the network
+
+
+def total_memory_mb() -> float | None:
+    """The device's memory, in MB of 10^6 bytes; None where the system doesn't say."""
+    try:
+        found = re.search(r"MemTotal:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+        if found:
+            return round(int(found[1]) * 1024 / 1e6, 1)
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6, 1)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _reference(networks: str | Path, threads: int, provider: str) -> Callable[[], object]:
+    """A step that runs the reference."""
+    source = Path(networks)
+    if source.is_dir():
+        return runner.bind(runner.open_session(source / REFERENCE, threads, provider))
+    with zipfile.ZipFile(source) as archive, tempfile.TemporaryDirectory() as folder:
+        try:
+            path = archive.extract(REFERENCE, folder)
+        except KeyError as error:
+            raise runner.RunnerError(f"{source} is no kit: it has no {REFERENCE}") from error
+        return runner.bind(runner.open_session(path, threads, provider))
+
+
+def _timed(
+    path: Path, reference: Callable[[], object], threads: int, provider: str
 ) -> dict[str, Any]:
-    """Time every micro-benchmark in `folder`; write and return the results.
-
-    The list is gone through twice, with half of `seconds_per_bench` each, and the better pass
-    counts: what disturbs a device for a second then spoils one pass of a bench, not both.
-    `progress(done, total, file)` is called after each timing. `output` defaults to
-    ``results.json`` in `folder`. Returns runtime, provider, threads, machine, cpu, governor,
-    load_average and benches: each `Bench`'s fields with p50_ms and min_ms.
-    """
-    folder = Path(folder)
-    benches = read_benches(folder)
-    surroundings = stopwatch.surroundings()  # before this run adds to the load average
-    best: dict[str, dict[str, float]] = {}
-    for turn in range(2):
-        for position, bench in enumerate(benches):
-            # A new session for each pass: small devices cannot hold all of them at once.
-            session = runner.open_session(folder / bench.file, threads, provider)
-            step = runner.bind(session)
-            [times] = stopwatch.time_interleaved([step], seconds_per_bench / 2, min_runs=5)
-            summary = stopwatch.summarise(times)
-            before = best.get(bench.file, summary)
-            best[bench.file] = {key: min(before[key], summary[key]) for key in ("p50_ms", "min_ms")}
-            if progress:
-                progress(turn * len(benches) + position + 1, 2 * len(benches), bench.file)
-    results = {
-        "runtime": runner.RUNTIME,
-        "provider": provider,
-        "threads": threads,
-        "machine": platform.machine(),
-        "cpu": cpu_name(),
-        **surroundings,
-        "benches": [{**asdict(bench), **best[bench.file]} for bench in benches],
+    """The times of a network, of each of its kernels, and of the reference, turn about."""
+    with tempfile.TemporaryDirectory(prefix="edgeprune-profile-") as folder:
+        plain = _session(path, threads, provider, None)
+        profiled = _session(path, threads, provider, Path(folder) / "run")
+        feeds = runner.random_inputs(plain)
+        plain.run(None, feeds)
+        profiled.run(None, feeds)
+        times: list[float] = []
+        around: list[float] = []
+        start, computed = time.perf_counter(), time.process_time()
+        while True:
+            for _ in range(BURST):
+                began = time.perf_counter()
+                plain.run(None, feeds)
+                times.append((time.perf_counter() - began) * 1e3)
+            for _ in range(BURST):
+                profiled.run(None, feeds)
+            for _ in range(BURST):
+                began = time.perf_counter()
+                reference()
+                around.append((time.perf_counter() - began) * 1e3)
+            elapsed = time.perf_counter() - start
+            if len(times) >= MOST_RUNS:
+                break
+            if elapsed >= SECONDS_PER_NETWORK and len(times) >= FEWEST_RUNS:
+                break
+        share = (time.process_time() - computed) / (time.perf_counter() - start)
+        events = json.loads(Path(profiled.end_profiling()).read_text(encoding="utf-8"))
+    low, middle, high = np.percentile(times, [25, 50, 75])
+    spread = float((high - low) / middle)
+    shared = threads == 1 and provider == runner.CPU_PROVIDER and share < LEAST_CPU_SHARE
+    return {
+        "ms": round(float(middle), 5),
+        "reference_ms": round(float(np.median(around)), 5),
+        "spread": round(spread, 4),
+        "cpu_share": round(share, 3),
+        "noisy": bool(spread > NOISY or shared),
+        "runs": len(times),
+        "kernels": _kernels(events),
     }
-    output = Path(output) if output else folder / "results.json"
-    output.write_text(json.dumps(results, indent=1) + "\n")
-    return results
 
 
-def _show_progress(done: int, total: int, file: str) -> None:
-    print(f"\r{done}/{total} {file:<40}", end="\n" if done == total else "", file=sys.stderr)
+def _kernels(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a profile of onnxruntime says of each kernel: shapes, and the median of its times."""
+    suffix = "_kernel_time"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(suffix):
+            found.setdefault(event["name"][: -len(suffix)], []).append(event)
+    kernels = []
+    for name, runs in found.items():
+        facts = runs[0]["args"]
+        times = [run["dur"] for run in runs[1:]] or [runs[0]["dur"]]  # the first one warms up
+        kernels.append(
+            {
+                "name": name,
+                "op": facts["op_name"],
+                "in": [next(iter(shape.values())) for shape in facts["input_type_shape"]],
+                "out": [next(iter(shape.values())) for shape in facts["output_type_shape"]],
+                "parameter_bytes": int(facts.get("parameter_size") or 0),
+                # The middle half's mean: a profile counts whole microseconds.
+                "ms": round(_middle_mean(times) / 1e3, 6),
+            }
+        )
+    return kernels
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one command, print its JSON object, and return the exit status."""
-    parser = runner.JsonErrorParser(description="Build or measure the micro-benchmarks.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    building = commands.add_parser("build", help="write the benchmarks to a folder (needs onnx)")
-    measuring = commands.add_parser("measure", help="time the benchmarks in a folder")
-    for command in (building, measuring):
-        command.add_argument("folder")
-    measuring.add_argument("-o", "--output", help="default: results.json in the folder")
-    measuring.add_argument("--threads", type=runner.positive_int, default=1, help="default 1")
-    measuring.add_argument("--seconds", type=float, default=0.4, help="per bench; default 0.4")
-    measuring.add_argument("--provider", default=runner.CPU_PROVIDER)
+def _middle_mean(values: Sequence[float]) -> float:
+    """The mean of the middle half."""
+    ordered = np.sort(values)
+    quarter = len(ordered) // 4
+    return float(ordered[quarter : len(ordered) - quarter].mean())
+
+
+def _read_back(output: Path, threads: int, provider: str) -> dict[str, dict[str, Any]]:
+    """What an earlier run has measured, by network. Raises RunnerError if it was another setup."""
+    if not output.exists() or not output.stat().st_size:
+        return {}
+    lines = _lines(output)
+    now = header(threads, provider)
+    setup = ("format", "runtime", "provider", "threads", "machine", "cpu")
+    if not lines or any(lines[0].get(key) != now[key] for key in setup):
+        raise runner.RunnerError(
+            f"{output} was measured otherwise (another device, runtime or number of threads): "
+            "remove it, or name another file"
+        )
+    return {line["network"]: line for line in lines if "network" in line}
+
+
+def _end_last_line(path: Path) -> None:
+    """A run that was cut off may have left half a line: what follows begins a new one."""
+    if path.exists() and (text := path.read_text(encoding="utf-8")) and not text.endswith("\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # the line at which a run was cut off
+            lines.append(json.loads(text))
+    return lines
+
+
+def _append(file: Any, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+
+
+def _summary(done: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    around = [network["reference_ms"] for network in done.values()]
+    part = max(len(around) // 5, 1)
+    drift = float(np.median(around[-part:]) / np.median(around[:part])) - 1
+    noisy = sum(network["noisy"] for network in done.values())
+    return {
+        "networks": len(done),
+        "kernels": sum(len(network["kernels"]) for network in done.values()),
+        "noisy": noisy,
+        "drift": round(drift, 4),
+        **stopwatch.surroundings(),
+    }
+
+
+def _refuse(summary: dict[str, Any]) -> None:
+    """Raises RunnerError for a measurement that would make a profile of noise."""
+    networks, noisy = summary["networks"], summary["noisy"]
+    if noisy > MOST_NOISY * networks:
+        raise runner.RunnerError(
+            f"{noisy} of {networks} networks ran unevenly: something else keeps this device busy; "
+            "stop it and measure again"
+        )
+    if summary["drift"] > MOST_DRIFT:
+        raise runner.RunnerError(
+            f"the device was {summary['drift']:.0%} slower at the end than at the start: it "
+            "throttles; cool it or fix its clock, and measure again"
+        )
+
+
+def main(argv: Sequence[str] | None = None, kit: str | None = None) -> int:
+    """Measure, print a JSON object, and return the exit status. kit: the zip this is run from."""
+    parser = runner.JsonErrorParser(description="Time the kernels of the sample networks.")
+    parser.add_argument("networks", nargs="?" if kit else None, default=kit)
+    parser.add_argument("-o", "--output", default="results.jsonl", help="default results.jsonl")
+    parser.add_argument("--threads", type=runner.positive_int, default=1, help="default 1")
+    parser.add_argument("--seconds", type=float, help="stop after about so long; default all")
+    parser.add_argument("--provider", default=runner.CPU_PROVIDER)
     try:
-        args: argparse.Namespace = parser.parse_args(argv)
-        if args.command == "build":
-            result: dict[str, Any] = {"folder": args.folder, "benches": len(build(args.folder))}
-        else:
-            output = args.output or str(Path(args.folder) / "results.json")
-            measured = measure(
-                args.folder, args.threads, args.seconds, _show_progress, output, args.provider
-            )
-            result = {"output": output, "benches": len(measured["benches"])}
-        status = 0
+        given = vars(parser.parse_args(argv))
+        say = _show if sys.stderr.isatty() else None
+        result, status = measure(**given, say=say), 0
     except (runner.RunnerError, OSError) as error:
         result, status = {"error": " ".join(str(error).split())}, 2
-    print(json.dumps(result, allow_nan=False))
+    print(json.dumps(result))
     return status
+
+
+def _show(line: str) -> None:
+    print(f"\r{line}", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

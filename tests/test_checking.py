@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 import edgeprune.running
 from edgeprune.checking import check
 from edgeprune.cli import main
+from edgeprune.device.profile import load_profile
 from edgeprune.errors import UserError
+from tests.device import tabled
 
 QUIET = {
     "latency_ms": 2.0,
@@ -100,6 +102,23 @@ def test_measuring_this_machine_needs_no_calibration_of_it(
     found = check(model, measure=True)
     assert found["profile"] == "host" and not any(found["budgets"].values())
     assert given[given.index("--threads") + 1] == "3"
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-4", "made up"])
+def test_a_prediction_says_between_what_the_truth_lies(model: Path, name: str) -> None:
+    profile = tabled.profile() if name == "made up" else load_profile(name)
+    found = check(model, profile)
+    assert found["latency_source"] == "predicted" and "measured_on" not in found
+    low, high = found["latency_interval_ms"]
+    assert low < found["latency_ms"] < high
+    assert (low, high) == profile.latency_interval_ms(found["latency_ms"])
+    low, high = found["peak_memory_interval_mb"]
+    assert low < found["peak_memory_mb"] < high
+
+
+def test_a_measurement_has_no_interval(model: Path, says: Any) -> None:
+    says()
+    assert not [key for key in check(model, "raspberry-pi-4", measure=True) if "interval" in key]
 
 
 def test_a_model_that_does_not_run_here_is_bad_input(model: Path) -> None:

@@ -32,7 +32,10 @@ REPORT_KEYS = (
     "removed_layers met seconds warnings"
 )
 FIGURE_KEYS = "params macs latency_ms latency_source peak_memory_mb size_mb metric"
-CHECK_KEYS = "model profile latency_ms latency_source peak_memory_mb size_mb budgets met warnings"
+CHECK_KEYS = (
+    "model profile latency_ms latency_source peak_memory_mb size_mb budgets met "
+    "latency_interval_ms peak_memory_interval_mb warnings"
+)
 FAST = ("--profile", "jetson-nano", "--solver-seconds", "2")
 
 MODELS = """

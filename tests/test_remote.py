@@ -24,9 +24,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.checking import check
 from edgeprune.cli import main
+from edgeprune.device import calibration
+from edgeprune.device.kit import write_kit
+from edgeprune.device.profile import load_profile
 from edgeprune.errors import UserError
 from edgeprune.remote import Address, Remote
 from edgeprune.running import read_answer
+from tests.device.hasty import hasty_scripts
 
 PYTHON = sys.executable
 SSHD = shutil.which("sshd") or shutil.which("/usr/sbin/sshd")
@@ -300,6 +304,52 @@ def test_ssh_never_waits_and_users_options_come_before_our_defaults(
     for call in calls:
         assert call.startswith("-T -o BatchMode=yes -o ConnectTimeout=3 -i a key -o Connect")
         assert " -p 2222 -l pi -- board sh -c " in call
+
+
+# -- calibrating ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts that measure in a hurry, kits of twelve networks, and almost no trees."""
+    scripts = hasty_scripts(tmp_path / "scripts")
+    monkeypatch.setattr("edgeprune.remote.export_folder", lambda: scripts)
+    monkeypatch.setattr(write_kit, "__defaults__", (12,))
+    for name in ("_LARGE", "_SMALL"):
+        monkeypatch.setattr(calibration, name, {**getattr(calibration, name), "n_estimators": 1})
+
+
+def test_a_device_is_calibrated_from_afar_and_nothing_is_left_there(
+    stand_in: Board, few: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "my board.yaml"
+    words = ["--ram-mb", "1024", "--seconds", "60", "-o", str(output)]
+    assert main(["calibrate", "--remote", stand_in.url(), *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "measuring board for my board.yaml (about 1 minutes) ...\n"
+    profile = load_profile(output)
+    assert (profile.name, profile.threads, profile.ram_mb.value) == ("my board", 1, 1024)
+    assert profile.calibration is not None and profile.calibration.networks == 12
+    assert not stand_in.left
+
+
+def test_a_device_that_measured_too_little_is_one_line_and_no_profile(
+    stand_in: Board, few: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "board.yaml"
+    words = ["calibrate", "--remote", stand_in.url(), "--seconds", "0", "-o", str(output)]
+    assert main(words) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "board: only 1 networks" in said[1]
+    assert not output.exists() and not stand_in.left
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_device_is_asked(
+    stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "missing" / "board.yaml"
+    assert main(["calibrate", "--remote", stand_in.url(), "-o", str(output)]) == 2
+    assert "no folder" in capsys.readouterr().err and not stand_in.log.exists()
 
 
 # -- addresses -----------------------------------------------------------------------------------

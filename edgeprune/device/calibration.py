@@ -1,278 +1,325 @@
-"""From micro-benchmark times to a profile: the figures that `device.latency` prices kernels with.
+"""From kernel times to a profile: latency tables, the figures of the analytic model, and the error.
 
-Torch-free: the results may come from a small board that knows only numpy and onnxruntime
+Torch-free: the times may come from a small board that knows only numpy and onnxruntime
 (`export/microbench.py`).
 """
 
 from __future__ import annotations
 
 import datetime
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import gcd
-from pathlib import Path
-from statistics import StatisticsError, fmean, linear_regression, median
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from edgeprune.device.kernels import tile_factor
-from edgeprune.device.latency import (
-    COMPUTE_KINDS,
-    MEMORY_KINDS,
-    kernel_latency_ms,
-    padded_channels,
-    rates,
-)
-from edgeprune.device.profile import SCHEMA, Profile, parse_profile
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.device import memory
+from edgeprune.device.latency import COMPUTE_KINDS, MEMORY_KINDS
+from edgeprune.device.least_squares import nonnegative
+from edgeprune.device.memory import MemoryModel
+from edgeprune.device.observations import Observation, Results, Sample
+from edgeprune.device.profile import SCHEMA, Fusion, Profile, parse_profile
+from edgeprune.device.tables import Table, Tables, Trees, describe, names
 from edgeprune.errors import EdgePruneError
 
+Array = NDArray[np.float64]
+
 #: Part of the key of cached profiles: raise it when `fit` draws other figures from the same times.
-FIT_VERSION = 1
+FIT_VERSION = 2
 
-#: Channel tiles that a CPU kernel may have.
-TILES = (1, 2, 4, 8, 16, 32)
+#: Peak memory on the machine of benchmarks/memory_model.py, 51 networks and a pruned one of each;
+#: with blocks of channels (x86), and without them (there with the optimisations that ARM has).
+BLOCKED = MemoryModel(22.7, 1.45, 0.93, 1.85, 6.1, 0.84, 1.15)
+PLAIN = MemoryModel(20.0, 1.15, 0.0, 2.27, 4.6, 0.8, 1.2)
+MEMORY_SOURCE = "benchmarks/memory_model.py on x86"
 
-#: A larger tile must explain the series this much better (mean relative residual) to be believed.
-_NEAR_TIE = 0.01
+#: Fewer networks than this make no profile.
+FEWEST_NETWORKS = 12
 
-#: A median this many times the fastest run was disturbed by something else on the machine.
-_DISTURBED = 1.1
-
-#: Bytes explain a time when they take this share of it; the arithmetic is then hidden behind them.
-_EXPLAINED = 0.9
-
-
-@dataclass(frozen=True)
-class _Timing:
-    """One micro-benchmark.
-
-    ms: one run of its whole graph. macs, bytes: of the whole graph, channels not padded to tiles.
-    kernels: how many the graph has. channels: the dimensions that run in tiles.
-    """
-
-    kind: str
-    ms: float
-    macs: float
-    bytes: float
-    kernels: int
-    channels: tuple[int, ...]
-
-    def padded_macs(self, multiple: int) -> float:
-        """Multiply-accumulates with channels in whole tiles, as the latency model counts them."""
-        macs = self.macs
-        for size in self.channels:
-            macs *= tile_factor(size, multiple)
-        return macs
+_FOLDS = 5
+#: Kernels of a kind below which it has no table of its own, and below which none with trees.
+_FEWEST_KERNELS, _FEWEST_FOR_TREES = 12, 60
+#: Kinds that most of the time goes into have more and deeper trees.
+_LARGE = {"n_estimators": 150, "max_depth": 5, "learning_rate": 0.1, "min_samples_leaf": 4}
+_SMALL = {"n_estimators": 40, "max_depth": 4, "learning_rate": 0.15, "min_samples_leaf": 6}
+_LARGE_SHARE = 0.03  # of all the time
+_SHORTEST_MS = 2e-4  # a kernel's time once the profiler's own is taken off
+_WIDEST_TILE = 16
 
 
 def fit(
-    results: Mapping[str, Any],
+    results: Results,
     name: str,
     *,
     ram_mb: float | None = None,
     date: datetime.date | None = None,
 ) -> Profile:
-    """A profile from what `export/microbench.py measure` returned or wrote.
+    """A profile from what `export/microbench.py` measured.
 
     name: the profile's. ram_mb: the device's memory in MB of 10**6 bytes, default this machine's.
     date: of the measurement, default today.
 
-    Raises EdgePruneError, in one line, for results that lack a kind of benchmark.
+    Raises EdgePruneError, in one line, for too few networks.
     """
-    timings = _read(results)
-    by_kind = {
-        kind: [t for t in timings if t.kind == kind]
-        for kind in (*COMPUTE_KINDS, *MEMORY_KINDS, "overhead", "tiles")
-    }
-    missing = [kind for kind, found in by_kind.items() if not found]
-    if missing:
-        raise EdgePruneError(f"the benchmark results have no {missing[0]!r}: measure them again")
-    overhead_ms = median(t.ms / t.kernels for t in by_kind["overhead"])
-    multiple = channel_multiple(
-        [(size, t.channels[1 - side], t.ms) for t in by_kind["tiles"] for side, size in _varied(t)]
-    )
-    bandwidth = {
-        kind: median(t.bytes / _busy_ms(t, overhead_ms) for t in by_kind[kind])
-        for kind in MEMORY_KINDS
-    }
-    typical_bandwidth = median(bandwidth.values())  # bytes per ms
-    speed = {
-        t: t.padded_macs(multiple) / _busy_ms(t, overhead_ms)
-        for t in timings
-        if t.kind in (*COMPUTE_KINDS, "tiles")
-    }
-    peak = max(speed.values())  # multiply-accumulates per ms
-
-    threads = int(results["threads"])
+    samples = [sample for sample in results.samples if not sample.noisy]
+    if len(samples) < FEWEST_NETWORKS:
+        raise EdgePruneError(
+            f"only {len(samples)} networks were measured undisturbed, at least {FEWEST_NETWORKS} "
+            "are needed: let it run longer, with nothing else running"
+        )
     when = (date or datetime.date.today()).isoformat()
-    plural = "thread" if threads == 1 else "threads"
-    source = (
-        f"measured on this machine by export/microbench.py, {results['runtime']}, "
-        f"{threads} {plural}, {when}"
-    )
+    ram = _ram(results, ram_mb, when)
+    offset = launch_offset_ms(samples)
+    tables = fit_tables(samples, results.block, offset)
+    ratios = cross_validated(samples, results.block, offset)
+    source = f"measured by export/microbench.py, {results.header['runtime']}, {when}"
 
-    def figure(value: float, note: str = "") -> dict[str, Any]:
-        return {"value": _rounded(value), "source": source + (note and f": {note}")}
+    def figure(value: float, how: str) -> dict[str, Any]:
+        return {"value": float(f"{value:.4g}"), "source": f"{source}: {how}"}
 
-    def efficiency(kind: str) -> dict[str, Any]:
-        bound = [
-            t
-            for t in by_kind[kind]
-            if t.bytes / typical_bandwidth < _EXPLAINED * _busy_ms(t, overhead_ms)
-        ]
-        used = bound or by_kind[kind]
-        share = median(speed[t] for t in used) / peak
-        return figure(min(share, 1.0), f"median of {len(used)} benches")
-
-    memory_mb = ram_mb or machine_ram_mb()
-    data: dict[str, Any] = {
+    error = f"{len(samples)} sample networks, each predicted by tables fitted without it"
+    low, high = np.quantile(ratios, [0.05, 0.95])
+    data = {
         "schema": SCHEMA,
         "name": name,
-        "title": f"{results.get('cpu') or 'This machine'}, onnxruntime fp32, {threads} {plural}",
+        "title": f"{_cpu(results)}, {results.header['runtime']} fp32, "
+        f"{results.header['threads']} thread(s), measured {when}",
         "processor": "cpu",
         "runtime": "onnxruntime",
         "precision": "fp32",
-        "threads": threads,
-        "channel_multiple": multiple,
-        "ram_mb": {
-            "value": _rounded(memory_mb),
-            "source": "given by the user" if ram_mb else f"the operating system's total, {when}",
-        },
-        "peak_gflops": figure(2 * peak / 1e6, "the most that any bench reached"),
-        "memory_bandwidth_gb_s": figure(
-            max(bandwidth.values()) / 1e6, f"the fastest of {', '.join(MEMORY_KINDS)}, in cache"
-        ),
-        "bandwidth_efficiency": figure(
-            typical_bandwidth / max(bandwidth.values()), f"median of {', '.join(MEMORY_KINDS)}"
-        ),
-        "launch_overhead_us": figure(overhead_ms * 1e3, "a chain of tiny convolutions"),
-        "efficiency": {kind: efficiency(kind) for kind in COMPUTE_KINDS},
+        "threads": int(results.header["threads"]),
+        "channel_multiple": results.block or _channel_multiple(tables),
+        "block": results.block,
+        "ram_mb": ram,
+        **_figures(samples, offset, figure),
         "budgets": {"latency_ms": None, "memory_mb": None, "size_mb": None},
-        "expected_error_percent": figure(100.0),
+        "expected_error_percent": figure(100 * max(np.abs(ratios - 1).mean(), 1e-3), error),
+        "interval": {"low": round(float(low), 4), "high": round(float(high), 4), "source": error},
         "notes": _notes(results),
+        "memory": _memory(results, Fusion("onnxruntime", results.block), source),
+        "calibration": _calibration(results, when),
+        "tables": tables.dump(),
     }
-    networkless = [t for t in timings if t.kind in (*COMPUTE_KINDS, *MEMORY_KINDS)]
-    error = _error_percent(parse_profile(data, name), networkless)
-    data["expected_error_percent"] = figure(
-        max(error, 0.1),
-        f"median error over the {len(networkless)} benches that the figures were fitted to "
-        "(in sample); whole networks are not among them",
-    )
     return parse_profile(data, name)
 
 
-def channel_multiple(series: Iterable[tuple[int, int, float]]) -> int:
-    """The tile whose staircase `ceil(c / t) * t` explains the series' times best.
-
-    series: (varied channels, the other channels, milliseconds); rows alike in the latter are
-    fitted together, each with a cost of its own that does not depend on the varied channels.
-    Tiles that divide every measured width cannot be told apart: the largest of them stands for
-    all. On a near tie the smaller tile wins.
-    """
-    rows = sorted(set(series))
-    common = gcd(*(size for size, _, _ in rows))
-    coarsest = max(t for t in TILES if common % t == 0)
-    residuals: dict[int, float] = {}
-    for tile in (t for t in TILES if t == coarsest or common % t):
-        found = [
-            _residual([(padded_channels(size, tile), ms) for size, other, ms in rows if other == o])
-            for o in {other for _, other, _ in rows}
-        ]
-        known = [value for value in found if value is not None]
-        if known:
-            residuals[tile] = fmean(known)
-    if not residuals:
-        raise EdgePruneError("the benchmark results have too few 'tiles': measure them again")
-    best = min(residuals.values())
-    return min(t for t, residual in residuals.items() if residual <= best + _NEAR_TIE)
+# -- tables ---------------------------------------------------------------------------------------
 
 
-def machine_ram_mb() -> float:
-    """This machine's memory in MB of 10**6 bytes; EdgePruneError where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemTotal:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
-    except (AttributeError, ValueError, OSError) as error:
-        raise EdgePruneError("this system does not say how much memory it has") from error
+def fit_tables(samples: Sequence[Sample], block: int, offset_ms: float) -> Tables:
+    """Tables from the kernels of some networks. offset_ms: see `launch_offset_ms`."""
+    observed: dict[str, list[Observation]] = defaultdict(list)
+    for sample in samples:
+        for observation in sample.kernels:
+            for name in names(observation.work):
+                observed[name].append(observation)
+    total = sum(o.ms for sample in samples for o in sample.kernels)
+    found = {
+        name: _table(kernels, block, offset_ms, sum(o.ms for o in kernels) / total)
+        for name, kernels in observed.items()
+        if len(kernels) >= _FEWEST_KERNELS
+    }
+    return Tables(found, block)
 
 
-def _read(results: Mapping[str, Any]) -> list[_Timing]:
-    try:
-        return [_timing(bench) for bench in results["benches"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgePruneError(f"these are no results of microbench.py measure: {error!r}") from error
+def _table(kernels: Sequence[Observation], block: int, offset_ms: float, share: float) -> Table:
+    described = [describe(o.work, block) for o in kernels]
+    terms = np.array([[float(t) for t in d[0]] for d in described])
+    features = np.array([[float(f) for f in d[1]] for d in described])
+    ms = np.maximum([o.ms - offset_ms for o in kernels], _SHORTEST_MS)
+    rates = nonnegative(terms / ms[:, None], np.ones(len(ms)))
+    rates[0] = max(rates[0], _SHORTEST_MS)  # a launch costs something: no prediction is 0
+    if len(kernels) < _FEWEST_FOR_TREES:
+        return Table(rates, None)
+    shape = _LARGE if share > _LARGE_SHARE else _SMALL
+    return Table(rates, _trees(features, np.log(ms / (terms @ rates)), shape))
 
 
-def _timing(bench: Mapping[str, Any]) -> _Timing:
-    kind, ends = bench["kind"], (bench["in_channels"], bench["out_channels"])
-    if kind in ("conv", "pointwise", "linear", "tiles"):
-        channels = tuple(int(end) for end in ends)
-    elif kind in ("depthwise", "grouped"):
-        channels = (int(ends[1]),)
-    else:
-        channels = ()
-    p50, fastest = float(bench["p50_ms"]), float(bench["min_ms"])
-    ms = min(p50, _DISTURBED * fastest)
-    if not 0 < ms < float("inf"):
-        raise ValueError(f"a time of {ms} ms")
-    return _Timing(
-        kind, ms, float(bench["macs"]), float(bench["bytes"]), int(bench["kernels"]), channels
+def _trees(features: Array, target: Array, shape: Mapping[str, Any]) -> Trees:
+    """Boosted trees that predict `target`, from scikit-learn's, as arrays."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    model = GradientBoostingRegressor(subsample=0.6, max_features=0.7, random_state=0, **shape).fit(
+        features, target
+    )
+    trees = [estimator.tree_ for estimator in model.estimators_[:, 0]]
+    nodes = max(tree.node_count for tree in trees)
+
+    def stacked(field: str, kind: Any, blank: float) -> NDArray[Any]:
+        out = np.full((len(trees), nodes), blank, kind)
+        for row, tree in zip(out, trees, strict=True):
+            values = getattr(tree, field)
+            row[: tree.node_count] = values.ravel() if field == "value" else values
+        return out
+
+    values = stacked("value", np.float32, 0) * np.float32(model.learning_rate)
+    start = float(model.init_.predict(features[:1])[0])
+    values[0] += np.float32(start)  # every way through the first tree ends with the mean
+    return Trees(
+        feature=np.maximum(stacked("feature", np.int16, -1), -1),
+        threshold=stacked("threshold", np.float32, 0),
+        left=np.maximum(stacked("children_left", np.int16, 0), 0),
+        right=np.maximum(stacked("children_right", np.int16, 0), 0),
+        value=values,
     )
 
 
-def _varied(timing: _Timing) -> list[tuple[int, int]]:
-    """(side, channels) that a bench of the tiles series varies: the side that is not the widest.
+def launch_offset_ms(samples: Sequence[Sample]) -> float:
+    """What a profile adds to each kernel's time: profiled kernels together against the network.
 
-    The widest bench, as many in as out, belongs to the series of either side.
+    From the quarter of the networks with the shortest kernels; in the others it drowns.
     """
-    widest = max(timing.channels)
-    if min(timing.channels) == widest:
-        return [(0, widest), (1, widest)]
-    side = timing.channels.index(min(timing.channels))
-    return [(side, timing.channels[side])]
+    kernels = np.array([max(len(sample.kernels), 1) for sample in samples])
+    network = np.array([sample.ms for sample in samples])
+    profiled = np.array([sum(o.ms for o in sample.kernels) for sample in samples])
+    short = np.argsort(network / kernels)[: max(len(samples) // 4, 1)]
+    return max(float(np.median(((profiled - network) / kernels)[short])), 0.0)
 
 
-def _busy_ms(timing: _Timing, overhead_ms: float) -> float:
-    """The time without the launches; noise must not make it vanish."""
-    return max(timing.ms - timing.kernels * overhead_ms, 0.1 * timing.ms)
+def cross_validated(samples: Sequence[Sample], block: int, offset_ms: float) -> Array:
+    """Measured over predicted, for each network by tables fitted without it and its fold."""
+    ratios = np.ones(len(samples))
+    for fold in range(_FOLDS):
+        known = [s for i, s in enumerate(samples) if i % _FOLDS != fold]
+        tables = fit_tables(known, block, offset_ms)
+        for i in range(fold, len(samples), _FOLDS):
+            works = [o.work for o in samples[i].kernels]
+            predicted = sum(float(ms) for ms in tables.milliseconds(works))
+            measured = sum(o.ms for o in samples[i].kernels) - offset_ms * len(works)
+            ratios[i] = measured / predicted
+    return ratios
 
 
-def _residual(points: Sequence[tuple[float, float]]) -> float | None:
-    """Mean distance from the line through the points, relative; None where there is no line."""
-    if len(points) < 3:
-        return None
-    try:
-        slope, intercept = linear_regression(*zip(*points, strict=True))
-    except StatisticsError:  # one step of the staircase holds all
-        return None
-    return fmean(abs(slope * x + intercept - ms) / ms for x, ms in points)
+# -- figures for the analytic model, and for a reader ---------------------------------------------
 
 
-def _error_percent(profile: Profile, timings: Sequence[_Timing]) -> float:
-    """Median over the benches of the latency model's relative error, in percent."""
-    prices = rates(profile)
+def _figures(samples: Sequence[Sample], offset_ms: float, figure: Any) -> dict[str, Any]:
+    """The fields of a profile that the analytic model prices with."""
+    speeds: dict[str, list[float]] = defaultdict(list)  # MACs or bytes per millisecond, by kind
+    launches = []
+    for sample in samples:
+        for o in sample.kernels:
+            ms = max(o.ms - offset_ms, _SHORTEST_MS)
+            done = float(o.work.macs) or 4 * float(o.work.elements)
+            speeds[o.work.kind].append(done / ms)
+            launches.append(ms)
+    overhead = float(np.quantile(launches, 0.02))
+    peak = max(np.quantile(found, 0.98) for k, found in speeds.items() if k in COMPUTE_KINDS)
+    bandwidths = {kind: np.quantile(speeds[kind], 0.9) for kind in MEMORY_KINDS if kind in speeds}
+    fastest = max(bandwidths.values())
+    typical = float(np.median(list(bandwidths.values())))
 
-    def predicted(t: _Timing) -> float:
-        macs = t.padded_macs(profile.channel_multiple) / t.kernels
-        return t.kernels * kernel_latency_ms(t.kind, macs, t.bytes / t.kernels, prices)
+    def efficiency(kind: str) -> dict[str, Any]:
+        found = speeds.get(kind) or speeds["conv"]
+        share = min(max(float(np.quantile(found, 0.7)) / peak, 1e-3), 1.0)
+        return figure(share, f"{len(speeds.get(kind, ()))} kernels of this kind")
 
-    return 100 * median(abs(predicted(t) / t.ms - 1) for t in timings)
+    return {
+        "peak_gflops": figure(2 * peak / 1e6, "the fastest kernels"),
+        "memory_bandwidth_gb_s": figure(fastest / 1e6, "the fastest kernels, in cache"),
+        "bandwidth_efficiency": figure(typical / fastest, f"median of {', '.join(bandwidths)}"),
+        "launch_overhead_us": figure(1e3 * overhead, "the shortest kernels"),
+        "efficiency": {kind: efficiency(kind) for kind in COMPUTE_KINDS},
+    }
 
 
-def _rounded(value: float) -> float:
-    """Four significant digits: no measurement is better than that."""
-    return float(f"{value:.4g}")
+def _channel_multiple(tables: Tables) -> int:
+    """The tile that pointwise convolutions gain most from, where the runtime has no blocks.
+
+    Widths of 64 less some channels are compared: what a last tile costs shows there.
+    """
+    from edgeprune.device.pricing import Work
+
+    def ms(channels: int) -> float:
+        size = {"cin": 64, "cout": channels, "pixels": 784, "row": 28, "kh": 1, "kw": 1}
+        sizes = {k: np.asarray(v, float) for k, v in {**size, "stride": 1, "groups": 1}.items()}
+        elements = np.asarray(784.0 * (64 + channels))
+        work = Work("pointwise", "Conv", moved=elements, sizes=sizes)
+        return float(tables.milliseconds([work])[0]) / channels
+
+    tile = 1
+    while tile < _WIDEST_TILE:
+        whole = np.mean([ms(c) for c in range(2 * tile, 129, 2 * tile)])
+        odd = np.mean([ms(c - tile) for c in range(2 * tile, 129, 2 * tile) if c > tile])
+        if odd < 1.03 * whole:
+            break
+        tile *= 2
+    return tile
 
 
-def _notes(results: Mapping[str, Any]) -> str:
+def _ram(results: Results, given_mb: float | None, when: str) -> dict[str, Any]:
+    found = given_mb or results.header.get("ram_mb")
+    if not found:
+        raise EdgePruneError("the device doesn't say how much memory it has: give it (--ram-mb)")
+    source = "given by the user" if given_mb else f"the operating system's total, {when}"
+    return {"value": float(f"{found:.4g}"), "source": source}
+
+
+def _memory(results: Results, fusion: Fusion, source: str) -> dict[str, Any]:
+    """The memory model: constants known from other machines, moved by what was measured here."""
+    from edgeprune.device.from_onnx import kernel_graph
+    from edgeprune.device.samples import sample
+
+    prior = BLOCKED if fusion.block else PLAIN
+    measured = [
+        memory.Observation(name, memory.Footprint.of(kernel_graph(sample(int(name)), fusion)), peak)
+        for name, peak in results.peaks_mb.items()
+    ]
+    model, how = prior, f"{MEMORY_SOURCE}; not measured on this device"
+    if measured:
+        found = memory.fit(measured, prior)
+        # A few small networks say little of the error to expect: that stays the prior's.
+        model = replace(
+            prior,
+            base_mb=found.base_mb,
+            weights=found.weights,
+            blocked=found.blocked,
+            live=found.live,
+        )
+        how = f"{source}: {len(measured)} sample networks, drawn to {MEMORY_SOURCE}"
+
+    def figure(value: float) -> dict[str, Any]:
+        return {"value": float(f"{value:.4g}"), "source": how}
+
+    return {
+        "base_mb": figure(model.base_mb),
+        "weights": figure(model.weights),
+        "blocked": figure(model.blocked),
+        "live": figure(model.live),
+        "expected_error_percent": figure(model.expected_error_percent),
+        "interval": {"low": model.low, "high": model.high, "source": MEMORY_SOURCE},
+    }
+
+
+def _cpu(results: Results) -> str:
+    return str(results.header.get("cpu") or results.header.get("machine") or "unknown processor")
+
+
+def _calibration(results: Results, when: str) -> dict[str, Any]:
+    last = {**results.header, **results.summary}
+    return {
+        "runtime": results.header["runtime"],
+        "provider": results.header["provider"],
+        "machine": results.header.get("machine"),
+        "cpu": results.header.get("cpu"),
+        "date": when,
+        "governor": last.get("governor"),
+        "clock_mhz": last.get("clock_mhz"),
+        "temperature_c": last.get("temperature_c"),
+        "throttled": last.get("throttled"),
+        "drift": last.get("drift"),
+        "reference_ms": round(results.reference_ms, 5),
+        "networks": len(results.samples) - sum(sample.noisy for sample in results.samples),
+        "kernels": sum(len(sample.kernels) for sample in results.samples),
+    }
+
+
+def _notes(results: Results) -> str:
+    noisy = sum(sample.noisy for sample in results.samples)
     return (
-        f"CPU: {results.get('cpu') or 'unknown'} ({results.get('machine') or 'unknown'}); "
-        f"frequency governor: {results.get('governor') or 'unknown'}; "
-        f"load average before measuring: {results.get('load_average')}. "
-        "Small benches run from the caches; models whose weights do not fit them run slower."
+        f"Frequency governor: {results.header.get('governor') or 'unknown'}; load average before "
+        f"measuring: {results.header.get('load_average')}; {noisy} of {len(results.samples)} "
+        "networks ran unevenly."
     )

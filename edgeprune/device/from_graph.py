@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -15,7 +15,10 @@ from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.rules_layout import argument
 from edgeprune.coupling.walk import attribute, module_path
-from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, fuse
+from edgeprune.device.fusion import fuse
+from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, transposes, unmoved
+from edgeprune.device.profile import Fusion
+from edgeprune.plan import Plan
 from edgeprune.poly import Poly, branch_variable
 from edgeprune.trace import TracedModel, sizes_of
 
@@ -37,6 +40,25 @@ _POOL = (
 ).split()
 _NORM = "layer_norm rms_norm group_norm instance_norm".split()
 _SOFTMAX = ["softmax", "_softmax", "log_softmax"]
+# What ONNX calls an op, where that isn't its own name in capitals (`_label`).
+_LABELS = {
+    **dict.fromkeys(("relu6", "hardtanh", "clamp", "clamp_min"), "Clip"),
+    **dict.fromkeys(("permute", "transpose", "t", "movedim", "numpy_T", "swapaxes"), "Transpose"),
+    **dict.fromkeys(("cat", "concat"), "Concat"),
+    **dict.fromkeys(("constant_pad_nd", "pad"), "Pad"),
+    **dict.fromkeys(("slice", "narrow"), "Slice"),
+    **dict.fromkeys(("select", "index", "index_select", "embedding"), "Gather"),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool2d_with_indices"), "MaxPool"),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d"), "AveragePool"),
+    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"), "Resize"),
+    **dict.fromkeys(("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), "ReduceMean"),
+    **dict.fromkeys(("softmax", "_softmax"), "Softmax"),
+    "batch_norm": "BatchNormalization",
+    "hardswish": "HardSwish",
+    "hardsigmoid": "HardSigmoid",
+    "leaky_relu": "LeakyRelu",
+    "layer_norm": "LayerNormalization",
+}
 KINDS = {
     **dict.fromkeys(_FREE, FREE),
     **dict.fromkeys((*_COPY, *_PARTIAL), "copy"),
@@ -46,11 +68,17 @@ KINDS = {
 }
 
 
-def kernel_graph(traced: TracedModel, coupling: Coupling) -> KernelGraph:
-    """The kernels of a traced model under any plan."""
+def kernel_graph(
+    traced: TracedModel, coupling: Coupling, fusion: Fusion | None = None
+) -> KernelGraph:
+    """The kernels of a traced model under any plan.
+
+    fusion: how the device's runtime fuses ops (`Profile.fusion`).
+    """
     # An inner branch's bit is never 1 where an outer one's is 0, so its own bit says it all.
     scale = {b.index: Poly.variable(branch_variable(b.index)) for b in coupling.branches}
-    return fuse(_Reader(traced, coupling).run(), scale)
+    whole = Plan.everything(coupling).variables(coupling)
+    return fuse(_Reader(traced, coupling).run(), scale, fusion, whole)
 
 
 def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
@@ -115,7 +143,15 @@ class _Reader:
                     self._ops.extend(self._read(node))
         rest = Poly.total(n for name, n in self._shared.items() if name not in self._counted)
         self._ops.append(Op("shared by branches", FREE, (), (), held=rest))
-        return OpGraph(tuple(self._ops), self.elements_of, tuple(inputs), outputs)
+        channels = {
+            n.name: self.size(n, 1)
+            for n in graph.nodes
+            if n.name in self.elements_of
+            and isinstance(n.meta["val"], torch.Tensor)
+            and n.meta["val"].dim() == 4
+        }
+        static = not self.traced.dynamic_batch
+        return OpGraph(tuple(self._ops), self.elements_of, tuple(inputs), outputs, channels, static)
 
     def _read(self, node: Node) -> list[Op]:
         name = _op_name(node)
@@ -124,7 +160,15 @@ class _Reader:
             return special(self, node)
         return [self.op(node, KINDS.get(name, "elementwise"))]
 
-    def op(self, node: Node, kind: str, macs: Poly | None = None, channels: Any = ()) -> Op:
+    def op(
+        self,
+        node: Node,
+        kind: str,
+        macs: Poly | None = None,
+        channels: Any = (),
+        sizes: Mapping[str, Poly | float] | None = None,
+        label: str | None = None,
+    ) -> Op:
         """An Op for a node, with the weights that it reads."""
         sources = [s for s in node.all_input_nodes if s.name in self.elements_of]
         weights, held = self._weights(node)
@@ -139,7 +183,19 @@ class _Reader:
             self._innermost.get(node.name),
             _op_name(node) in _PARTIAL,
             held,
+            label or self.label(node),
+            {
+                name: size if isinstance(size, Poly) else Poly.constant(size)
+                for name, size in (sizes or {}).items()
+            },
         )
+
+    def label(self, node: Node) -> str:
+        """What ONNX calls a node's op."""
+        name = _op_name(node)
+        if name == "adaptive_avg_pool2d" or (name == "mean" and _over_pixels(node)):
+            return "GlobalAveragePool"
+        return _LABELS.get(name, name[:1].upper() + name[1:])
 
     def size(self, node: Node, dim: int) -> Poly:
         """One dimension of a node's tensor."""
@@ -149,6 +205,13 @@ class _Reader:
         if label is None:
             return Poly.constant(sizes[dim])
         return self._coupling.size(label) * (sizes[dim] / prime)
+
+    def rows(self, node: Node, dims: int = -1) -> Poly:
+        """The product of a tensor's leading dimensions, up to `dims`."""
+        count = len(self.traced.sizes(node)) + dims
+        return reduce(
+            lambda a, b: a * b, (self.size(node, d) for d in range(count)), Poly.constant(1)
+        )
 
     def elements(self, node: Node) -> Poly:
         """All of a node's tensor: the product of its dimensions."""
@@ -205,19 +268,52 @@ def _convolution(reader: _Reader, node: Node) -> list[Op]:
     inner = reader.size(weight, 1)
     made = reader.elements(x if transposed else node)
     macs = made * inner * area
+    cin, cout = reader.size(x, 1), reader.size(node, 1)
+    dims = range(2, len(shape))
+    stride = argument(node, 3, "stride", 1)
+    sizes = {
+        "cin": cin,
+        "cout": cout,
+        "pixels": reduce(lambda a, b: a * b, (reader.size(node, d) for d in dims)),
+        "row": reader.size(node, -1),
+        "kh": area // int(shape[-1]),
+        "kw": int(shape[-1]),
+        "stride": max(stride) if isinstance(stride, Sequence) else int(stride),
+        "groups": cin if int(shape[1]) == 1 and groups > 1 else int(groups),
+    }
+    label = "ConvTranspose" if transposed else "Conv"
+    channels = (cin, cout) if groups == 1 else (cout,)
     if groups == 1:
         kind = "pointwise" if area == 1 else "conv"
-        return [reader.op(node, kind, macs, (reader.size(x, 1), reader.size(node, 1)))]
-    kind = "depthwise" if int(shape[1]) == 1 else "grouped"
-    return [reader.op(node, kind, macs, (reader.size(node, 1),))]
+    else:
+        kind = "depthwise" if int(shape[1]) == 1 else "grouped"
+    return [reader.op(node, kind, macs, channels, sizes, label)]
 
 
 def _linear(reader: _Reader, node: Node) -> list[Op]:
     x = node.args[0]
     assert isinstance(x, Node)
-    inner = reader.size(x, -1)
+    inner, cols = reader.size(x, -1), reader.size(node, -1)
     macs = reader.elements(node) * inner
-    return [reader.op(node, "linear", macs, (inner, reader.size(node, -1)))]
+    flat = node.meta["val"].dim() == 2
+    sizes = _product_sizes(1, reader.rows(node), inner, cols)
+    whole = reader.op(node, "linear", macs, (inner, cols), sizes, "Gemm" if flat else "MatMul")
+    if flat or len(node.args) < 3:
+        return [whole]
+    # Exported as a product and an addition.
+    product = f"{node.name}.product"
+    reader.elements_of[product] = reader.elements(node)
+    bias = Op(f"{node.name}.bias", "elementwise", (product,), (node.name,), label="Add")
+    return [
+        replace(whole, outputs=(product,)),
+        replace(bias, branch=whole.branch, weights=cols),
+    ]
+
+
+def _product_sizes(
+    batch: Poly | float, rows: Poly | float, inner: Poly, cols: Poly
+) -> dict[str, Poly | float]:
+    return {"batch": batch, "rows": rows, "inner": inner, "cols": cols}
 
 
 def _product(reader: _Reader, node: Node) -> list[Op]:
@@ -226,39 +322,58 @@ def _product(reader: _Reader, node: Node) -> list[Op]:
     assert isinstance(a, Node) and isinstance(b, Node)
     macs = reader.elements(node) * reader.size(a, -1)
     learnt = any(n.name in reader.constant for n in (a, b))
-    return [reader.op(node, "linear" if learnt else "matmul", macs)]
+    rows, inner, cols = reader.size(node, -2), reader.size(a, -1), reader.size(node, -1)
+    if learnt:
+        sizes = _product_sizes(1, reader.rows(node), inner, cols)
+        return [reader.op(node, "linear", macs, sizes=sizes, label="MatMul")]
+    sizes = _product_sizes(reader.rows(node, -2), rows, inner, cols)
+    return [reader.op(node, "matmul", macs, sizes=sizes, label="MatMul")]
 
 
 def _attention(reader: _Reader, node: Node) -> list[Op]:
     """What ONNX makes of it: q and kᵀ scaled, their product, softmax, and its product with v."""
     q, k, v = node.args[:3]
     assert isinstance(q, Node) and isinstance(k, Node) and isinstance(v, Node)
-    rows = reduce(
-        lambda a, b: a * b,
-        (reader.size(q, d) for d in range(len(reader.traced.sizes(q)) - 1)),
-        Poly.constant(1),
-    )
+    rows = reader.rows(q)
     keys = reader.size(k, -2)
     whole = reader.op(node, "matmul")
+    labels = {"q": "Scale", "k": "Scale", "kt": "Transpose", "softmax": "Softmax"}
 
-    def step(name: str, kind: str, inputs: tuple[str, ...], elements: Poly, macs: Poly) -> Op:
+    def step(
+        name: str, kind: str, inputs: tuple[str, ...], elements: Poly, macs: Poly, **sizes: Poly
+    ) -> Op:
         out = node.name if name == "v" else f"{node.name}.{name}"
         reader.elements_of[out] = elements
         read = tuple(n for n in inputs if n not in reader.constant)
-        return Op(f"{node.name}.{name}", kind, read, (out,), macs, branch=whole.branch)
+        label = labels.get(name, "MatMul")
+        return Op(
+            f"{node.name}.{name}",
+            kind,
+            read,
+            (out,),
+            macs,
+            branch=whole.branch,
+            label=label,
+            sizes=sizes,
+        )
 
     none, mask = Poly({}), tuple(n for n in whole.inputs if n not in (q.name, k.name, v.name))
     scaled = step("q", "elementwise", (q.name,), reader.elements(q), none)
     # A transpose of a transpose is one.
     merged = _op_name(k) in ("permute", "transpose") and len(k.users) == 1
     turned = step("kt", FREE if merged else "copy", (k.name,), reader.elements(k), none)
+    swap = {n: Poly.constant(v) for n, v in transposes((0, 2, 1), False).items()}
+    turned = replace(turned, sizes={"run": Poly.constant(1), **swap})
     keyed = step("k", "elementwise", turned.outputs, reader.elements(k), none)
     inputs = (*scaled.outputs, *keyed.outputs, *mask)
-    scores = step("qk", "matmul", inputs, rows * keys, rows * keys * reader.size(q, -1))
+    heads, queries, inner = reader.rows(q, -2), reader.size(q, -2), reader.size(q, -1)
+    product = {"batch": heads, "rows": queries, "inner": inner, "cols": keys}
+    scores = step("qk", "matmul", inputs, rows * keys, rows * keys * inner, **product)
     scores = replace(scores, weights=whole.weights, held=whole.held)
-    weights = step("softmax", "softmax", scores.outputs, rows * keys, none)
-    made = reader.elements(node)
-    out = step("v", "matmul", (*weights.outputs, v.name), made, rows * keys * reader.size(v, -1))
+    weights = step("softmax", "softmax", scores.outputs, rows * keys, none, last=keys)
+    made, cols = reader.elements(node), reader.size(v, -1)
+    product = {"batch": heads, "rows": queries, "inner": keys, "cols": cols}
+    out = step("v", "matmul", (*weights.outputs, v.name), made, rows * keys * cols, **product)
     return [scaled, turned, keyed, scores, weights, out]
 
 
@@ -286,13 +401,42 @@ def _recurrent(reader: _Reader, node: Node) -> list[Op]:
     x: Any = node.args[0]
     steps = reader.size(x, 0) * reader.size(x, 1)
     matrices = [n for n in node.all_input_nodes if n.op == "get_attr" and n.meta["val"].dim() == 2]
-    return [reader.op(node, "linear", steps * Poly.total(map(reader.elements, matrices)))]
+    macs = steps * Poly.total(map(reader.elements, matrices))
+    sizes = {
+        "batch": reader.size(x, 0),
+        "rows": reader.size(x, 1),
+        "inner": reader.size(x, -1) + reader.size(matrices[1], -1),
+        "cols": reader.size(matrices[0], 0),
+    }
+    return [reader.op(node, "linear", macs, sizes=sizes)]
 
 
 def _moved(reader: _Reader, node: Node) -> list[Op]:
     """A transpose that only feeds products is part of them."""
     feeds = all(_op_name(user) in ("matmul", "bmm", "baddbmm") for user in node.users)
-    return [reader.op(node, FREE if feeds else "copy")]
+    source: Any = node.args[0]
+    rank = node.meta["val"].dim()
+    order = list(range(rank))
+    if _op_name(node) == "permute":
+        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
+    else:
+        a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
+        order[a], order[b] = order[b], order[a]
+    run = unmoved([reader.size(source, d) for d in range(rank)], order)
+    return [reader.op(node, "copy", sizes={"run": run, **transposes(order, feeds)})]
+
+
+def _joined(reader: _Reader, node: Node) -> list[Op]:
+    """A concatenation."""
+    parts: Any = node.args[0]
+    axis = int(argument(node, 1, "dim", 0)) % node.meta["val"].dim()
+    return [reader.op(node, "copy", sizes={"axis": axis, "count": len(parts)})]
+
+
+def _normalized(reader: _Reader, node: Node) -> list[Op]:
+    """A norm or softmax over the last dimension."""
+    kind = KINDS.get(_op_name(node), "norm")
+    return [reader.op(node, kind, sizes={"last": reader.size(node, -1)})]
 
 
 def _split(reader: _Reader, node: Node) -> list[Op]:
@@ -327,7 +471,18 @@ _SPECIAL: dict[str, Callable[[_Reader, Node], list[Op]]] = {
     **dict.fromkeys(("permute", "transpose"), _moved),
     **dict.fromkeys(_SPLITS, _split),
     "getitem": _picked,
+    **dict.fromkeys(("cat", "concat"), _joined),
+    **dict.fromkeys(("layer_norm", "rms_norm", "softmax", "_softmax", "log_softmax"), _normalized),
 }
+
+
+def _over_pixels(node: Node) -> bool:
+    """Whether a mean is over the last two of four dimensions, and keeps them."""
+    source: Any = node.args[0]
+    dims: Any = argument(node, 1, "dim", None)
+    kept = bool(argument(node, 2, "keepdim", False))
+    image = source.meta["val"].dim() == 4
+    return kept and image and sorted(d % 4 for d in dims or ()) == [2, 3]
 
 
 def innermost_branches(branches: tuple[Branch, ...]) -> dict[str, int]:

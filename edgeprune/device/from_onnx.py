@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ from typing import Any
 import onnx
 from onnx import helper, inliner, shape_inference
 
-from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, fuse
+from edgeprune.device.fusion import fuse
+from edgeprune.device.kernels import (
+    FREE,
+    KernelGraph,
+    Op,
+    OpGraph,
+    recurrent_shape,
+    transposes,
+    unmoved,
+)
+from edgeprune.device.profile import Fusion
 from edgeprune.errors import UserError
 from edgeprune.poly import Poly
 
@@ -70,13 +81,14 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
     return model
 
 
-def kernel_graph(model: onnx.ModelProto) -> KernelGraph:
+def kernel_graph(model: onnx.ModelProto, fusion: Fusion | None = None) -> KernelGraph:
     """The kernels of an ONNX model at its recorded input shapes (free dimensions count as 1).
 
+    fusion: how the device's runtime fuses ops (`Profile.fusion`).
     Raises UserError for a tensor whose size can't be inferred. What `unpriced_ops` names is counted
     with the bytes that it moves, but without arithmetic.
     """
-    return fuse(_Reader(model).run())
+    return fuse(_Reader(model).run(), fusion=fusion)
 
 
 def unpriced_ops(model: onnx.ModelProto) -> list[str]:
@@ -95,6 +107,16 @@ def pricing_remarks(model: onnx.ModelProto) -> list[str]:
     return [f"arithmetic not priced, only memory traffic: {', '.join(ops)}"] if ops else []
 
 
+@dataclass(frozen=True)
+class _Cost:
+    """A node's kind, MACs, tiled dimensions, and the sizes that `Op.sizes` names."""
+
+    kind: str
+    macs: float = 0
+    channels: tuple[int, ...] = ()
+    shape: Mapping[str, int] = field(default_factory=dict)
+
+
 class _Reader:
     def __init__(self, model: onnx.ModelProto) -> None:
         light = _light(model)
@@ -109,10 +131,17 @@ class _Reader:
         for node in self._graph.node:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
+        self._makers = {out: node for node in self._graph.node for out in node.output}
+        self._static = all(
+            dim.HasField("dim_value")
+            for info in model.graph.input
+            for dim in info.type.tensor_type.shape.dim
+        )
 
     def run(self) -> OpGraph:
         ops = []
         outputs = tuple(o.name for o in self._graph.output)
+        composites = self._composites()
         for node in self._graph.node:
             names = [name for name in node.input if name]
             if node.op_type in ("Constant", "Shape", "Size"):
@@ -120,32 +149,100 @@ class _Reader:
             elif all(name in self._roots for name in names):
                 roots = frozenset().union(*(self._roots[name] for name in names))
                 self._roots.update(dict.fromkeys(node.output, roots))
+            elif node.output[0] in composites:
+                ops.append(self._part(node, composites[node.output[0]]))
             else:
                 ops.append(self._read(node, outputs))
         made = [out for op in ops if op.kind != FREE or not op.inputs for out in op.outputs]
         sizes = {name: Poly.constant(prod(self._shape(name))) for name in (*self._inputs, *made)}
-        return OpGraph(tuple(ops), sizes, self._inputs, outputs)
+        tensors = {*self._inputs, *(out for op in ops for out in op.outputs)}
+        shapes = {name: self._shapes[name] for name in tensors if name in self._shapes}
+        sizes = {n: Poly.constant(prod(s)) for n, s in shapes.items()} | sizes
+        channels = {n: Poly.constant(s[1]) for n, s in shapes.items() if len(s) == 4}
+        return OpGraph(tuple(ops), sizes, self._inputs, outputs, channels, self._static)
+
+    def _composites(self) -> dict[str, tuple[str, str]]:
+        """What runtimes know as one op: for each output, the whole op's name (none: a part that
+        vanishes in it) and its input."""
+        found: dict[str, tuple[str, str]] = {}
+        for node in self._graph.node:
+            parts = self._silu(node) or self._gelu(node)
+            if parts:
+                label, x, inner = parts
+                found.update({part.output[0]: ("", x) for part in inner})
+                found[node.output[0]] = (label, x)
+        return found
+
+    def _silu(self, node: Any) -> tuple[str, str, list[Any]] | None:
+        """x · sigmoid(x)."""
+        if node.op_type != "Mul":
+            return None
+        for x, gate in (node.input, reversed(node.input)):
+            maker = self._lone(gate, "Sigmoid")
+            if maker is not None and maker.input[0] == x:
+                return "Silu", x, [maker]
+        return None
+
+    def _gelu(self, node: Any) -> tuple[str, str, list[Any]] | None:
+        """(x · (1 + erf(x / sqrt 2))) · 0.5, in the order in which onnxruntime looks for it."""
+        if node.op_type != "Mul":
+            return None
+        for a in node.input:
+            whole = self._lone(a, "Mul")
+            if whole is None:
+                continue
+            for x, rest in (whole.input, reversed(whole.input)):
+                more = self._lone(rest, "Add")
+                erf = self._lone(more.input[0], "Erf") if more is not None else None
+                scaled = self._lone(erf.input[0], "Div", "Mul") if erf is not None else None
+                if scaled is not None and scaled.input[0] == x:
+                    return "Gelu", x, [scaled, erf, more, whole]
+        return None
+
+    def _lone(self, name: str, *ops: str) -> Any:
+        """The node that makes a tensor which only one other reads, if it is one of these ops."""
+        maker = self._makers.get(name)
+        alone = len(self._users.get(name, ())) == 1
+        return maker if maker is not None and alone and maker.op_type in ops else None
+
+    def _part(self, node: Any, whole: tuple[str, str]) -> Op:
+        label, x = whole
+        kind = "elementwise" if label else FREE
+        return Op(node.name or node.output[0], kind, (x,), (node.output[0],), label=label)
 
     def _read(self, node: Any, outputs: tuple[str, ...]) -> Op:
-        kind, macs, channels = self._cost(node)
+        cost = self._cost(node)
         weights = {root for name in node.input for root in self._roots.get(name, ())}
         new = weights - self._held
         self._held |= new
         read = tuple(out for out in node.output if out in self._users or out in outputs)
         return Op(
             node.name or node.output[0],
-            kind,
+            cost.kind,
             tuple(n for n in node.input if n and n not in self._roots),
             read or (node.output[0],),
-            Poly.constant(macs),
-            tuple(map(Poly.constant, channels)),
+            Poly.constant(cost.macs),
+            tuple(map(Poly.constant, cost.channels)),
             Poly.constant(sum(prod(self._weights[n]) for n in weights)),
             partial=node.op_type in _PARTIAL,
             held=Poly.constant(sum(prod(self._weights[n]) for n in new)),
+            label="Scale" if self._scales(node) else node.op_type,
+            sizes={name: Poly.constant(size) for name, size in cost.shape.items()},
         )
 
-    def _cost(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
-        """(kind, MACs, tiled dimensions) of a node."""
+    def _scales(self, node: Any) -> bool:
+        """Whether a node multiplies one side, or the result, of a product by a number."""
+        if node.op_type not in ("Mul", "Div"):
+            return False
+        data = [name for name in node.input if name not in self._roots]
+        if len(data) != 1 or prod(self._shape(node.input[1])) != 1:
+            return False
+        users = self._users.get(node.output[0], [])
+        feeds = bool(users) and all(user.op_type == "MatMul" for user in users)
+        return feeds or self._lone(data[0], "MatMul") is not None
+
+    def _cost(self, node: Any) -> _Cost:
+        """What a node costs."""
         op = node.op_type
         if op in _CONVOLUTIONS:
             return self._convolution(node)
@@ -155,32 +252,58 @@ class _Reader:
             return self._einsum(node)
         if op in ("LSTM", "GRU", "RNN"):
             steps = prod(self._shape(node.input[0])[:2])
-            return "linear", steps * sum(prod(self._shape(n)) for n in node.input[1:3]), ()
-        if op == "Transpose" and all(
-            user.op_type in _PRODUCTS for user in self._users.get(node.output[0], ())
-        ):
-            return FREE, 0, ()
-        return _KINDS.get(op, "elementwise"), 0, ()
+            matrices = [self._shape(n) for n in node.input[1:3]]
+            shape = recurrent_shape(*self._shape(node.input[0])[:2], *matrices[0][1:], *matrices[1])
+            return _Cost("linear", steps * sum(map(prod, matrices)), shape=shape)
+        if op == "Transpose":
+            return self._transpose(node)
+        shape = {}
+        if op == "Concat":
+            axis = _attribute(node, "axis", 1) % len(self._shape(node.output[0]))
+            shape = {"axis": axis, "count": len(node.input)}
+        if op in _NORM or "Softmax" in op:
+            shape = {"last": self._shape(node.input[0])[-1]}
+        return _Cost(_KINDS.get(op, "elementwise"), shape=shape)
 
-    def _convolution(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
+    def _transpose(self, node: Any) -> _Cost:
+        x = self._shape(node.input[0])
+        order = _attribute(node, "perm", list(reversed(range(len(x)))))
+        feeds = all(user.op_type in _PRODUCTS for user in self._users.get(node.output[0], ()))
+        return _Cost("copy", shape={"run": unmoved(x, order), **transposes(order, feeds)})
+
+    def _convolution(self, node: Any) -> _Cost:
         x, weight = (self._shape(node.input[i]) for i in _CONVOLUTIONS[node.op_type])
         out = self._shape(node.output[0])
         groups, area = _attribute(node, "group", 1), prod(weight[2:])
         made = x if node.op_type == "ConvTranspose" else out
         macs = prod(made) * weight[1] * area
+        shape = {
+            "cin": x[1],
+            "cout": out[1],
+            "pixels": prod(out[2:]),
+            "row": out[-1],
+            "kh": area // weight[-1],
+            "kw": weight[-1],
+            "stride": max(_attribute(node, "strides", [1])),
+            "groups": groups,
+        }
         if groups == 1:
-            return ("pointwise" if area == 1 else "conv"), macs, (x[1], out[1])
-        return ("depthwise" if weight[1] == 1 else "grouped"), macs, (out[1],)
+            return _Cost("pointwise" if area == 1 else "conv", macs, (x[1], out[1]), shape)
+        return _Cost("depthwise" if weight[1] == 1 else "grouped", macs, (out[1],), shape)
 
-    def _product(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
+    def _product(self, node: Any) -> _Cost:
         left, right = (node.input[i] for i in _PRODUCTS[node.op_type])
         a, out = self._shape(left), self._shape(node.output[0])
         inner = a[0 if _attribute(node, "transA", 0) else -1]
-        if left in self._roots or right in self._roots:
-            return "linear", prod(out) * inner, (inner, out[-1] if out else 1)
-        return "matmul", prod(out) * inner, ()
+        cols = out[-1] if out else 1
+        learnt = left in self._roots or right in self._roots
+        batch = 1 if learnt else prod(out[:-2])
+        shape = {"batch": batch, "rows": prod(out) // (cols * batch), "inner": inner, "cols": cols}
+        if learnt:
+            return _Cost("linear", prod(out) * inner, (inner, cols), shape)
+        return _Cost("matmul", prod(out) * inner, shape=shape)
 
-    def _einsum(self, node: Any) -> tuple[str, float, tuple[int, ...]]:
+    def _einsum(self, node: Any) -> _Cost:
         """Each entry of the output sums over the letters that the output lacks."""
         equation = _attribute(node, "equation", b"").decode().replace(" ", "")
         terms, _, made = equation.partition("->")
@@ -193,11 +316,11 @@ class _Reader:
             sizes.update(zip(before, shape, strict=False))
             sizes.update(zip(reversed(after), reversed(shape), strict=False))
         if len(node.input) == 1:
-            return "copy", 0, ()
+            return _Cost("copy")
         summed = prod(size for letter, size in sizes.items() if letter not in made)
         learnt = any(name in self._roots for name in node.input)
         macs = prod(self._shape(node.output[0])) * summed
-        return ("linear" if learnt else "matmul"), macs, ()
+        return _Cost("linear" if learnt else "matmul", macs)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._weights.get(name, self._shapes.get(name))

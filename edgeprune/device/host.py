@@ -11,14 +11,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import yaml
 
 from edgeprune.device.calibration import FIT_VERSION, fit
+from edgeprune.device.observations import Results, read_results
 from edgeprune.device.profile import HOST, SCHEMA, Profile, load_profile
 from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.resources import export_folder
@@ -33,9 +34,12 @@ THREADS_VARIABLE = "EDGEPRUNE_THREADS"
 # `edgeprune check --measure` and `export/runner.py` measure with one by default as well.
 _THREADS = 1
 
-_QUICK_SECONDS = 0.4  # per bench
-_CAREFUL_SECONDS = 1.2
-_LONGEST_SECONDS = 900  # for all benches, on the slowest board
+#: How long this machine is measured on first use, and how long by `edgeprune calibrate`.
+QUICK_SECONDS = 40.0
+FULL_SECONDS = 540.0
+
+_BATCH = 40  # networks on disk at once, about 200 MB
+_LONGEST_BATCH_SECONDS = 3600  # on the slowest board
 
 # What tells one processor from another; the lines that change from boot to boot are not here.
 _IDENTITY = (
@@ -62,14 +66,21 @@ def host_profile(refresh: bool = False, say: Say | None = None) -> Profile:
             return load_profile(path)
         except UserError as error:
             tell(f"the kept profile is broken and is measured again ({error})")
-    tell(f"measuring this machine for the profile {HOST!r} (about 20 s, once) ...")
-    profile = fit(run_benches(threads, _QUICK_SECONDS), HOST)
+    tell(f"measuring this machine for the profile {HOST!r} (about {QUICK_SECONDS:.0f} s, once) ...")
+    with tempfile.TemporaryDirectory(prefix="edgeprune-results-") as folder:
+        results = measure(Path(folder) / "results.jsonl", threads, QUICK_SECONDS)
+    profile = fit(results, HOST)
+    keep(profile, path, tell)
+    return profile
+
+
+def keep(profile: Profile, path: Path, tell: Say) -> None:
+    """Write the profile of this machine to the cache; where that can't be done, say so."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_profile(profile, path)
     except OSError as error:
         tell(f"cannot keep the profile in {path.parent} ({error.strerror}): set {CACHE_VARIABLE}")
-    return profile
 
 
 def calibrate(
@@ -78,38 +89,51 @@ def calibrate(
     results: str | Path | None = None,
     ram_mb: float | None = None,
     threads: int | None = None,
-    seconds_per_bench: float = _CAREFUL_SECONDS,
+    seconds: float = FULL_SECONDS,
     say: Say | None = None,
 ) -> Profile:
-    """Measure this machine afresh and write the profile to `output`, named after the file.
+    """Measure this machine carefully and write the profile to `output`, named after the file.
 
-    results: a results.json of `export/microbench.py measure`, from another device; nothing is
-    then measured here, and ram_mb, that device's memory in MB of 10**6 bytes, must be given.
-    threads: default as for `host_profile`. say: is told in one line that it measures.
+    What was measured also becomes the profile `host`, in place of the quick one. An interrupted
+    measurement goes on where it stopped.
+    results: what `export/microbench.py` wrote on another device; nothing is then measured here.
+    ram_mb: the device's memory in MB of 10**6 bytes, default what it says itself.
+    threads: default as for `host_profile`. seconds: how long to measure. say: is told in one line
+    that it measures.
 
     Raises UserError for a bad path or bad results, EdgePruneError if measuring fails.
     """
     output = Path(output).expanduser()
-    if output.suffix.lower() not in (".yaml", ".yml"):
-        raise UserError(f"{output}: a profile's file name ends in .yaml")
-    if not output.parent.is_dir():
-        raise UserError(f"{output}: there is no folder {output.parent}")
+    check_output(output)
+    tell = say or _say
     if results is not None:
-        if ram_mb is None:
-            raise UserError("results of another device need its memory in MB (ram_mb)")
         try:
-            profile = fit(_load_results(Path(results)), output.stem, ram_mb=ram_mb)
+            profile = fit(read_results(results), output.stem, ram_mb=ram_mb)
         except EdgePruneError as error:
-            raise UserError(f"{results}: {error}") from error
+            raise UserError(str(error)) from error
     else:
         threads = threads or host_threads()
-        (say or _say)(f"measuring this machine for {output.name} (about a minute) ...")
-        profile = fit(run_benches(threads, seconds_per_bench), output.stem, ram_mb=ram_mb)
+        path = cache_path(threads)
+        unfinished = path.with_suffix(".jsonl")
+        tell(f"measuring this machine for {output.name} (about {seconds / 60:.0f} minutes) ...")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        measured = measure(unfinished, threads, seconds)
+        profile = fit(measured, output.stem, ram_mb=ram_mb)
+        keep(profile.model_copy(update={"name": HOST}), path, tell)
+        unfinished.unlink(missing_ok=True)
     try:
         write_profile(profile, output)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from error
     return profile
+
+
+def check_output(output: Path) -> None:
+    """Raises UserError where a profile can't be written; asked before anything is measured."""
+    if output.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"{output}: a profile's file name ends in .yaml")
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: there is no folder {output.parent}")
 
 
 def write_profile(profile: Profile, path: str | Path) -> None:
@@ -145,24 +169,32 @@ def host_threads() -> int:
     return int(text)
 
 
-def run_benches(threads: int, seconds_per_bench: float) -> dict[str, Any]:
-    """Build and measure the micro-benchmarks in processes of their own; what they measured.
+def measure(output: Path, threads: int, seconds: float) -> Results:
+    """Measure the sample networks here for about so long, in processes of their own; what they say.
 
+    output: where the results are gathered; what is there already isn't measured again.
     A process of its own, because torch's threads and memory would sway the times.
     Raises EdgePruneError, in one line, if that fails.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeprune-benches-") as folder:
-        output = Path(folder) / "results.json"
-        _microbench("build", folder)
-        timing = ("--threads", str(threads), "--seconds", str(seconds_per_bench))
-        _microbench("measure", folder, "-o", str(output), *timing)
-        return _load_results(output)
+    from edgeprune.device.samples import write_samples
+
+    began, first = time.perf_counter(), 0
+    while True:
+        left = seconds - (time.perf_counter() - began)
+        with tempfile.TemporaryDirectory(prefix="edgeprune-networks-") as folder:
+            for _ in write_samples(Path(folder), _BATCH, first):
+                pass
+            _microbench(folder, output, threads, max(left, 1.0))
+        first += _BATCH
+        if time.perf_counter() - began > seconds - 1:
+            return read_results(output)
 
 
-def _microbench(*arguments: str) -> None:
+def _microbench(folder: str, output: Path, threads: int, seconds: float) -> None:
     script = export_folder() / "microbench.py"
     # -B: the installed package may lie in a folder that is not ours to write to.
-    command = [sys.executable, "-B", str(script), *arguments]
+    command = [sys.executable, "-B", str(script), folder, "-o", str(output)]
+    command += ["--threads", str(threads), "--seconds", f"{seconds:.1f}"]
     try:
         done = subprocess.run(
             command,
@@ -170,10 +202,10 @@ def _microbench(*arguments: str) -> None:
             text=True,
             errors="replace",
             stdin=subprocess.DEVNULL,
-            timeout=_LONGEST_SECONDS,
+            timeout=_LONGEST_BATCH_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise _failure(f"it took longer than {_LONGEST_SECONDS} s") from error
+        raise _failure(f"it took longer than {_LONGEST_BATCH_SECONDS} s") from error
     except OSError as error:
         raise _failure(str(error)) from error
     if done.returncode == 0:
@@ -188,16 +220,6 @@ def _microbench(*arguments: str) -> None:
 
 def _failure(reason: str) -> EdgePruneError:
     return EdgePruneError(f"measuring this machine failed: {reason}")
-
-
-def _load_results(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EdgePruneError(f"cannot read the benchmark results: {error}") from error
-    if not isinstance(results, dict):
-        raise EdgePruneError("these are no results of microbench.py measure")
-    return results
 
 
 def _cpu_identity() -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass, replace
+from math import exp
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,11 +15,17 @@ from edgeprune.budgets import Budgets, read_budgets
 from edgeprune.errors import UserError
 from edgeprune.resources import profiles_folder
 
+if TYPE_CHECKING:
+    from edgeprune.device.memory import MemoryModel
+
 #: The newest profile schema that this version reads.
 SCHEMA = 1
 
 #: The profile that measures the machine it runs on.
 HOST = "host"
+
+# A normal error's 90 % half-width, in units of its mean absolute value.
+_NINETY_PERCENT = 2.06
 
 _SUFFIXES = (".yaml", ".yml")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -49,6 +57,12 @@ class Share(Figure):
     value: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
+class Factor(Figure):
+    """A figure that may be 0."""
+
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Efficiency(_Frozen):
     """The share of `peak_gflops` that each kind of kernel reaches."""
 
@@ -60,12 +74,68 @@ class Efficiency(_Frozen):
     matmul: Share
 
 
+@dataclass(frozen=True)
+class Fusion:
+    """How a runtime fuses. block: channels in a block of onnxruntime's own layout, 0 for none."""
+
+    runtime: str = "tensorrt"
+    block: int = 0
+
+
+class Calibration(_Frozen):
+    """Under which circumstances a device was measured; None where it didn't say.
+
+    networks, kernels: how many sample networks ran, and how many kernel times they gave.
+    clock_mhz, temperature_c: after measuring. reference_ms: what the kit's reference network took,
+    the median over the whole time; drift: by how much more at the end than at the start.
+    """
+
+    runtime: str
+    provider: str
+    machine: str | None = None
+    cpu: str | None = None
+    date: str | None = None
+    governor: str | None = None
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    drift: float | None = None
+    reference_ms: float | None = None
+    networks: Annotated[int, Field(ge=0)] = 0
+    kernels: Annotated[int, Field(ge=0)] = 0
+
+
+class Interval(_Frozen):
+    """How far the truth lies from a prediction: in nine of ten cases between these multiples."""
+
+    low: Positive
+    high: Positive
+    source: str = Field(min_length=1)
+
+
+class Memory(_Frozen):
+    """What the runtime takes: MB at least, and MB per MB of weights, of filters that it keeps in
+    blocks as well, and of the most activations alive at once (`memory.py`)."""
+
+    base_mb: Factor
+    weights: Figure
+    blocked: Factor
+    live: Figure
+    expected_error_percent: Figure
+    interval: Interval
+
+
 class Profile(_Frozen):
     """What a device can do, in the figures that the latency and memory models need.
 
     MB are 10**6 bytes and GB 10**9.
     channel_multiple: channels are computed in tiles of this many.
+    block: channels in a block of onnxruntime's own image layout (x86), 0 where it has none.
     expected_error_percent: mean relative error of the predicted latency, as measured.
+    interval: where 90 % of the truth lies; left out, it is drawn from the expected error.
+    memory: what the runtime takes beyond weights and activations; left out, nothing.
+    tables: measured latencies by kind of kernel (`tables.py`), used instead of the figures.
+    calibration: how the device was measured: runtime, provider, governor, clock and so on.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -83,8 +153,13 @@ class Profile(_Frozen):
     launch_overhead_us: Figure
     efficiency: Efficiency
     budgets: Budgets = Budgets()
+    block: Annotated[int, Field(ge=0)] = 0
     expected_error_percent: Figure
+    interval: Interval | None = None
     notes: str = ""
+    memory: Memory | None = None
+    calibration: Calibration | None = None
+    tables: str | None = Field(default=None, repr=False)
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -95,6 +170,48 @@ class Profile(_Frozen):
     def bytes_per_element(self) -> int:
         """Bytes of one weight or activation as the runtime computes it: 2 in fp16, 4 in fp32."""
         return 2 if self.precision == "fp16" else 4
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the device's runtime fuses ops."""
+        return Fusion(self.runtime, self.block)
+
+    @property
+    def memory_model(self) -> MemoryModel:
+        """How peak memory follows from a model's kernels."""
+        from edgeprune.device.memory import NEEDED, MemoryModel  # needs numpy: listing doesn't
+
+        found = self.memory
+        if found is None:
+            return NEEDED
+        return MemoryModel(
+            found.base_mb.value,
+            found.weights.value,
+            found.blocked.value,
+            found.live.value,
+            found.expected_error_percent.value,
+            found.interval.low,
+            found.interval.high,
+        )
+
+    def lowered(self, budgets: Budgets, measured: bool = False) -> Budgets:
+        """Budgets that a prediction must keep for the upper end of its interval to keep `budgets`.
+
+        measured: latency is not predicted, so its budget stays.
+        """
+        latency, memory = budgets.latency_ms, budgets.memory_mb
+        if latency is not None and not measured:
+            latency /= self.latency_interval_ms(1.0)[1]
+        if memory is not None:
+            memory /= self.memory_model.high
+        return replace(budgets, latency_ms=latency, memory_mb=memory)
+
+    def latency_interval_ms(self, predicted_ms: float) -> tuple[float, float]:
+        """Between which latencies, in milliseconds, the truth lies in nine cases of ten."""
+        if self.interval is not None:
+            return predicted_ms * self.interval.low, predicted_ms * self.interval.high
+        spread = exp(_NINETY_PERCENT * self.expected_error_percent.value / 100)
+        return predicted_ms / spread, predicted_ms * spread
 
     def as_dict(self) -> dict[str, Any]:
         """The profile as plain values, in the layout of its YAML file."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.poly import Poly
-from edgeprune.solve.problem import LatencyTerm
+from edgeprune.solve.terms import LatencyTerm
 
 Array = NDArray[np.float64]
 
@@ -18,6 +18,10 @@ class Columns:
 
     def __init__(self, variables: Sequence[int]) -> None:
         self._place = {v: i for i, v in enumerate(variables)}
+
+    def place(self, variable: int) -> int:
+        """The column of a variable."""
+        return self._place[variable]
 
     def row(self, values: Mapping[int, float]) -> Array:
         """A choice as a row (variables + 1,)."""
@@ -59,20 +63,22 @@ class Polys:
 
 
 class Latency:
-    """Several kernels' latency together: rows (choices, variables + 1) → ms (choices,)."""
+    """Several kernels' latency together: rows (choices, variables + 1) → ms (choices,).
 
-    def __init__(self, terms: Sequence[LatencyTerm], columns: Columns) -> None:
-        self._overhead = Polys([Poly.total(term.overhead for term in terms)], columns)
-        self._compute = Polys([term.compute for term in terms], columns)
-        self._memory = Polys([term.memory for term in terms], columns)
-        sized = [
-            (i, channels, term.tile)
-            for i, term in enumerate(terms)
-            for channels in term.kernel.channels
-            if channels.variables
-        ]
+    By the polynomials where they are exact, else by look-up; what has too many combinations to be
+    looked up is only near.
+    """
+
+    def __init__(self, terms: Sequence[LatencyTerm], columns: Columns, look_up: Lookups) -> None:
+        self._looked_up = [term for term in terms if look_up.has(term)]
+        self._lookups = look_up
+        forms = [term.form for term in terms if not look_up.has(term)]
+        self._overhead = Polys([Poly.total(form.overhead for form in forms)], columns)
+        self._compute = Polys([form.compute for form in forms], columns)
+        self._memory = Polys([form.memory for form in forms], columns)
+        sized = [(i, size, form.tile) for i, form in enumerate(forms) for size in form.channels]
         self._owners = np.array([i for i, _, _ in sized], np.int64)
-        self._channels = Polys([channels for _, channels, _ in sized], columns)
+        self._channels = Polys([size for _, size, _ in sized], columns)
         self._tiles = np.array([tile for _, _, tile in sized], float)
 
     def __call__(self, rows: Array) -> Array:
@@ -84,4 +90,32 @@ class Latency:
             # A kernel may have two such dimensions: both factors count.
             np.multiply.at(compute.T, self._owners, factor.T)
         slower = np.maximum(compute, self._memory(rows)).sum(axis=1)
-        return np.asarray(self._overhead(rows)[:, 0] + slower)
+        looked_up = [self._lookups(term, rows) for term in self._looked_up]
+        return np.asarray(self._overhead(rows)[:, 0] + slower + sum(looked_up))
+
+
+class Lookups:
+    """The tables of kernels whose polynomials are not exact, each made once."""
+
+    def __init__(self, columns: Columns, fixed: Mapping[int, float], exact: bool) -> None:
+        """fixed: variables of one option. exact: the polynomials are, so nothing is looked up."""
+        self._columns = columns
+        self._fixed = fixed
+        self._exact = exact
+        self._tables: dict[int, Array] = {}
+
+    def has(self, term: LatencyTerm) -> bool:
+        """Whether a kernel is looked up."""
+        return not self._exact and term.options is not None
+
+    def __call__(self, term: LatencyTerm, rows: Array) -> Array:
+        """Milliseconds of one kernel: (choices,)."""
+        assert term.options is not None
+        if id(term) not in self._tables:
+            self._tables[id(term)] = term.table(self._fixed)
+        table = self._tables[id(term)]
+        at = tuple(
+            np.searchsorted(options, rows[:, self._columns.place(v)])
+            for v, options in term.options.items()
+        )
+        return np.broadcast_to(table[at], (len(rows),))

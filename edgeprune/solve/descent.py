@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgeprune.solve.compiled import Array, Columns, Latency, Polys
+from edgeprune.solve.compiled import Array, Columns, Latency, Lookups, Polys
 from edgeprune.solve.problem import Limits, Problem
 
 _SWEEPS = 12
@@ -54,6 +54,8 @@ class _Descent:
             for v in term.variables:
                 self._terms[v].append(i)
         self._latency: dict[tuple[int, ...], Latency] = {}
+        fixed = {v: float(o[0]) for v, o in problem.options.items() if len(o) == 1}
+        self._lookups = Lookups(self._columns, fixed, exact=problem.profile.tables is None)
         self._live = Polys(problem.live, self._columns)
         self._amounts = Polys([problem.weights_mb, problem.parameters], self._columns)
         self._held = {
@@ -154,7 +156,7 @@ class _Descent:
         if "latency_ms" in self._limits:
             if terms not in self._latency:
                 chosen = [self._problem.terms[i] for i in terms]
-                self._latency[terms] = Latency(chosen, self._columns)
+                self._latency[terms] = Latency(chosen, self._columns, self._lookups)
             costs["latency_ms"] = self._latency[terms](rows)
         if "memory_mb" in self._limits or "parameters" in self._limits:
             weights, parameters = self._amounts(rows).T

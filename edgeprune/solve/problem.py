@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.coupling import Coupling, Group
-from edgeprune.device.kernels import Kernel, KernelGraph, tile_factor
-from edgeprune.device.latency import MEMORY_KINDS, rates
+from edgeprune.device.kernels import Kernel, KernelGraph
+from edgeprune.device.pricing import padding, pricing
 from edgeprune.device.profile import Profile
 from edgeprune.plan import Plan, keep_best
 from edgeprune.poly import Poly, branch_variable
 from edgeprune.score import Scores, branches_of
+from edgeprune.solve.terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
 
 #: How many widths a group may choose from: the solver's work grows with the square of it.
 MOST_OPTIONS = 16
@@ -151,7 +152,8 @@ class Problem:
     def reachable(self) -> Reachable:
         """What the smallest choice costs, and which kernels cost most there."""
         values = self.smallest
-        priced = [(k.name, k.latency_ms(self.profile, values)) for k in self.kernels.kernels]
+        latencies = self.kernels.kernel_latencies_ms(self.profile, values)
+        priced = [(k.name, ms) for k, ms in zip(self.kernels.kernels, latencies, strict=True)]
         return Reachable(self.costs(values), sorted(priced, key=lambda item: -item[1])[:3])
 
     def plan(self, values: Mapping[int, int]) -> Plan:
@@ -170,24 +172,28 @@ class Problem:
 
     @cached_property
     def terms(self) -> tuple[LatencyTerm, ...]:
-        """The latency of each kernel as the larger of two polynomials."""
+        """The latency of each kernel."""
         return tuple(self._term(kernel) for kernel in self.kernels.kernels)
 
     def _term(self, kernel: Kernel) -> LatencyTerm:
-        rate = rates(self.profile)
-        moved = (kernel.moved + kernel.weights) * (
-            rate.ms_per_byte * self.profile.bytes_per_element
+        reduced = replace(
+            kernel,
+            macs=self._reduced(kernel.macs),
+            moved=self._reduced(kernel.moved),
+            weights=self._reduced(kernel.weights),
+            written=self._reduced(kernel.written),
         )
-        tile = self.profile.channel_multiple
-        macs = kernel.macs * (0 if kernel.kind in MEMORY_KINDS else rate.ms_per_mac[kernel.kind])
-        for channels in kernel.channels:
-            if not channels.variables:
-                macs = macs * tile_factor(round(channels({})), tile)
-        here = Poly.constant(rate.overhead_ms)
+        present = Poly.constant(1)
         if kernel.branch is not None:
-            here = here * Poly.variable(branch_variable(kernel.branch))
-        reduced = self._reduced
-        return LatencyTerm(kernel, reduced(here), reduced(macs), reduced(moved), tile)
+            present = self._reduced(Poly.variable(branch_variable(kernel.branch)))
+        source = pricing(self.profile)
+        free = [v for v in reduced.variables | present.variables if len(self.options[v]) > 1]
+        form = PolynomialForm.analytic if self.profile.tables is None else PolynomialForm.fitted
+        whole = form(reduced, present, self.profile, {v: self.options[v] for v in self.options})
+        tables = {v: self.options[v] for v in sorted(free)}
+        combinations = prod(len(options) for options in tables.values())
+        lookup = len(free) <= 3 and combinations <= LARGEST_TABLE
+        return LatencyTerm(reduced, source, whole, tables if lookup else None)
 
     def _reduced(self, poly: Poly) -> Poly:
         """Without branch bits that a group's own 0, or an inner branch's, already implies."""
@@ -206,11 +212,11 @@ class Problem:
 
     @cached_property
     def live(self) -> tuple[Poly, ...]:
-        """MB of activations held at each step, steps that another one covers left out."""
-        unit = self.profile.bytes_per_element / 1e6
+        """MB that each step's activations take, steps that another one covers left out."""
+        size = self.profile.bytes_per_element
         steps = {}
-        for live in self.kernels.live:
-            poly = self._reduced(live * unit)
+        for live in self.profile.memory_model.steps(self.kernels, size):
+            poly = self._reduced(live)
             steps[frozenset(poly.terms.items())] = poly
         polys = list(steps.values())
         return tuple(p for p in polys if not any(q is not p and _covers(q, p) for q in polys))
@@ -222,55 +228,22 @@ class Problem:
 
     @cached_property
     def weights_mb(self) -> Poly:
-        """MB of parameters and buffers at run time."""
-        return self._reduced(self.kernels.weights * (self.profile.bytes_per_element / 1e6))
+        """MB of parameters and buffers at run time, and what the runtime itself takes."""
+        model = self.profile.memory_model
+        held = model.held(self.kernels, self.profile.bytes_per_element)
+        return self._reduced(held + model.base_mb)
 
     def padded(self, variable: int) -> NDArray[np.float64]:
         """A variable's options as the arithmetic sees them: rounded up to whole channel tiles."""
         options = self.options[variable].astype(float)
         if variable < 0 or variable not in self._tiled:
             return options
-        tile = self.profile.channel_multiple
-        return np.array([x * tile_factor(int(x), tile) if x else 0.0 for x in options])
+        return options * padding(options, self.profile.channel_multiple)
 
     @cached_property
     def _tiled(self) -> frozenset[int]:
         """Groups that are a channel dimension of some kernel by themselves."""
-        return frozenset().union(*(term.tiled for term in self.terms))
-
-
-@dataclass(frozen=True)
-class LatencyTerm:
-    """latency = overhead + max(compute, memory), in milliseconds; all 0 once the kernel is gone.
-
-    compute: without what is computed in vain to fill tiles of `tile` channels; `at` has that too.
-    """
-
-    kernel: Kernel
-    overhead: Poly
-    compute: Poly
-    memory: Poly
-    tile: int
-
-    def at(self, values: Mapping[int, Any]) -> NDArray[np.float64]:
-        """Milliseconds at these values, which may be arrays that broadcast against each other."""
-        compute = np.asarray(self.compute(values), float)
-        for channels in self.kernel.channels:
-            if channels.variables:
-                size = np.round(np.asarray(channels(values), float))
-                padded = np.ceil(size / self.tile) * self.tile
-                compute = compute * np.where(size > self.tile, padded / np.maximum(size, 1), 1.0)
-        return np.asarray(self.overhead(values) + np.maximum(compute, self.memory(values)), float)
-
-    @property
-    def tiled(self) -> frozenset[int]:
-        """Variables that are a channel dimension of this kernel by themselves."""
-        lone = [c for c in self.kernel.channels if list(c.terms.values()) == [1.0]]
-        return frozenset(m[0] for c in lone for m in c.terms if len(m) == 1)
-
-    @property
-    def variables(self) -> frozenset[int]:
-        return self.overhead.variables | self.compute.variables | self.memory.variables
+        return frozenset().union(*(term.form.tiled for term in self.terms))
 
 
 def widths_of(group: Group, tile: int) -> list[int]:

@@ -21,17 +21,18 @@ from ortools.sat.python import cp_model
 
 from edgeprune.poly import Poly
 from edgeprune.solve.descent import descend
-from edgeprune.solve.problem import LatencyTerm, Limits, Problem
+from edgeprune.solve.problem import Limits, Problem
+from edgeprune.solve.terms import LatencyTerm
 
 #: The search stops once the answer is proven to be within this share of the best.
 GAP_LIMIT = 0.01
 _UNITS = 10_000_000  # a limit, in the solver's whole numbers
 _LOSS_UNIT = 1e-6
 _NONE: frozenset[int] = frozenset()
+_DESCENTS = 4  # this often at most with tighter limits
 # The model leaves a little out of kernels of many variables: an answer over a limit is forbidden,
 # this often at most, and the search goes on.
 _ROUNDS = 12
-_LARGEST_TABLE = 4096  # combinations of three variables' options that are still written out
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def solve(
         least = problem.smallest
         loss = problem.loss(least)
         return Solution(least, "infeasible", loss, loss, time.perf_counter() - began)
-    known = _better(problem, limits, descend(problem, limits), start) or problem.smallest
+    known = _better(problem, limits, _descended(problem, limits), start) or problem.smallest
     model, bound = _Model(problem, limits), 0.0
     tighter = limits
     for _ in range(_ROUNDS):
@@ -97,6 +98,17 @@ def solve(
     loss = problem.loss(known)
     status = "optimal" if _near(loss, bound) else "feasible"
     return Solution(known, status, loss, min(bound, loss), time.perf_counter() - began)
+
+
+def _descended(problem: Problem, limits: Limits) -> Mapping[int, int] | None:
+    """The descent's answer; asked for less where its own costs turn out a bit too low."""
+    asked = limits
+    for _ in range(_DESCENTS):
+        found = descend(problem, asked)
+        if found is None or problem.within(found, limits):
+            return found
+        asked = _tighter(problem, asked, limits, found)
+    return None
 
 
 def _near(loss: float, bound: float) -> bool:
@@ -186,9 +198,6 @@ class _Model:
             self._triples[u, v, w] = list(cube.ravel())
         return self._triples[u, v, w]
 
-    def _combinations(self, free: tuple[int, ...]) -> int:
-        return prod(len(self._select[v]) for v in free)
-
     # -- limits ---------------------------------------------------------------------------------
 
     def _limit_latency(self) -> None:
@@ -200,23 +209,13 @@ class _Model:
         parts: list[Expression] = []
         for term in self._problem.terms:
             free = tuple(sorted(v for v in term.variables if v in self._select))
-            if len(free) <= 2 or (len(free) == 3 and self._combinations(free) <= _LARGEST_TABLE):
-                table = self._table(term, free)
+            if term.options is not None:
+                table = term.table(dict(self._fixed(_NONE)))
                 tables[free] = tables.get(free, np.zeros(table.shape)) + table
             else:
                 parts.append(self._slower_of(term, unit))
         parts.extend(self._tabled(free, table / unit) for free, table in tables.items())
         self._model.add(_sum(parts) <= _UNITS)
-
-    def _table(self, term: LatencyTerm, free: tuple[int, ...]) -> NDArray[np.float64]:
-        """A term's milliseconds for each combination of options of at most three variables."""
-        shape = tuple(len(self._problem.options[v]) for v in free)
-        values = dict(self._fixed(_NONE))
-        for axis, v in enumerate(free):
-            along = [1] * len(free)
-            along[axis] = -1
-            values[v] = self._problem.options[v].astype(float).reshape(along)
-        return np.broadcast_to(term.at(values), shape)
 
     def _fixed(self, tiled: frozenset[int]) -> Iterable[tuple[int, Any]]:
         for v in self._problem.options:
@@ -235,17 +234,22 @@ class _Model:
         return _weighted([x for row in pair for x in row], whole.ravel())
 
     def _slower_of(self, term: LatencyTerm, unit: float) -> Expression:
-        """A variable at least as large as both of a kernel's costs.
+        """A variable at least as large as both of a kernel's costs, by polynomials.
 
-        What fills the tiles of a dimension of several variables isn't counted: the bound is true.
+        What fills the tiles of a dimension of several variables isn't counted, and polynomials
+        fitted to a table are scaled to lie below it: the bound is true.
         """
-        overhead = self._linear(term.overhead, unit)
-        compute, memory = term.compute.terms, term.memory.terms
+        form = term.form
+        unit = unit / form.share
+        overhead = self._linear(form.overhead, unit)
+        compute, memory = form.compute.terms, form.memory.terms
         costs = [
             self._linear(poly, unit, tiled)
-            for poly, tiled in ((term.compute, term.tiled), (term.memory, _NONE))
+            for poly, tiled in ((form.compute, form.tiled), (form.memory, _NONE))
             if poly.terms
         ]
+        if not costs:
+            return overhead
         if len(costs) == 1 or not compute or not memory:
             return overhead + costs[0]
         slower = self._model.new_int_var(0, _UNITS, "")

@@ -1,168 +1,226 @@
-"""Fitting a profile: known rates are recovered from times made with them."""
+"""From kernel times to a profile: a made-up device is met, and a real one gives a profile."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 
-from edgeprune.device.calibration import channel_multiple, fit
-from edgeprune.device.latency import padded_channels
-from edgeprune.device.profile import Profile
+from edgeprune.device import calibration
+from edgeprune.device.calibration import cross_validated, fit, launch_offset_ms
+from edgeprune.device.from_onnx import kernel_graph
+from edgeprune.device.host import write_profile
+from edgeprune.device.observations import Results, Sample, read_results
+from edgeprune.device.pricing import pricing
+from edgeprune.device.profile import Fusion, load_profile
+from edgeprune.device.samples import sample, write_samples
 from edgeprune.errors import EdgePruneError
-
-PEAK_GFLOPS = 100.0
-OVERHEAD_US = 5.0
-BANDWIDTH_GB_S = {"norm": 8.0, "softmax": 10.0, "pool": 16.0, "copy": 20.0, "elementwise": 40.0}
-EFFICIENCY = {
-    "conv": 0.9,
-    "pointwise": 0.7,
-    "depthwise": 0.3,
-    "grouped": 0.2,
-    "linear": 0.8,
-    "matmul": 0.6,
-}
-TILE_CHANNELS = (16, 20, 24, 28, 32, 40, 48, 56, 64)
-TODAY = datetime.date(2026, 1, 2)
+from export import microbench
+from tests.device import tabled
+from tests.device.hasty import HASTE
 
 
-def bench(
-    kind: str, ms: float, macs: float, bytes: float, kernels: int = 1, ends: Any = (None, None)
-) -> dict[str, Any]:
-    return {
-        "file": f"{kind}.onnx",
-        "kind": kind,
-        "macs": macs,
-        "bytes": bytes,
-        "kernels": kernels,
-        "shape": {},
-        "in_channels": ends[0],
-        "out_channels": ends[1],
-        "p50_ms": ms,
-        "min_ms": ms,
-    }
-
-
-def synthetic(tile: int, noise: Callable[[int], float] = lambda index: 1.0) -> dict[str, Any]:
-    """What a device with the rates above would measure; noise(index) scales each time."""
-    overhead_ms = OVERHEAD_US / 1e3
-    benches = [bench("overhead", 50 * overhead_ms, 0, 1000, 50, (8, 8))]
-    for kind, share in EFFICIENCY.items():
-        for macs, kernels in ((2e7, 1), (5e7, 2), (2e8, 4)):
-            ms = macs * 2 / (PEAK_GFLOPS * share * 1e6) + kernels * overhead_ms
-            ends = (None, None) if kind == "matmul" else (64, 64)
-            benches.append(bench(kind, ms, macs, 1e5, kernels, ends))
-    for inputs in (1024, 2048):  # a matrix by a vector: the weights' bytes are the time
-        size = 4 * inputs * 1024
-        ms = size / (BANDWIDTH_GB_S["pool"] * 1e6) + overhead_ms
-        benches.append(bench("linear", ms, inputs * 1024, size, 1, (inputs, 1024)))
-    for kind, speed in BANDWIDTH_GB_S.items():
-        benches.append(bench(kind, 8e6 / (speed * 1e6) + overhead_ms, 0, 8e6))
-    ends = [(64, c) for c in TILE_CHANNELS] + [(c, 64) for c in TILE_CHANNELS[:-1]]
-    for a, b in ends:
-        per_pair = 28 * 28 * 9
-        computed = per_pair * padded_channels(a, tile) * padded_channels(b, tile)
-        ms = computed * 2 / (PEAK_GFLOPS * 1e6) + overhead_ms
-        benches.append(bench("tiles", ms, per_pair * a * b, 1e5, 1, (a, b)))
-    for index, entry in enumerate(benches):
-        entry["p50_ms"] = entry["min_ms"] = entry["p50_ms"] * noise(index)
-    return {
-        "runtime": "onnxruntime 1.99",
-        "provider": "CPUExecutionProvider",
-        "threads": 2,
-        "machine": "x86_64",
-        "cpu": "Test CPU",
-        "governor": "performance",
-        "load_average": 0.25,
-        "benches": benches,
-    }
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitting in a fraction of a second."""
+    for name in ("_LARGE", "_SMALL"):
+        shape = {**getattr(calibration, name), "n_estimators": 2}
+        monkeypatch.setattr(calibration, name, shape)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Profile:
-    return fit(synthetic(16), "mine", ram_mb=4096, date=TODAY)
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What this machine measures in a hurry."""
+    folder = tmp_path_factory.mktemp("measured")
+    for _ in write_samples(folder, 14):
+        pass
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in HASTE.items():
+            patch.setattr(microbench, name, value)
+        microbench.measure(folder, folder / "results.jsonl")
+    return folder / "results.jsonl"
 
 
-@pytest.mark.parametrize("kind", EFFICIENCY)
-def test_efficiencies_are_recovered(fitted: Profile, kind: str) -> None:
-    assert getattr(fitted.efficiency, kind).value == pytest.approx(EFFICIENCY[kind], rel=0.02)
+def with_samples(results: Results, samples: list[Sample]) -> Results:
+    return replace(results, samples=tuple(samples))
 
 
-def test_peak_overhead_and_bandwidth_are_recovered(fitted: Profile) -> None:
-    assert fitted.peak_gflops.value == pytest.approx(PEAK_GFLOPS, rel=0.01)
-    assert fitted.launch_overhead_us.value == pytest.approx(OVERHEAD_US, rel=0.01)
-    assert fitted.memory_bandwidth_gb_s.value == pytest.approx(40, rel=0.01)
-    typical = fitted.memory_bandwidth_gb_s.value * fitted.bandwidth_efficiency.value
-    assert typical == pytest.approx(16, rel=0.01)
+# -- a made-up device ----------------------------------------------------------------------------
 
 
-def test_the_profile_says_what_was_measured_and_how(fitted: Profile) -> None:
-    assert (fitted.name, fitted.threads, fitted.processor) == ("mine", 2, "cpu")
-    assert (fitted.runtime, fitted.precision) == ("onnxruntime", "fp32")
-    assert fitted.budgets.is_empty
-    source = fitted.peak_gflops.source
-    for part in ("measured on this machine", "onnxruntime 1.99", "2 threads", "2026-01-02"):
-        assert part in source
-    assert "in sample" in fitted.expected_error_percent.source
-    assert fitted.expected_error_percent.value < 5
-    for part in ("Test CPU", "performance", "0.25"):
-        assert part in fitted.notes
-    assert fitted.ram_mb.value == 4096
+@pytest.mark.parametrize("seed", range(40, 46))
+def test_networks_that_were_not_measured_are_met(seed: int) -> None:
+    profile = tabled.profile()
+    graph = kernel_graph(sample(seed), profile.fusion)
+    true = sum(tabled.milliseconds(kernel.work({})) for kernel in graph.kernels)
+    assert graph.latency_ms(profile, {}) == pytest.approx(true, rel=0.25)
 
 
-@pytest.mark.parametrize("tile", [4, 8, 16, 32])
-def test_the_tile_is_found(tile: int) -> None:
-    def noise(index: int) -> float:
-        return 1 + 0.02 * (index * 7 % 5 - 2) / 2
-
-    assert fit(synthetic(tile, noise), "mine").channel_multiple == tile
-
-
-def test_noise_of_a_few_percent_moves_the_figures_by_no_more() -> None:
-    profile = fit(synthetic(16, lambda index: 1 + 0.03 * (-1) ** index), "mine")
-    for kind, share in EFFICIENCY.items():
-        assert getattr(profile.efficiency, kind).value == pytest.approx(share, rel=0.07)
+def test_the_figures_are_the_devices() -> None:
+    profile = tabled.profile()
+    assert profile.peak_gflops.value == pytest.approx(2 * tabled.MACS_PER_MS / 1e6, rel=0.02)
+    bytes_per_ms = 4 * tabled.ELEMENTS_PER_MS
+    assert profile.memory_bandwidth_gb_s.value == pytest.approx(bytes_per_ms / 1e6, rel=0.05)
+    assert profile.launch_overhead_us.value == pytest.approx(1e3 * tabled.LAUNCH_MS, rel=0.05)
+    assert profile.efficiency.conv.value > 0.9
+    assert (profile.block, profile.channel_multiple) == (16, 16)
 
 
-def test_a_disturbed_median_does_not_count() -> None:
-    results = synthetic(16)
-    for entry in results["benches"]:
-        if entry["kind"] == "overhead":
-            entry["p50_ms"] *= 5
-    overhead = fit(results, "mine").launch_overhead_us.value
-    assert overhead == pytest.approx(1.1 * OVERHEAD_US, rel=0.01)
+def test_a_profile_says_what_was_measured_and_how() -> None:
+    profile = tabled.profile()
+    assert (profile.name, profile.threads, profile.runtime) == ("made-up", 2, "onnxruntime")
+    assert profile.precision == "fp32" and profile.budgets.is_empty
+    for part in ("Made-up CPU", "onnxruntime 1.99", "2 thread", "2026-01-02"):
+        assert part in profile.title
+    for part in ("microbench.py", "onnxruntime 1.99", "2026-01-02"):
+        assert part in profile.peak_gflops.source
+    assert "performance" in profile.notes and "0.25" in profile.notes
+    found = profile.calibration
+    assert found is not None
+    assert (found.cpu, found.drift, found.clock_mhz) == ("Made-up CPU", 0.01, 1500)
+    assert found.networks == 14
+    assert found.kernels == sum(len(each.kernels) for each in tabled.results().samples)
 
 
-def test_widths_of_one_step_are_told_apart_where_they_were_measured() -> None:
-    def series(tile: int) -> list[tuple[int, int, float]]:
-        return [(c, 64, float(padded_channels(c, tile))) for c in range(1, 65)]
-
-    assert [channel_multiple(series(tile)) for tile in (1, 2, 4, 8, 16, 32)] == [1, 2, 4, 8, 16, 32]
-
-
-def test_a_cost_that_does_not_depend_on_the_width_hides_no_tile() -> None:
-    series = [(c, 64, 50.0 + padded_channels(c, 16)) for c in TILE_CHANNELS]
-    assert channel_multiple(series) == 16
+def test_the_error_and_its_interval_come_from_networks_left_out() -> None:
+    profile = tabled.profile()
+    assert profile.interval is not None
+    assert 0.5 < profile.expected_error_percent.value < 15
+    assert 0.8 < profile.interval.low < profile.interval.high < 1.3
+    assert "without it" in profile.expected_error_percent.source
+    assert "without it" in profile.interval.source
 
 
-def test_this_machines_memory_is_the_default() -> None:
-    assert 100 < fit(synthetic(4), "mine").ram_mb.value < 1e8
+def test_cross_validation_never_learns_from_the_network_that_it_predicts(few_trees: None) -> None:
+    samples = list(tabled.results().samples)
+    odd = samples[3]
+    slow = tuple(replace(o, ms=50 * o.ms) for o in odd.kernels)
+    samples[3] = replace(odd, kernels=slow, ms=50 * odd.ms)
+    ratios = cross_validated(samples, tabled.BLOCK, 0.0)
+    assert ratios[3] > 20
 
 
-@pytest.mark.parametrize("kind", ["conv", "pool", "tiles", "overhead"])
-def test_a_missing_kind_is_named(kind: str) -> None:
-    results = synthetic(16)
-    results["benches"] = [b for b in results["benches"] if b["kind"] != kind]
-    with pytest.raises(EdgePruneError, match=kind):
-        fit(results, "mine")
+def test_what_the_profiler_adds_to_each_kernel_is_taken_off(few_trees: None) -> None:
+    samples = [
+        replace(each, kernels=tuple(replace(o, ms=o.ms + 0.003) for o in each.kernels))
+        for each in tabled.results().samples
+    ]
+    assert launch_offset_ms(tabled.results().samples) == 0
+    assert launch_offset_ms(samples) == pytest.approx(0.003, rel=0.01)
+    profile = fit(with_samples(tabled.results(), samples), "mine")
+    assert profile.launch_overhead_us.value == pytest.approx(1e3 * tabled.LAUNCH_MS, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    "results", [{}, {"benches": 3}, {"benches": [{"kind": "conv"}]}, {"benches": []}]
-)
-def test_what_is_no_result_is_refused_in_one_line(results: dict[str, Any]) -> None:
-    with pytest.raises(EdgePruneError) as caught:
-        fit(results, "mine")
-    assert "\n" not in str(caught.value)
+def test_disturbed_networks_count_for_nothing(few_trees: None) -> None:
+    results = tabled.results()
+    noise = replace(results.samples[0], name="noise", noisy=True, ms=1e6)
+    wild = replace(noise, kernels=tuple(replace(o, ms=1e3) for o in noise.kernels))
+    noisy = fit(with_samples(results, [*results.samples, wild]), "mine", date=tabled.TODAY)
+    assert noisy.tables == fit(results, "mine", date=tabled.TODAY).tables
+    assert "1 of 15 networks ran unevenly" in noisy.notes
+    assert noisy.calibration is not None and noisy.calibration.networks == 14
+
+
+def test_too_few_networks_are_refused() -> None:
+    results = tabled.results()
+    few = with_samples(results, list(results.samples[:11]))
+    with pytest.raises(EdgePruneError, match=r"only 11 networks.*at least 12"):
+        fit(few, "mine")
+    disturbed = [replace(each, noisy=each.name < "00004") for each in results.samples]
+    with pytest.raises(EdgePruneError, match="only 10 networks"):
+        fit(with_samples(results, disturbed), "mine")
+
+
+@pytest.mark.parametrize("block", [0, 16])
+def test_the_fewest_networks_price_every_kind_of_kernel(few_trees: None, block: int) -> None:
+    results = tabled.results(12, block)
+    profile = fit(results, "mine")
+    assert profile.block == block
+    for seed in range(12, 60):
+        graph = kernel_graph(sample(seed), profile.fusion)
+        assert graph.latency_ms(profile, {}) > 0
+
+
+def test_memory_of_the_device_must_be_known(few_trees: None) -> None:
+    results = tabled.results(12)
+    silent = replace(results, header={**results.header, "ram_mb": None})
+    with pytest.raises(EdgePruneError, match="--ram-mb"):
+        fit(silent, "mine")
+    assert fit(silent, "mine", ram_mb=512).ram_mb.value == 512
+    assert fit(results, "mine", ram_mb=512).ram_mb.value == 512
+    assert fit(results, "mine").ram_mb.value == 4096
+
+
+def test_measured_peaks_move_the_memory_model(few_trees: None) -> None:
+    results = tabled.results(12)
+    usual = fit(results, "mine").memory_model
+    fusion = Fusion("onnxruntime", tabled.BLOCK)
+    graphs = {f"{seed:05d}": kernel_graph(sample(seed), fusion) for seed in range(8)}
+    peaks = {name: usual.predict(graph) + 30 for name, graph in graphs.items()}
+    profile = fit(replace(results, peaks_mb=peaks), "mine")
+    assert profile.memory is not None and "8 sample networks" in profile.memory.base_mb.source
+    moved = [profile.memory_model.predict(graph) for graph in graphs.values()]
+    assert moved == pytest.approx(list(peaks.values()), rel=0.15)
+
+
+@pytest.mark.parametrize("tile", [1, 4, 8])
+def test_the_tile_is_found_where_the_runtime_has_no_blocks(
+    tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stairs:
+        def milliseconds(self, works: Any) -> list[Any]:
+            return [np.ceil(work.sizes["cout"] / tile) * tile for work in works]
+
+    assert calibration._channel_multiple(Stairs()) == tile  # type: ignore[arg-type]
+
+
+# -- this machine --------------------------------------------------------------------------------
+
+
+def test_this_machine_gives_a_profile_that_predicts_it(real: Path, few_trees: None) -> None:
+    results = read_results(real)
+    profile = fit(results, "here")
+    for measured in results.samples:
+        graph = kernel_graph(sample(int(measured.name)), profile.fusion)
+        together = sum(o.ms for o in measured.kernels)
+        assert together / 5 < graph.latency_ms(profile, {}) < 5 * together
+    assert profile.calibration is not None
+    assert profile.calibration.kernels == sum(len(s.kernels) for s in results.samples)
+    assert profile.ram_mb.value == pytest.approx(results.header["ram_mb"], rel=1e-3)
+
+
+def test_the_block_is_what_onnxruntimes_own_graphs_say(real: Path, tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(sample(2).SerializeToString(), options)
+    blocked = b"com.microsoft.nchwc" in (tmp_path / "optimised.onnx").read_bytes()
+    assert read_results(real).block in ((8, 16) if blocked else (0,))
+
+
+def test_times_are_as_they_would_be_at_the_usual_speed(real: Path, tmp_path: Path) -> None:
+    lines = [json.loads(text) for text in real.read_text().splitlines()]
+    usual = float(np.median([line["reference_ms"] for line in lines if "network" in line]))
+    slow = next(line for line in lines if line.get("network") == "00005")
+    slow["reference_ms"] = 4 * usual
+    path = tmp_path / "r.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    results = read_results(path)
+    found = next(each for each in results.samples if each.name == "00005")
+    assert found.ms == pytest.approx(slow["ms"] * results.reference_ms / (4 * usual))
+    assert results.reference_ms == pytest.approx(usual, rel=0.5)
+
+
+def test_a_profile_written_and_read_prices_the_same(tmp_path: Path) -> None:
+    profile = tabled.profile()
+    write_profile(profile, tmp_path / "made-up.yaml")
+    again = load_profile(tmp_path / "made-up.yaml")
+    assert again == profile
+    works = [o.work for o in tabled.results().samples[0].kernels]
+    before, after = (pricing(each).milliseconds(works) for each in (profile, again))
+    assert [float(ms) for ms in before] == [float(ms) for ms in after]

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from edgeprune.device import host
+from edgeprune.device import calibration, host
 from edgeprune.device.calibration import fit
-from edgeprune.device.profile import load_profile
+from edgeprune.device.observations import Results
+from edgeprune.device.profile import Profile, load_profile
 from edgeprune.errors import EdgePruneError, UserError
+from tests.device import tabled
+from tests.device.hasty import hasty_scripts
 
 
 @pytest.fixture(autouse=True)
@@ -24,30 +28,75 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fitting in a fraction of a second."""
+    for name in ("_LARGE", "_SMALL"):
+        monkeypatch.setattr(calibration, name, {**getattr(calibration, name), "n_estimators": 1})
+
+
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Real but hasty results: the only measuring in these tests."""
-    return host.run_benches(1, 0.01)
+def found() -> Results:
+    """Results of a machine that is made up: nothing is measured in most of these tests."""
+    return tabled.results(12)
+
+
+@pytest.fixture(scope="module")
+def made(found: Results) -> Profile:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_FEWEST_FOR_TREES", 10**9)
+        return fit(found, "host")
 
 
 @pytest.fixture
-def runs(real: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
-    """Every measurement asked for, as (threads, seconds per bench); none is carried out."""
+def runs(found: Results, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """Every measurement asked for, as (threads, seconds); none is carried out."""
     asked: list[tuple[int, float]] = []
 
-    def run_benches(threads: int, seconds_per_bench: float) -> dict[str, Any]:
-        asked.append((threads, seconds_per_bench))
-        return {**real, "threads": threads}
+    def measure(output: Path, threads: int, seconds: float) -> Results:
+        asked.append((threads, seconds))
+        output.write_text("{}")
+        return replace(found, header={**found.header, "threads": threads})
 
-    monkeypatch.setattr(host, "run_benches", run_benches)
+    monkeypatch.setattr(host, "measure", measure)
     return asked
 
 
-def test_this_machine_can_be_measured(real: dict[str, Any]) -> None:
-    profile = fit(real, "host")
-    assert profile.threads == 1
-    assert profile.peak_gflops.value > 0.1
-    assert profile.launch_overhead_us.value < 10_000
+@pytest.fixture
+def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real measurements, of few networks and in a hurry."""
+    scripts = hasty_scripts(tmp_path / "scripts")
+    monkeypatch.setattr(host, "export_folder", lambda: scripts)
+    monkeypatch.setattr(host, "_BATCH", 2)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+# -- measuring -----------------------------------------------------------------------------------
+
+
+def test_this_machine_is_measured_batch_by_batch(hasty: None, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    results = host.measure(path, threads=1, seconds=2.5)
+    assert len(results.samples) >= 4
+    assert results.header["threads"] == 1
+    names = [line["network"] for line in lines(path) if "network" in line]
+    assert names == [f"{seed:05d}" for seed in range(len(names))]
+
+
+def test_what_is_there_already_is_not_measured_again(hasty: None, tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    host.measure(path, threads=1, seconds=1.0)
+    before = [line for line in lines(path) if "network" in line]
+    host.measure(path, threads=1, seconds=1.0)
+    after = [line for line in lines(path) if "network" in line]
+    assert before and after[: len(before)] == before
+    assert len({line["network"] for line in after}) == len(after)
+
+
+# -- the profile that is kept --------------------------------------------------------------------
 
 
 def test_the_second_time_nothing_is_measured(runs: list[Any], cache: Path) -> None:
@@ -57,7 +106,8 @@ def test_the_second_time_nothing_is_measured(runs: list[Any], cache: Path) -> No
     assert first == second
     assert first.name == "host"
     assert len(runs) == len(said) == 1
-    assert "measuring this machine" in said[0]
+    assert "measuring this machine" in said[0] and "once" in said[0]
+    assert runs == [(1, host.QUICK_SECONDS)]
     assert [path.name for path in cache.iterdir()] == [host.cache_path(1).name]
 
 
@@ -115,28 +165,62 @@ def test_the_cache_is_keyed_by_processor_and_runtime(monkeypatch: pytest.MonkeyP
     assert len({here, elsewhere, host.cache_path(1)}) == 3
 
 
+# -- calibrate -----------------------------------------------------------------------------------
+
+
 def test_calibrate_writes_a_profile_named_after_its_file(runs: list[Any], tmp_path: Path) -> None:
     output = tmp_path / "my-board.yaml"
     said: list[str] = []
     profile = host.calibrate(output, threads=2, say=said.append)
     assert profile.name == "my-board"
     assert load_profile(output) == profile
-    assert runs == [(2, 1.2)]
-    assert len(said) == 1
+    assert runs == [(2, host.FULL_SECONDS)]
+    assert len(said) == 1 and "9 minutes" in said[0]
 
 
-def test_calibrate_takes_the_results_of_another_device(
-    runs: list[Any], real: dict[str, Any], tmp_path: Path
+def test_calibrate_takes_the_place_of_the_quick_profile(
+    runs: list[Any], cache: Path, tmp_path: Path
 ) -> None:
-    results, output = tmp_path / "results.json", tmp_path / "board.yaml"
-    results.write_text(json.dumps(real))
-    assert host.calibrate(output, results=results, ram_mb=1024).ram_mb.value == 1024
-    with pytest.raises(UserError, match="ram_mb"):
-        host.calibrate(output, results=results)
-    results.write_text("{")
-    with pytest.raises(UserError, match=r"results\.json"):
-        host.calibrate(output, results=results, ram_mb=1024)
-    assert runs == []
+    quick = host.host_profile(say=print)
+    careful = host.calibrate(tmp_path / "mine.yaml", ram_mb=512, say=print)
+    kept = host.host_profile(say=pytest.fail)
+    assert kept != quick
+    assert kept == careful.model_copy(update={"name": "host"})
+    assert [path.name for path in cache.iterdir()] == [host.cache_path(1).name]
+
+
+def test_an_interrupted_calibration_goes_on_where_it_stopped(
+    found: Results, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[bool] = []
+
+    def measure(output: Path, threads: int, seconds: float) -> Results:
+        begun.append(output.exists())
+        output.write_text("half of it")
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(host, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        host.calibrate(tmp_path / "mine.yaml", say=print)
+    assert not (tmp_path / "mine.yaml").exists()
+    host.calibrate(tmp_path / "mine.yaml", say=print)
+    assert begun == [False, True]
+    assert [path.suffix for path in cache.iterdir()] == [".yaml"]
+    host.calibrate(tmp_path / "mine.yaml", say=print)
+    assert begun == [False, True, False]
+
+
+def test_a_calibration_that_fails_keeps_what_it_measured(
+    hasty: None, tmp_path: Path, cache: Path
+) -> None:
+    with pytest.raises(EdgePruneError, match="at least 12"):
+        host.calibrate(tmp_path / "mine.yaml", seconds=0.1, say=print)
+    [unfinished] = cache.iterdir()
+    begun = [line["network"] for line in lines(unfinished) if "network" in line]
+    assert 0 < len(begun) < 12
+    assert not (tmp_path / "mine.yaml").exists()
 
 
 @pytest.mark.parametrize("name", ["profile.json", "profile", "missing/profile.yaml"])
@@ -148,8 +232,8 @@ def test_calibrate_refuses_a_bad_path_before_it_measures(
     assert runs == []
 
 
-def test_a_written_profile_reads_back_equal(real: dict[str, Any], tmp_path: Path) -> None:
-    profile = fit(real, "überall: # 1")
+def test_a_written_profile_reads_back_equal(made: Profile, tmp_path: Path) -> None:
+    profile = made.model_copy(update={"name": "überall: # 1"})
     path = tmp_path / "profile.yaml"
     host.write_profile(profile, path)
     assert load_profile(path) == profile
@@ -161,7 +245,7 @@ def test_a_written_profile_reads_back_equal(real: dict[str, Any], tmp_path: Path
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(
-    real: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "profile.yaml"
     path.write_text("old")
@@ -171,7 +255,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
     monkeypatch.setattr(host.os, "replace", replace)
     with pytest.raises(OSError, match="disk full"):
-        host.write_profile(fit(real, "x"), path)
+        host.write_profile(made, path)
     assert [p.name for p in tmp_path.iterdir()] == ["profile.yaml"]
     assert path.read_text() == "old"
 
@@ -190,6 +274,7 @@ def test_a_failed_measurement_is_one_clear_line(
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 2, stdout, stderr)
 
+    monkeypatch.setattr(host, "_BATCH", 1)
     monkeypatch.setattr(host.subprocess, "run", run)
     with pytest.raises(EdgePruneError, match="measuring this machine failed") as caught:
         host.host_profile(say=print)

@@ -57,10 +57,12 @@ def test_a_shipped_profile_loads_under_its_own_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_figure_is_positive_and_names_its_source(name: str) -> None:
-    found = figures(load_profile(name).as_dict())
-    assert len(found) == 12
+    profile = load_profile(name)
+    found = figures(profile.as_dict())
+    assert len(found) == (17 if profile.memory else 12)
     for path, figure in found:
-        assert figure["value"] > 0, path
+        # Runtimes that keep no filters in blocks take nothing for them.
+        assert figure["value"] > 0 or path == ".memory.blocked", path
         assert len(figure["source"]) > 10, path
 
 

@@ -1,171 +1,251 @@
-"""The calibration micro-benchmarks: counted right, valid ONNX, measurable without onnx."""
+"""Timing the sample networks: resumed where it stopped, refused where it would be noise."""
 
-import importlib
+from __future__ import annotations
+
 import json
-import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import onnx
 import pytest
 
-EXPORT = Path(__file__).parents[2] / "export"
-CONVOLUTIONS = {"conv", "pointwise", "depthwise", "grouped", "overhead", "tiles"}
-OTHERS = {"linear", "matmul", "norm", "softmax", "elementwise", "copy", "pool"}
+from edgeprune.device.observations import read_results
+from edgeprune.device.samples import write_samples
+from edgeprune.errors import EdgePruneError
+from export import microbench, runner
+from tests.device.hasty import HASTE, hasty_scripts
+
+NETWORKS = 4
+KERNEL = {"name": "Conv0", "op": "Conv", "in": [], "out": [], "parameter_bytes": 0, "ms": 0.1}
 
 
 @pytest.fixture(scope="module")
-def microbench():
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few small networks and the reference."""
+    folder = tmp_path_factory.mktemp("networks")
+    for _ in write_samples(folder, NETWORKS):
+        pass
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def haste(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HASTE.items():
+        monkeypatch.setattr(microbench, name, value)
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("results") / "results.jsonl"
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXPORT)
-        yield importlib.import_module("microbench")
+        for name, value in HASTE.items():
+            patch.setattr(microbench, name, value)
+        microbench.measure(folder, path)
+    return path
 
 
-@pytest.fixture(scope="module")
-def built(microbench, tmp_path_factory):
-    """The folder of benchmarks and what `build` said of them, by file."""
-    folder = tmp_path_factory.mktemp("benches")
-    return folder, {bench.file: bench for bench in microbench.build(folder)}
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets what each network's timing comes to; returns the networks that are timed."""
+
+    def set_to(*found: dict[str, Any]) -> list[str]:
+        asked: list[str] = []
+        waiting = list(found)
+
+        def timing(path: Path, *_: Any) -> dict[str, Any]:
+            asked.append(path.stem)
+            plain = {"ms": 1.0, "reference_ms": 1.0, "noisy": False, "kernels": [KERNEL]}
+            return plain | (waiting.pop(0) if waiting else {})
+
+        monkeypatch.setattr(microbench, "_timed", timing)
+        return asked
+
+    return set_to
 
 
-def keep_only(folder, files, tmp_path):
-    """A folder with only some of the benchmarks, so that measuring is quick."""
-    entries = json.loads((folder / "benches.json").read_text())
-    kept = [entry for entry in entries if entry["file"] in files]
-    assert len(kept) == len(files)
-    (tmp_path / "benches.json").write_text(json.dumps(kept))
-    for file in files:
-        (tmp_path / file).write_bytes((folder / file).read_bytes())
-    return tmp_path
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
 
 
-def test_every_kind_is_there_and_every_file_is_valid(built):
-    folder, benches = built
-    assert {bench.kind for bench in benches.values()} == CONVOLUTIONS | OTHERS
-    assert {path.name for path in folder.glob("*.onnx")} == set(benches)
-    for file, bench in benches.items():
-        model = onnx.load(folder / file)
-        onnx.checker.check_model(model, full_check=True)
-        assert (model.opset_import[0].version, model.ir_version) == (18, 10)
-        assert len(model.graph.node) == bench.kernels
+# -- what is measured ----------------------------------------------------------------------------
 
 
-def test_declared_shapes_are_the_ones_onnx_infers(built):
-    folder, benches = built
-    for file, bench in benches.items():
-        graph = onnx.load(folder / file).graph
-        shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.input]
-        assert shapes == bench.shape["inputs"]
-        (output,) = graph.output
-        assert [d.dim_value for d in output.type.tensor_type.shape.dim] == bench.shape["output"]
+def test_a_file_says_the_circumstances_the_networks_their_memory_and_a_summary(
+    measured: Path,
+) -> None:
+    header, *networks, memory, summary = lines(measured)
+    assert header["format"] == microbench.FORMAT and header["threads"] == 1
+    assert header["runtime"] == runner.RUNTIME and header["provider"] == runner.CPU_PROVIDER
+    assert {"machine", "cpu", "ram_mb", "governor", "load_average"} <= set(header)
+    assert [line["network"] for line in networks] == [f"{n:05d}" for n in range(NETWORKS)]
+    assert 1 < memory["peak_memory_mb"] < 10_000 and memory["memory"] in ("00000", "00001", "00002")
+    assert summary["summary"]["networks"] == NETWORKS
+    kernels = sum(len(line["kernels"]) for line in networks)
+    assert summary["summary"]["kernels"] == kernels > 50
+
+
+def test_a_networks_kernels_have_shapes_and_times_that_add_up(measured: Path) -> None:
+    for line in lines(measured)[1 : NETWORKS + 1]:
+        assert line["ms"] > 0 and line["reference_ms"] > 0 and line["runs"] == 3
+        for kernel in line["kernels"]:
+            assert kernel["ms"] >= 0 and kernel["op"] and kernel["out"]
+        together = sum(kernel["ms"] for kernel in line["kernels"])
+        assert line["ms"] / 3 < together < 5 * line["ms"]
+
+
+def test_what_was_measured_can_be_read(measured: Path) -> None:
+    results = read_results(measured)
+    assert [sample.name for sample in results.samples] == [f"{n:05d}" for n in range(NETWORKS)]
+    assert results.summary["networks"] == NETWORKS and len(results.peaks_mb) == 1
+    works = [o.work for sample in results.samples for o in sample.kernels]
+    assert {"conv", "pointwise", "elementwise"} <= {work.kind for work in works}
+    assert any("Relu" in work.fused for work in works)
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    path, asked = tmp_path / "r.jsonl", timed()
+    microbench.measure(folder, path, seconds=0)
+    assert asked == ["00000"]
+    with path.open("a") as file:
+        file.write('{"network": "00001", "ms": 1.0, "kern')
+    microbench.measure(folder, path, seconds=60)
+    assert asked == [f"{n:05d}" for n in range(NETWORKS)]
+    assert [s.name for s in read_results(path).samples] == asked
+    microbench.measure(folder, path, seconds=60)
+    assert len(asked) == NETWORKS
+
+
+def test_more_networks_are_added_to_those_that_are_there(
+    folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    path, asked = tmp_path / "r.jsonl", timed()
+    microbench.measure(folder, path, seconds=60)
+    for _ in write_samples(tmp_path, 1, first=90):
+        pass
+    assert microbench.measure(tmp_path, path, seconds=60)["networks"] == NETWORKS + 1
+    assert asked[-1] == "00090"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_setup_is_refused(
+    threads: int, folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    path, asked = tmp_path / "r.jsonl", timed()
+    microbench.measure(folder, path, threads=2, seconds=0)
+    before = path.read_text()
+    if threads == 2:
+        microbench.measure(folder, path, threads=2, seconds=0)
+        return
+    with pytest.raises(runner.RunnerError, match="measured otherwise"):
+        microbench.measure(folder, path, threads=threads, seconds=0)
+    assert path.read_text() == before and asked == ["00000"]
+
+
+def test_a_file_of_something_else_is_not_added_to(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "thesis.txt"
+    path.write_text("years of work")
+    with pytest.raises(runner.RunnerError, match="measured otherwise"):
+        microbench.measure(folder, path, seconds=0)
+    assert path.read_text() == "years of work"
+
+
+# -- noise ---------------------------------------------------------------------------------------
+
+
+def test_a_disturbed_network_is_timed_once_more_and_the_quieter_time_kept(
+    folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    asked = timed({"noisy": True, "ms": 9.0}, {"ms": 2.0})
+    microbench.measure(folder, tmp_path / "r.jsonl", seconds=60)
+    assert asked[:3] == ["00000", "00000", "00001"]
+    first = lines(tmp_path / "r.jsonl")[1]
+    assert (first["ms"], first["noisy"]) == (2.0, False)
+
+
+def test_a_device_that_is_busy_is_refused_but_what_it_measured_is_kept(
+    folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    timed(*[{"noisy": True}] * 4)
+    with pytest.raises(runner.RunnerError, match=r"2 of 4 networks ran unevenly.*busy"):
+        microbench.measure(folder, tmp_path / "r.jsonl", seconds=60)
+    samples = read_results(tmp_path / "r.jsonl").samples
+    assert [sample.noisy for sample in samples] == [True, True, False, False]
+
+
+def test_a_device_that_slows_down_is_refused(
+    folder: Path,
+    tmp_path: Path,
+    timed: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(microbench, "MOST_DRIFT", 0.15)
+    timed(*({"reference_ms": ms} for ms in (1.0, 1.1, 1.2, 1.3)))
+    with pytest.raises(runner.RunnerError, match=r"30% slower at the end.*throttles"):
+        microbench.measure(folder, tmp_path / "r.jsonl", seconds=60)
+
+
+def test_runs_that_spread_or_share_their_core_are_noisy(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, reference = folder / "00003.onnx", lambda: None
+    quiet = microbench._timed(path, reference, 1, runner.CPU_PROVIDER)
+    monkeypatch.setattr(microbench, "NOISY", -1.0)
+    spread = microbench._timed(path, reference, 1, runner.CPU_PROVIDER)
+    monkeypatch.setattr(microbench, "NOISY", HASTE["NOISY"])
+    monkeypatch.setattr(microbench, "LEAST_CPU_SHARE", 1e9)
+    shared = microbench._timed(path, reference, 1, runner.CPU_PROVIDER)
+    assert [found["noisy"] for found in (quiet, spread, shared)] == [False, True, True]
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def test_it_runs_where_neither_onnx_nor_this_package_is(folder: Path, tmp_path: Path) -> None:
+    scripts = hasty_scripts(tmp_path / "scripts")
+    for name in ("onnx", "torch", "edgeprune"):
+        (scripts / f"{name}.py").write_text("raise ImportError('not on this device')")
+    words = [folder, "-o", tmp_path / "r.jsonl", "--seconds", "0", "--threads", "2"]
+    done = subprocess.run(
+        [sys.executable, scripts / "microbench.py", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert json.loads(done.stdout)["networks"] == 1
+    assert read_results(tmp_path / "r.jsonl").header["threads"] == 2
 
 
 @pytest.mark.parametrize(
-    ("file", "macs", "elements"),
-    [
-        # 3 layers of 64 -> 64 channels, 3x3, at 28x28: read, weights and bias, written
-        (
-            "conv_64x64_28.onnx",
-            3 * 28 * 28 * 64 * 64 * 9,
-            3 * (2 * 64 * 28 * 28 + 64 * 64 * 9 + 64),
-        ),
-        # the ResNet stem: 7x7 stride 2 from 224x224 to 112x112
-        (
-            "conv_3x64_112.onnx",
-            112 * 112 * 64 * 3 * 49,
-            3 * 224 * 224 + 64 * 3 * 49 + 64 + 64 * 112 * 112,
-        ),
-        (
-            "depthwise_96x96_56.onnx",
-            4 * 56 * 56 * 96 * 9,
-            4 * (2 * 96 * 56 * 56 + 96 * 9 + 96),
-        ),
-        ("linear_197x768x3072.onnx", 197 * 768 * 3072, 197 * 3840 + 768 * 3072 + 3072),
-        ("matmul_12x197x64x197.onnx", 12 * 197 * 64 * 197, 12 * 197 * (64 + 64 + 197)),
-        ("elementwise_256x56x56.onnx", 0, 3 * 256 * 56 * 56),
-    ],
+    "words", [["missing"], ["empty"], ["empty.zip"], ["."], ["--no-such-option"], []]
 )
-def test_macs_and_bytes_count_the_whole_graph(built, file, macs, elements):
-    bench = built[1][file]
-    assert bench.macs == macs
-    assert bench.bytes == 4 * elements
+def test_what_goes_wrong_is_one_json_line(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.zip").write_bytes(b"PK\5\6" + bytes(18))
+    for path in write_samples(tmp_path, 0):
+        assert path.name == microbench.REFERENCE
+    assert microbench.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert list(json.loads(captured.out)) == ["error"]
 
 
-def test_grouped_convolutions_have_the_weights_their_groups_leave(built):
-    folder, benches = built
-    bench = benches["grouped_256x256_14.onnx"]
-    weight = onnx.load(folder / bench.file).graph.initializer[0]
-    assert bench.shape["groups"] == 32
-    assert list(weight.dims) == [256, 8, 3, 3]
-    assert bench.macs == bench.kernels * 14 * 14 * math.prod(weight.dims)
-
-
-def test_the_tile_series_varies_one_side_at_a_time(built):
-    tiles = [bench for bench in built[1].values() if bench.kind == "tiles"]
-    widths = [16, 20, 24, 28, 32, 40, 48, 56, 64]
-    assert sorted(b.out_channels for b in tiles if b.in_channels == 64) == widths
-    assert sorted(b.in_channels for b in tiles if b.out_channels == 64) == widths
-    assert all(bench.kernels == 1 for bench in tiles)
-
-
-def test_the_index_says_what_build_returned(built, microbench):
-    folder, benches = built
-    assert microbench.read_benches(folder) == list(benches.values())
-
-
-def test_building_twice_gives_the_same_bytes(built, microbench, tmp_path):
-    folder, benches = built
-    bench, graph = microbench.conv_chain("conv", 64, 64, 28, layers=3)
-    graph.save(tmp_path / bench.file)
-    assert (tmp_path / bench.file).read_bytes() == (folder / bench.file).read_bytes()
-    assert bench == benches[bench.file]
-
-
-def test_measuring_keeps_the_better_of_two_passes_over_the_list(
-    built, microbench, tmp_path, monkeypatch
-):
-    files = ["softmax_12x197x197.onnx", "copy_64x56x56.onnx"]
-    folder = keep_only(built[0], files, tmp_path)
-    passes = iter([[[5.0, 7.0, 9.0]], [[2.0, 2.0, 2.0]], [[6.0, 6.0, 6.0]], [[1.0, 3.0, 3.0]]])
-    monkeypatch.setattr(microbench.stopwatch, "time_interleaved", lambda *a, **k: next(passes))
-    seen = []
-    results = microbench.measure(folder, progress=lambda *state: seen.append(state))
-    timings = [(bench["p50_ms"], bench["min_ms"]) for bench in results["benches"]]
-    assert timings == [(6.0, 5.0), (2.0, 1.0)]
-    assert [file for _, _, file in seen] == files * 2
-    assert [done for done, _, _ in seen] == [1, 2, 3, 4] and seen[0][1] == 4
-
-
-def test_measuring_works_where_onnx_is_not_installed(built, tmp_path):
-    files = ["overhead_8x8_4.onnx", "copy_64x56x56.onnx"]
-    folder = keep_only(built[0], files, tmp_path)
-    (tmp_path / "onnx.py").write_text("raise ImportError('not on this device')")
-    done = subprocess.run(
-        [
-            *(sys.executable, EXPORT / "microbench.py", "measure", folder),
-            *("-o", folder / "r.json", "--seconds", "0.04", "--threads", "2"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"PYTHONPATH": str(tmp_path)},
-    )
-    assert json.loads(done.stdout) == {"output": str(folder / "r.json"), "benches": 2}, done.stderr
-    results = json.loads((folder / "r.json").read_text())
-    assert results["threads"] == 2 and results["runtime"].startswith("onnxruntime ")
-    assert {"provider", "machine", "cpu", "governor"} <= set(results)
-    for bench in results["benches"]:
-        assert 0 < bench["min_ms"] <= bench["p50_ms"] < 1000
-        assert bench["file"] in files and bench["bytes"] > 0
-
-
-def test_a_folder_without_benchmarks_gives_one_json_error(tmp_path):
-    done = subprocess.run(
-        [sys.executable, EXPORT / "microbench.py", "measure", tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2
-    assert list(json.loads(done.stdout)) == ["error"]
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "hello", '{"format": 1}', '{"format": 2}'])
+def test_a_file_that_is_no_result_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(text)
+    with pytest.raises(EdgePruneError, match=r"r\.jsonl: no results") as caught:
+        read_results(tmp_path / "r.jsonl")
+    assert "\n" not in str(caught.value)

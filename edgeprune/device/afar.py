@@ -1,0 +1,58 @@
+"""Calibrating another device over ssh: the kit goes there, its results come back."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from edgeprune.device.calibration import fit
+from edgeprune.device.host import Say, check_output, write_profile
+from edgeprune.device.kit import write_kit
+from edgeprune.device.observations import read_results
+from edgeprune.device.profile import Profile
+from edgeprune.errors import EdgePruneError, UserError
+from edgeprune.remote import Remote
+
+
+def calibrate_remote(
+    output: Path,
+    url: str,
+    ssh_options: str = "",
+    ram_mb: float | None = None,
+    threads: int = 1,
+    seconds: float = 540.0,
+    say: Say | None = None,
+) -> Profile:
+    """Measures the device behind `ssh://…` and writes its profile to `output`, named after it.
+
+    ram_mb: the device's memory in MB of 10**6 bytes, default what it says itself. seconds: how long
+    it measures. say: is told in one line that it measures.
+    Raises UserError, in one line, for a device that can't be reached or measured.
+    """
+    check_output(output)
+    tell = say or _say
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeprune-afar-") as folder,
+        Remote.parse(url, ssh_options) as device,
+    ):
+        kit, results = Path(folder) / "kit.zip", Path(folder) / "results.jsonl"
+        tell(f"measuring {device} for {output.name} (about {seconds / 60:.0f} minutes) ...")
+        write_kit(kit)
+        name = device.put(kit)
+        options = ["--threads", threads, "--seconds", seconds]
+        device.run("microbench.py", [name, "-o", results.name, *options])
+        device.fetch(results.name, results)
+        try:
+            profile = fit(read_results(results), output.stem, ram_mb=ram_mb)
+        except EdgePruneError as error:
+            raise UserError(f"{device}: {error}") from error
+    try:
+        write_profile(profile, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    return profile
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

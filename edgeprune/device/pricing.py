@@ -1,0 +1,102 @@
+"""What kernels cost on a device, from one of two sources: the profile's figures, or its tables.
+
+A source prices many kernels at once, each at one plan or at an array of plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.device.latency import MEMORY_KINDS, rates
+from edgeprune.device.profile import Profile
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a kernel has to do; the numbers are scalars, or arrays that broadcast.
+
+    kind, label, fused: as in `Kernel`. macs: multiply-accumulates, without padding to tiles.
+    channels: the dimensions that run in tiles. weights, moved, written: elements.
+    sizes: the dimensions that a table looks at, by name. around: what the whole network goes
+    through between two runs of this kernel (`surroundings`), as far as caches don't hold it.
+    """
+
+    kind: str
+    label: str = ""
+    fused: tuple[str, ...] = ()
+    macs: Array = field(default_factory=lambda: np.zeros(()))
+    channels: tuple[Array, ...] = ()
+    weights: Array = field(default_factory=lambda: np.zeros(()))
+    moved: Array = field(default_factory=lambda: np.zeros(()))
+    written: Array = field(default_factory=lambda: np.zeros(()))
+    sizes: Mapping[str, Array] = field(default_factory=dict)
+    around: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def elements(self) -> Array:
+        """All that is read and written; 0 for a kernel that is gone."""
+        return np.asarray(self.moved + self.weights)
+
+
+def surroundings(weights: Iterable[float], written: Iterable[float]) -> tuple[float, float]:
+    """The elements of a network's weights, and of the buffers that it writes to.
+
+    onnxruntime's planner reuses a buffer only for a tensor of the same size: a network whose
+    layers repeat stays in the caches, one of as many layers of uneven widths does not.
+    """
+    return sum(weights), sum(set(written))
+
+
+class Source(Protocol):
+    """Prices kernels on one device."""
+
+    def milliseconds(self, works: Sequence[Work]) -> list[Array]:
+        """Milliseconds of each kernel, in the shape that its numbers broadcast to; 0 where gone."""
+
+
+class Analytic:
+    """overhead + max(arithmetic, memory traffic), from a profile's figures."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._rates = rates(profile)
+        self._tile = profile.channel_multiple
+        self._bytes = profile.bytes_per_element
+
+    def milliseconds(self, works: Sequence[Work]) -> list[Array]:
+        return [self._one(work) for work in works]
+
+    def _one(self, work: Work) -> Array:
+        memory = work.elements * self._bytes * self._rates.ms_per_byte
+        if work.kind in MEMORY_KINDS:
+            busy = memory
+        else:
+            compute = work.macs * self._rates.ms_per_mac[work.kind]
+            for size in work.channels:
+                compute = compute * padding(size, self._tile)
+            busy = np.maximum(compute, memory)
+        return np.where(work.elements > 0, self._rates.overhead_ms + busy, 0.0)
+
+
+def padding(size: Array, tile: int) -> Array:
+    """How much more than asked is computed in a dimension; below one tile, nothing."""
+    whole = np.round(size)
+    padded = np.ceil(whole / tile) * tile
+    return np.where(whole > tile, padded / np.maximum(whole, 1), 1.0)
+
+
+@lru_cache(maxsize=16)
+def pricing(profile: Profile) -> Source:
+    """The source of a profile's prices: its tables where it has them, else its figures."""
+    if profile.tables is None:
+        return Analytic(profile)
+    from edgeprune.device.tables import Tables
+
+    return Tables.parse(profile.tables)

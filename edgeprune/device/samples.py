@@ -1,0 +1,373 @@
+"""Networks drawn at random, whose kernels a device times for its calibration. Needs onnx.
+
+Kernels are timed inside networks rather than alone, because there their inputs come from the
+caches as in real use, and one run times dozens. Widths, image sizes and windows are drawn from
+what networks for small devices have; widths are uneven, as pruning leaves them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+
+from edgeprune.device.sample_network import SampleNetwork
+
+#: The file that `export/microbench.py` runs beside every network.
+REFERENCE = "reference.onnx"
+
+_MOST_MACS = 1.5e9  # of one kernel
+_MOST_ELEMENTS = 1.5e6  # of one tensor
+_SIDES = (112, 96, 80, 64, 56, 48, 40, 35, 32, 28, 24, 20, 17, 16, 14, 12, 10, 8, 7, 5, 4)
+
+Block = Callable[[SampleNetwork, str], str]
+_ACTIVATIONS = ("", "Relu", "Relu", "Relu", "Clip", "HardSwish", "SiLU", "LeakyRelu", "Gelu")
+
+
+def sample(seed: int) -> onnx.ModelProto:
+    """The network of a seed: the same wherever and whenever it is drawn."""
+    net = SampleNetwork(seed)
+    kind = net.rng.random()
+    last = _tokens(net) if kind < 0.25 else _whole(net) if kind < 0.7 else _image(net)
+    return net.model(last)
+
+
+def reference() -> onnx.ModelProto:
+    """A small network that tells how fast the device is just now, run beside every other one."""
+    net = SampleNetwork(0)
+    x = net.input(1, 64, 28, 28)
+    for _ in range(2):
+        x = net.activation(net.conv(x, 64, 3), "Relu")
+    return net.model(x)
+
+
+def write_samples(folder: Path, count: int, first: int = 0) -> Iterator[Path]:
+    """Writes the reference and `count` networks from `first` on to a folder, one at a time."""
+    path = folder / REFERENCE
+    onnx.save(reference(), path)
+    yield path
+    for seed in range(first, first + count):
+        path = folder / f"{seed:05d}.onnx"
+        onnx.save(sample(seed), path)
+        yield path
+
+
+def _whole(net: SampleNetwork) -> str:
+    """A network as they are built: a stem, stages of one or two blocks that halve the image and
+    widen, a classifier."""
+    side = int(net.choose(96, 128, 160, 192, 224, 224, 224, 256, 299))
+    x = net.conv(net.input(1, 3, side, side), net.width(8, 64), net.choose(3, 3, 7), 2)
+    x = net.activation(x, net.choose("Relu", "Relu", "Clip", "HardSwish", "SiLU", "Gelu"))
+    if net.chance(0.3):
+        x = net.pool(x, "MaxPool", 3, 2)
+    styles = [net.choose(*_BLOCKS) for _ in range(int(net.rng.integers(1, 3)))]
+    for _ in range(int(net.rng.integers(3, 6))):
+        if net.shapes[x][2] > 7:
+            channels = net.shapes[x][1]
+            wider = net.width(channels, max(_room(net, x, 2.2 * channels, 9 / 4), channels + 1))
+            x = net.activation(net.conv(x, wider, net.choose(1, 3), 2), net.choose("", "Relu"))
+        x = _stage(net, x, net.choose(*styles), int(net.rng.integers(1, 5)))
+    features = net.shapes[x][1]
+    flat = net.reshape(net.mean(x), 1, features)
+    out = net.width(10, 1500)
+    weights = [net.weight(out, features, fan_in=features), net.weight(out)]
+    return net.node("Gemm", [flat, *weights], (1, out), transB=1)
+
+
+def _image(net: SampleNetwork) -> str:
+    """A convolutional network, narrowing from some image size on."""
+    side = int(net.choose(*_SIDES[:14]))
+    if side > 90 or net.chance(0.25):
+        stride = net.choose(1, 2, 2, 4)
+        kernel = net.choose(3, 3, 5, 7) if stride < 4 else net.choose(4, 7)
+        x = net.input(1, 3, side * stride, side * stride)
+        if kernel % 2 == 0:
+            x = _patches(net, x, net.width(16, 96), kernel)
+        else:
+            x = net.conv(x, net.width(8, 64), kernel, stride)
+        x = net.activation(x, net.choose(*_ACTIVATIONS))
+    else:
+        x = net.input(1, net.width(8, min(1024, 6e5 / side**2 + 16)), side, side)
+    count = int(net.rng.integers(5, 14))
+    while count > 0:
+        repeats = min(int(net.choose(1, 1, 2, 3, 4)), count)
+        x = _stage(net, x, net.choose(*_BLOCKS), repeats)
+        count -= repeats
+        if net.shapes[x][2] > 7 and net.chance(0.4):
+            x = _narrow(net, x)
+    if net.chance(0.3):
+        features = net.shapes[x][1]
+        flat = net.reshape(net.mean(x), 1, features)
+        out = net.width(10, 1500)
+        weights = [net.weight(out, features, fan_in=features), net.weight(out)]
+        x = net.node("Gemm", [flat, *weights], (1, out), transB=1)
+    return x
+
+
+def _stage(net: SampleNetwork, x: str, block: Block, repeats: int) -> str:
+    """The same block some times over, with the same draws: as networks repeat their blocks, and a
+    pruned one no longer quite does."""
+    state = net.rng.bit_generator.state
+    uneven = net.chance(0.4)
+    for _ in range(repeats):
+        if not uneven:
+            net.rng.bit_generator.state = state
+        x = block(net, x)
+    return x
+
+
+def _patches(net: SampleNetwork, x: str, channels: int, size: int) -> str:
+    n, inner, height, width = net.shapes[x]
+    out = (n, channels, height // size, width // size)
+    weights = [net.weight(channels, inner, size, size, fan_in=inner * size**2)]
+    window = {"kernel_shape": [size] * 2, "strides": [size] * 2}
+    return net.node("Conv", [x, *weights, net.weight(channels)], out, **window)
+
+
+def _room(net: SampleNetwork, x: str, high: float, per: float = 1.0) -> float:
+    """The most channels that keep the next layer under the limits. per: MACs a channel pair."""
+    _, c, height, width = net.shapes[x]
+    pixels = height * width
+    return max(min(high, _MOST_MACS / (pixels * c * per), _MOST_ELEMENTS / pixels), 9.0)
+
+
+def _narrow(net: SampleNetwork, x: str) -> str:
+    """Half the image, by a pool or a convolution."""
+    if net.chance(0.4):
+        return net.pool(x, net.choose("MaxPool", "AveragePool"), net.choose(2, 3), 2)
+    channels = net.width(16, _room(net, x, 1024, 9 / 4))
+    return net.activation(net.conv(x, channels, net.choose(1, 3), 2), net.choose("", "Relu"))
+
+
+def _plain(net: SampleNetwork, x: str) -> str:
+    kernel = net.choose(1, 1, 3, 3, 3, 5, 7, (1, 7), (7, 1), (1, 3), (3, 1))
+    area = kernel**2 if isinstance(kernel, int) else kernel[0] * kernel[1]
+    channels = net.width(8, _room(net, x, 1024, area))
+    return net.activation(net.conv(x, channels, kernel), net.choose(*_ACTIVATIONS))
+
+
+def _bottleneck(net: SampleNetwork, x: str) -> str:
+    """1x1, 3x3 (perhaps grouped), 1x1, and the sum, as in ResNet, ResNeXt and RegNet."""
+    outer = net.shapes[x][1]
+    inner = net.width(8, max(min(outer * 1.5, _room(net, x, 512, 9)), 9))
+    y = net.activation(net.conv(x, inner), "Relu")
+    groups = 1
+    if net.chance(0.3):
+        each = net.choose(4, 8, 16, 24, 32)
+        groups = max(inner // each, 1)
+        y = net.activation(net.conv(x, each * groups), "Relu")
+        inner = each * groups
+    y = net.activation(net.conv(y, inner, 3, groups=groups), "Relu")
+    if net.chance(0.3):
+        y = _squeeze(net, y)
+    return net.activation(net.add(net.conv(y, outer), x), net.choose("Relu", "Relu", ""))
+
+
+def _basic(net: SampleNetwork, x: str) -> str:
+    """Two 3x3 and the sum."""
+    outer = net.shapes[x][1]
+    y = net.activation(net.conv(x, net.width(8, _room(net, x, 512, 9)), 3), "Relu")
+    if outer * net.shapes[y][1] * net.shapes[x][2] ** 2 * 9 > _MOST_MACS:
+        return y
+    return net.activation(net.add(net.conv(y, outer, 3), x), net.choose("Relu", ""))
+
+
+def _inverted(net: SampleNetwork, x: str) -> str:
+    """Expand, depthwise, perhaps squeeze, project: MobileNet's and EfficientNet's."""
+    outer = net.shapes[x][1]
+    inner = net.width(max(outer, 8), max(_room(net, x, outer * 6), outer + 1.0, 9.0))
+    kind = net.choose("Relu", "Clip", "HardSwish", "SiLU")
+    y = net.activation(net.conv(x, inner), kind)
+    stride = net.choose(1, 1, 1, 2) if net.shapes[x][2] > 7 else 1
+    y = net.activation(net.conv(y, inner, net.choose(3, 3, 5, 7), stride, inner), kind)
+    if net.chance(0.4):
+        y = _squeeze(net, y)
+    if stride == 1 and net.chance(0.7):
+        return net.add(net.conv(y, outer), x)
+    return net.conv(y, net.width(8, max(_room(net, y, 512), 9)))
+
+
+def _squeeze(net: SampleNetwork, x: str) -> str:
+    channels = net.shapes[x][1]
+    inner = net.width(4, max(channels / 3, 5))
+    y = net.activation(net.conv(net.mean(x), inner), net.choose("Relu", "SiLU", "HardSwish"))
+    gate = net.activation(net.conv(y, channels), net.choose("Sigmoid", "HardSigmoid"))
+    return net.node("Mul", [x, gate], net.shapes[x])
+
+
+def _dense(net: SampleNetwork, x: str) -> str:
+    """A few layers whose outputs are appended."""
+    for _ in range(int(net.rng.integers(1, 4))):
+        n, c, height, width = net.shapes[x]
+        y = net.activation(net.conv(x, net.width(16, _room(net, x, 160))), "Relu")
+        y = net.conv(y, net.width(8, 64), 3)
+        x = net.node("Concat", [x, y], (n, c + net.shapes[y][1], height, width), axis=1)
+    return net.activation(net.conv(x, net.width(8, _room(net, x, 512))), "Relu")
+
+
+def _shuffle(net: SampleNetwork, x: str) -> str:
+    """Half the channels pass, half are convolved, and all are shuffled: ShuffleNet's."""
+    n, c, height, width = net.shapes[x]
+    half = max(c // 2, 1)
+    x = x if c % 2 == 0 else net.conv(x, 2 * half)
+    part = (n, half, height, width)
+    if net.chance(0.5):
+        first = net.node("Split", [x], part, part, axis=1, num_outputs=2)
+        first, second = net.siblings(first, 2)
+    else:
+        first, second = (
+            net.node("Slice", [x, net.integers(a), net.integers(b), net.integers(1)], part)
+            for a, b in ((0, half), (half, 2 * half))
+        )
+    y = net.activation(net.conv(second, half), "Relu")
+    y = net.activation(net.conv(net.conv(y, half, 3, 1, half), half), "Relu")
+    joined = net.node("Concat", [first, y], (n, 2 * half, height, width), axis=1)
+    five = net.reshape(joined, n, 2, half, height, width)
+    return net.reshape(net.transpose(five, 0, 2, 1, 3, 4), n, 2 * half, height, width)
+
+
+def _parallel(net: SampleNetwork, x: str) -> str:
+    """Branches of several windows, concatenated: Inception's."""
+    n, _, height, width = net.shapes[x]
+    ends = []
+    for _ in range(int(net.rng.integers(2, 5))):
+        y = net.activation(net.conv(x, net.width(8, _room(net, x, 256))), "Relu")
+        for _ in range(int(net.rng.integers(0, 3))):
+            kernel = net.choose(3, 3, 5, (1, 7), (7, 1))
+            y = net.conv(y, net.width(8, _room(net, y, 256, 25)), kernel)
+            y = net.activation(y, "Relu")
+        ends.append(y)
+    if net.chance(0.5):
+        pooled = net.pool(x, net.choose("MaxPool", "AveragePool"), 3, 1)
+        ends.append(net.activation(net.conv(pooled, net.width(8, _room(net, x, 128))), "Relu"))
+    channels = sum(net.shapes[y][1] for y in ends)
+    joined = net.node("Concat", ends, (n, channels, height, width), axis=1)
+    return net.conv(joined, net.width(8, _room(net, joined, 512)))
+
+
+def _convnext(net: SampleNetwork, x: str) -> str:
+    """Depthwise 7x7, then a perceptron on the channels, in their own layout."""
+    c = net.shapes[x][1]
+    y = net.transpose(net.conv(x, c, net.choose(5, 7), 1, c), 0, 2, 3, 1)
+    y = net.linear(net.layer_norm(y), net.width(c, max(_room(net, x, 4 * c), c + 1)))
+    y = net.linear(net.activation(y, "Gelu"), c)
+    if net.chance(0.5):
+        y = net.node("Mul", [y, net.weight(c)], net.shapes[y])
+    return net.add(net.transpose(y, 0, 3, 1, 2), x)
+
+
+def _cheap(net: SampleNetwork, x: str) -> str:
+    """Ops with little arithmetic, one after the other."""
+    n, c, height, _ = net.shapes[x]
+    for _ in range(int(net.rng.integers(1, 4))):
+        op = net.choose("Sigmoid", "Tanh", "Add", "Mul", "Sub", "Sqrt", "Erf", "Gate", "Affine")
+        if op in ("Sigmoid", "Tanh", "Sqrt", "Erf"):
+            x = net.node("Abs", [x], net.shapes[x]) if op == "Sqrt" else x
+            x = net.node(op, [x], net.shapes[x])
+        elif op == "Gate":
+            gate = net.node("Sigmoid", [net.mean(x)], (n, c, 1, 1))
+            x = net.node("Mul", [x, gate], net.shapes[x])
+        elif op == "Affine":
+            scaled = net.node("Mul", [x, net.weight(1, c, 1, 1)], net.shapes[x])
+            x = net.node("Add", [scaled, net.weight(1, c, 1, 1)], net.shapes[x])
+        else:
+            x = net.node(op, [x, net.weight(*net.shapes[x][1:])], net.shapes[x])
+    if net.chance(0.3) and height <= 56:
+        x = _upsampled(net, x)
+    return net.conv(x, net.width(8, _room(net, x, 512)), net.choose(1, 3, 3))
+
+
+def _normed(net: SampleNetwork, x: str) -> str:
+    """A norm over groups of channels as it is exported, or batch norm before a convolution."""
+    n, c, height, width = net.shapes[x]
+    if net.chance(0.6):
+        parts = [*(net.weight(c) for _ in range(3)), net.variance(c)]
+        x = net.activation(net.node("BatchNormalization", [x, *parts], net.shapes[x]), "Relu")
+    else:
+        groups = net.choose(1, 1, math.gcd(c, 8))
+        flat = net.reshape(x, n, groups, c * height * width // groups)
+        parts = [net.weight(groups), net.weight(groups)]
+        x = net.node("InstanceNormalization", [flat, *parts], net.shapes[flat])
+        x = net.reshape(x, n, c, height, width)
+        scaled = net.node("Mul", [x, net.weight(c, 1, 1)], net.shapes[x])
+        x = net.node("Add", [scaled, net.weight(c, 1, 1)], net.shapes[x])
+    return net.conv(x, net.width(8, _room(net, x, 512)), net.choose(1, 1, 3))
+
+
+def _upsampled(net: SampleNetwork, x: str) -> str:
+    n, c, height, width = net.shapes[x]
+    if c * height * width * 4 > _MOST_ELEMENTS:
+        return x
+    out = (n, c, 2 * height, 2 * width)
+    if net.chance(0.6):
+        scales = net.numbers(1, 1, 2, 2)
+        mode = net.choose("nearest", "linear")
+        return net.node("Resize", [x, "", scales], out, mode=mode)
+    channels = net.width(8, max(_room(net, x, 128, 4), 9))
+    weights = [net.weight(c, channels, 2, 2, fan_in=c), net.weight(channels)]
+    window = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    return net.node("ConvTranspose", [x, *weights], (n, channels, 2 * height, 2 * width), **window)
+
+
+_BLOCKS: tuple[Block, ...] = (
+    *(_plain, _plain, _bottleneck, _basic, _inverted, _inverted, _inverted),
+    *(_dense, _shuffle, _parallel, _convnext, _cheap, _normed),
+)
+
+
+def _tokens(net: SampleNetwork) -> str:
+    """A transformer, or a mixer, on tokens; some begin with an image."""
+    rows = int(net.choose(197, 196, 145, 64, 49, 50, 17, 100, 256, 16, 8, 384))
+    heads = int(net.choose(1, 2, 3, 4, 6, 8, 12))
+    size = int(net.choose(16, 24, 32, 40, 48, 64))
+    features = heads * size if net.chance(0.7) else net.width(32, 800)
+    side = math.isqrt(rows)
+    if side * side == rows and net.chance(0.5):
+        x = _patches(net, net.input(1, 3, 8 * side, 8 * side), features, 8)
+        x = net.transpose(net.reshape(x, 1, features, rows), 0, 2, 1)
+    else:
+        x = net.input(1, rows, features)
+    for _ in range(int(net.rng.integers(2, 5))):
+        mix = net.rng.random()
+        if mix < 0.7:
+            x = net.add(x, _attention(net, net.layer_norm(x), heads, size))
+        elif mix < 0.85:
+            x = net.add(x, _mixing(net, net.layer_norm(x)))
+        inner = net.width(32, max(4 * features, 33))
+        y = net.activation(net.linear(net.layer_norm(x), inner), net.choose("Gelu", "Relu", "SiLU"))
+        x = net.add(x, net.linear(y, features))
+    return x
+
+
+def _mixing(net: SampleNetwork, x: str) -> str:
+    """A perceptron over the tokens, between two transposes."""
+    rows = net.shapes[x][1]
+    y = net.linear(net.transpose(x, 0, 2, 1), net.width(16, 2 * rows + 20))
+    return net.transpose(net.linear(net.activation(y, "Gelu"), rows), 0, 2, 1)
+
+
+def _attention(net: SampleNetwork, x: str, heads: int, size: int) -> str:
+    n, rows, features = net.shapes[x]
+    inner, split = heads * size, (n, rows, heads, size)
+    if net.chance(0.5):  # one product for all three
+        packed = net.reshape(net.linear(x, 3 * inner), n, rows, 3, heads, size)
+        turned = net.transpose(packed, 2, 0, 3, 1, 4)
+        parts = [(1, n, heads, rows, size)] * 3
+        first = net.node("Split", [turned], *parts, axis=0, num_outputs=3)
+        q, k, v = (net.reshape(p, n, heads, rows, size) for p in net.siblings(first, 3))
+    else:
+        q, k, v = (
+            net.transpose(net.reshape(net.linear(x, inner), *split), 0, 2, 1, 3) for _ in "qkv"
+        )
+    scale = net.scalar(size**-0.5)
+    q = net.node("Mul", [q, scale], net.shapes[q])
+    keys = net.transpose(k, 0, 1, 3, 2)
+    scores = net.node("MatMul", [q, keys], (n, heads, rows, rows))
+    if net.chance(0.2):
+        scores = net.add(scores, net.weight(1, heads, rows, rows))
+    weights = net.node("Softmax", [scores], net.shapes[scores], axis=-1)
+    mixed = net.node("MatMul", [weights, v], (n, heads, rows, size))
+    joined = net.reshape(net.transpose(mixed, 0, 2, 1, 3), n, rows, inner)
+    return net.linear(joined, features)
