@@ -1,0 +1,149 @@
+"""Predicted against measured latency of whole networks on this machine, one thread.
+
+    PYTHONPATH=. .venv/bin/python benchmarks/latency_networks.py FOLDER     (makes the networks)
+    .venv/bin/edgeprune calibrate -o this-machine.yaml                      (ten minutes)
+    PYTHONPATH=. .venv/bin/python benchmarks/latency_model.py FOLDER --profile this-machine.yaml
+
+None of the networks is in the calibration. Each is run in bursts, turn about with the calibration's
+reference network, in several passes over all of them; a pass's median counts as it would be with
+the reference at the speed that it had in the calibration (shared machines change their speed by
+tens of percent from minute to minute), the figures as measured are given beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from scipy.stats import spearmanr
+
+from edgeprune.device.from_onnx import kernel_graph
+from edgeprune.device.profile import Profile, load_profile
+from edgeprune.device.samples import REFERENCE, reference
+from export import runner
+
+BURST = 4
+
+
+def measure(path: Path, beside: Any, seconds: float) -> tuple[float, float]:
+    """Milliseconds of a network and of the reference, medians of runs in bursts turn about."""
+    step = runner.bind(runner.open_session(path))
+    step()
+    times: list[float] = []
+    around: list[float] = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(times) < 8:
+        for found, run in ((times, step), (around, beside)):
+            for _ in range(BURST):
+                began = time.perf_counter()
+                run()
+                found.append((time.perf_counter() - began) * 1e3)
+    return float(np.median(times)), float(np.median(around))
+
+
+def passes(paths: list[Path], count: int, seconds: float, cache: Path | None) -> dict[str, Any]:
+    """For each file, (its ms, the reference's ms) of each pass."""
+    done = json.loads(cache.read_text()) if cache and cache.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(reference(), Path(folder) / REFERENCE)
+        beside = runner.bind(runner.open_session(Path(folder) / REFERENCE))
+    for turn in range(count):
+        for path in paths:
+            if len(done.setdefault(path.stem, [])) <= turn:
+                done[path.stem].append(measure(path, beside, seconds))
+                if cache:
+                    cache.write_text(json.dumps(done))
+    return done
+
+
+def predict(path: Path, profile: Profile) -> tuple[float, float]:
+    """(milliseconds predicted, milliseconds that predicting took, the file being loaded)."""
+    model = onnx.load(path)
+    kernel_graph(model, profile.fusion).latency_ms(profile, {})
+    began = time.process_time()
+    ms = kernel_graph(model, profile.fusion).latency_ms(profile, {})
+    return ms, (time.process_time() - began) * 1e3
+
+
+def summary(name: str, errors: list[float], raw: list[float]) -> None:
+    within = statistics.fmean(abs(e) <= 0.1 for e in errors)
+    raw_within = statistics.fmean(abs(e) <= 0.1 for e in raw)
+    print(
+        f"{name:<10} {len(errors):3d} networks: median error "
+        f"{100 * statistics.median(map(abs, errors)):.1f} %, mean "
+        f"{100 * statistics.fmean(map(abs, errors)):.1f} %, within 10 %: {within:.0%}, bias "
+        f"{100 * statistics.median(errors):+.1f} %  (as measured: median "
+        f"{100 * statistics.median(map(abs, raw)):.1f} %, within 10 %: {raw_within:.0%})"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--profile", default="host")
+    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="a network and pass")
+    parser.add_argument("--cache", type=Path, help="measurements, to go on with")
+    parser.add_argument("names", nargs="*", help="only these files' stems")
+    arguments = parser.parse_args()
+
+    profile = load_profile(arguments.profile)
+    paths = [p for p in sorted(arguments.folder.glob("*.onnx"))]
+    paths = [p for p in paths if not arguments.names or p.stem in arguments.names]
+    measured = passes(paths, arguments.passes, arguments.seconds, arguments.cache)
+    usual = profile.calibration.reference_ms if profile.calibration else None
+    errors: dict[str, float] = {}
+    raw: dict[str, float] = {}
+    truth: dict[str, float] = {}
+    guess: dict[str, float] = {}
+    took = []
+    print(f"{'network':<34}{'predicted':>10}{'measured':>10}{'error':>8}{'raw':>8}  interval")
+    for path in paths:
+        name = path.stem
+        ms, cost = predict(path, profile)
+        took.append(cost)
+        found = measured[name][: arguments.passes]
+        guess[name] = ms
+        truth[name] = statistics.median(m * (usual / r if usual else 1) for m, r in found)
+        errors[name] = ms / truth[name] - 1
+        raw[name] = ms / statistics.median(m for m, _ in found) - 1
+        low, high = profile.latency_interval_ms(ms)
+        mark = "" if low <= truth[name] <= high else "outside"
+        print(
+            f"{name:<34}{ms:>10.2f}{truth[name]:>10.2f}{errors[name]:>+8.1%}{raw[name]:>+8.1%}  "
+            f"{low:.2f}-{high:.2f} {mark}"
+        )
+    kinds = {
+        "originals": [n for n in errors if "-p" not in n],
+        "pruned": [n for n in errors if n.endswith("-p0")],
+        "together": [n for n in errors if "-p" not in n or n.endswith("-p0")],
+    }
+    for kind, names in kinds.items():
+        if names:
+            summary(kind, [errors[n] for n in names], [raw[n] for n in names])
+    for name in kinds["originals"]:
+        variants = [n for n in errors if n.startswith(f"{name}-p")]
+        if len(variants) > 5:
+            found = spearmanr([guess[n] for n in variants], [truth[n] for n in variants])
+            print(f"ranking of {len(variants)} pruned {name}: Spearman {found.statistic:.3f}")
+    inside = [
+        profile.latency_interval_ms(guess[n])[0]
+        <= truth[n]
+        <= profile.latency_interval_ms(guess[n])[1]
+        for n in kinds["together"]
+    ]
+    print(f"inside the 90 % interval: {statistics.fmean(inside):.0%}")
+    print(
+        f"predicting one network: median {statistics.median(took):.0f} ms, worst {max(took):.0f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
