@@ -248,7 +248,7 @@ def calibrate(
         float | None, Parameter(help="The other device's memory, in MB (10^6 bytes).")
     ] = None,
     threads: Annotated[int | None, Parameter(help="Threads of onnxruntime (default 1).")] = None,
-    seconds: Annotated[float, Parameter(help="How long to measure.")] = 540.0,
+    seconds: Annotated[float, Parameter(help="How long to measure.")] = 480.0,
     debug: _Debug = False,
 ) -> int:
     """Measure this machine, or another device, with onnxruntime and write a profile of it.

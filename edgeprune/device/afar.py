@@ -21,7 +21,7 @@ def calibrate_remote(
     ssh_options: str = "",
     ram_mb: float | None = None,
     threads: int = 1,
-    seconds: float = 540.0,
+    seconds: float = 480.0,
     say: Say | None = None,
 ) -> Profile:
     """Measures the device behind `ssh://…` and writes its profile to `output`, named after it.

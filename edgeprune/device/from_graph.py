@@ -361,9 +361,11 @@ def _attention(reader: _Reader, node: Node) -> list[Op]:
     scaled = step("q", "elementwise", (q.name,), reader.elements(q), none)
     # A transpose of a transpose is one.
     merged = _op_name(k) in ("permute", "transpose") and len(k.users) == 1
-    turned = step("kt", FREE if merged else "copy", (k.name,), reader.elements(k), none)
-    swap = {n: Poly.constant(v) for n, v in transposes((0, 2, 1), False).items()}
-    turned = replace(turned, sizes={"run": Poly.constant(1), **swap})
+    turned = step("kt", "copy", (k.name,), reader.elements(k), none)
+    # Scaled before it is multiplied, so onnxruntime doesn't make it part of the product.
+    form = {**transposes((0, 2, 1), merged), "swaps": 0}
+    sizes = {name: Poly.constant(value) for name, value in {"run": 1, **form}.items()}
+    turned = replace(turned, sizes=sizes)
     keyed = step("k", "elementwise", turned.outputs, reader.elements(k), none)
     inputs = (*scaled.outputs, *keyed.outputs, *mask)
     heads, queries, inner = reader.rows(q, -2), reader.size(q, -2), reader.size(q, -1)

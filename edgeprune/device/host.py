@@ -36,7 +36,7 @@ _THREADS = 1
 
 #: How long this machine is measured on first use, and how long by `edgeprune calibrate`.
 QUICK_SECONDS = 40.0
-FULL_SECONDS = 540.0
+FULL_SECONDS = 480.0
 
 _BATCH = 40  # networks on disk at once, about 200 MB
 _LONGEST_BATCH_SECONDS = 3600  # on the slowest board
