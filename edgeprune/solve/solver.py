@@ -208,8 +208,8 @@ class _Model:
         tables: dict[tuple[int, ...], NDArray[np.float64]] = {}
         parts: list[Expression] = []
         for term in self._problem.terms:
-            free = tuple(sorted(v for v in term.variables if v in self._select))
             if term.options is not None:
+                free = tuple(term.options)
                 table = term.table(dict(self._fixed(_NONE)))
                 tables[free] = tables.get(free, np.zeros(table.shape)) + table
             else:

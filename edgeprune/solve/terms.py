@@ -113,7 +113,8 @@ class LatencyTerm:
         """The variables that the latency depends on."""
         form = self.form
         polys = (form.overhead, form.compute, form.memory)
-        return self.kernel.variables.union(*(poly.variables for poly in polys))
+        # A table also has the bit of a branch whose launch the polynomials price at nothing.
+        return self.kernel.variables.union(self.options or (), *(p.variables for p in polys))
 
     def table(self, fixed: Mapping[int, float]) -> Array:
         """Milliseconds for each combination of the options; `fixed`: the other variables."""

@@ -90,8 +90,8 @@ def test_a_profile_says_what_was_measured_and_how() -> None:
 def test_the_error_and_its_interval_come_from_networks_left_out() -> None:
     profile = tabled.profile()
     assert profile.interval is not None
-    assert 0.5 < profile.expected_error_percent.value < 15
-    assert 0.8 < profile.interval.low < profile.interval.high < 1.3
+    assert 0.5 < profile.expected_error_percent.value < 30
+    assert 0.5 < profile.interval.low < profile.interval.high < 1.7
     assert "without it" in profile.expected_error_percent.source
     assert "without it" in profile.interval.source
 

@@ -175,7 +175,7 @@ def test_calibrate_writes_a_profile_named_after_its_file(runs: list[Any], tmp_pa
     assert profile.name == "my-board"
     assert load_profile(output) == profile
     assert runs == [(2, host.FULL_SECONDS)]
-    assert len(said) == 1 and "9 minutes" in said[0]
+    assert len(said) == 1 and "8 minutes" in said[0]
 
 
 def test_calibrate_takes_the_place_of_the_quick_profile(

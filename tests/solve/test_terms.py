@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -138,3 +139,13 @@ def test_a_fitted_polynomial_is_gone_with_its_branch() -> None:
     gone = {**made.full, bit: 0} | {g: 0 for g, b in made.holder.items() if b == bit}
     assert form.overhead(gone) + form.compute(gone) + form.memory(gone) == 0
     assert form.overhead(made.full) + form.compute(made.full) > 0
+
+
+def test_a_term_depends_on_all_that_its_table_is_over() -> None:
+    """Also on the bit of a branch whose launch the fitted polynomials price at nothing."""
+    made = problem("residual")
+    term = next(t for t in made.terms if t.options and any(v < 0 for v in t.options))
+    nothing = replace(term.form, overhead=Poly({}), compute=Poly({}), memory=Poly({}))
+    still = replace(term.kernel, macs=Poly({}), moved=Poly({}), weights=Poly({}))
+    bare = replace(term, kernel=still, form=nothing)
+    assert set(bare.options or ()) <= bare.variables
