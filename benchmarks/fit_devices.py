@@ -11,11 +11,9 @@ from fit_model import Prior
 #: dense convolutions reach half of a peak, depthwise ones have no reuse, threads start in tens of
 #: microseconds. Weak: the common effect may stray by a factor of two for one standard deviation.
 _CPU = Prior((0.5, 0.4, 0.1, 0.15, 0.3, 0.3, 0.4, 20.0))
-# TensorRT starts a kernel from a prepared queue, in 5 to 12 microseconds on these boards; what a fit
-# would put above that is kernels' own time, which narrower layers do save.
-_GPU = Prior(
-    (0.6, 0.5, 0.1, 0.25, 0.4, 0.4, 0.6, 10.0), group=0.5, high=(1.0,) * 6 + (0.85, 12.0)
-)
+# TensorRT starts a kernel from a prepared queue, in 5 to 12 microseconds on these boards (assumed);
+# what a fit would put above that is kernels' own time, which narrower layers do save.
+_GPU = Prior((0.6, 0.5, 0.1, 0.25, 0.4, 0.4, 0.6, 10.0), group=0.5, high=(1.0,) * 6 + (0.85, 12.0))
 PRIORS = {"arm": _CPU, "x86": _CPU, "tensor": _GPU, "cuda": _GPU}
 
 

@@ -62,13 +62,15 @@ def measure(
     threads: int = 1,
     seconds: float | None = None,
     provider: str = runner.CPU_PROVIDER,
+    accept_noise: bool = False,
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Time the sample networks in a folder or zip; append to `output` what isn't there yet.
 
     seconds: stop after about so long; networks are in random order, so any first part of them is
-    a fair sample. Returns what the last line of `output` says: how many networks and kernels there
-    are, how many were disturbed, the drift, and the circumstances.
+    a fair sample. accept_noise: a busy or throttling device is measured all the same.
+    Returns what the last line of `output` says: how many networks and kernels there are, how many
+    were disturbed, the drift, and the circumstances.
 
     Raises RunnerError for a device too busy or too hot to be measured.
     """
@@ -97,7 +99,8 @@ def measure(
             _measure_memory(networks, output, file, threads, provider)
         summary = _summary(done)
         _append(file, {"summary": summary})
-    _refuse(summary)
+    if not accept_noise:
+        _refuse(summary)
     return summary
 
 
@@ -364,6 +367,7 @@ def main(argv: Sequence[str] | None = None, kit: str | None = None) -> int:
     parser.add_argument("--threads", type=runner.positive_int, default=1, help="default 1")
     parser.add_argument("--seconds", type=float, help="stop after about so long; default all")
     parser.add_argument("--provider", default=runner.CPU_PROVIDER)
+    parser.add_argument("--accept-noise", action="store_true", help="measure a busy device too")
     try:
         given = vars(parser.parse_args(argv))
         say = _show if sys.stderr.isatty() else None

@@ -68,8 +68,15 @@ def host_profile(refresh: bool = False, say: Say | None = None) -> Profile:
             tell(f"the kept profile is broken and is measured again ({error})")
     tell(f"measuring this machine for the profile {HOST!r} (about {QUICK_SECONDS:.0f} s, once) ...")
     with tempfile.TemporaryDirectory(prefix="edgeprune-results-") as folder:
-        results = measure(Path(folder) / "results.jsonl", threads, QUICK_SECONDS)
-    profile = fit(results, HOST)
+        # `host` has to work at once, also on a machine that is busy just now.
+        results = measure(Path(folder) / "results.jsonl", threads, QUICK_SECONDS, True)
+    profile = fit(results, HOST, accept_noise=True)
+    noisy = sum(sample.noisy for sample in results.samples)
+    if noisy > len(results.samples) / 2:
+        tell(
+            f"this machine is busy ({noisy} of {len(results.samples)} networks ran unevenly): "
+            "`edgeprune calibrate` when it is idle gives a better profile"
+        )
     keep(profile, path, tell)
     return profile
 
@@ -169,10 +176,11 @@ def host_threads() -> int:
     return int(text)
 
 
-def measure(output: Path, threads: int, seconds: float) -> Results:
+def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
     """Measure the sample networks here for about so long, in processes of their own; what they say.
 
     output: where the results are gathered; what is there already isn't measured again.
+    accept_noise: a busy machine is measured all the same.
     A process of its own, because torch's threads and memory would sway the times.
     Raises EdgePruneError, in one line, if that fails.
     """
@@ -184,17 +192,20 @@ def measure(output: Path, threads: int, seconds: float) -> Results:
         with tempfile.TemporaryDirectory(prefix="edgeprune-networks-") as folder:
             for _ in write_samples(Path(folder), _BATCH, first):
                 pass
-            _microbench(folder, output, threads, max(left, 1.0))
+            _microbench(folder, output, threads, max(left, 1.0), accept_noise)
         first += _BATCH
         if time.perf_counter() - began > seconds - 1:
             return read_results(output)
 
 
-def _microbench(folder: str, output: Path, threads: int, seconds: float) -> None:
+def _microbench(
+    folder: str, output: Path, threads: int, seconds: float, accept_noise: bool
+) -> None:
     script = export_folder() / "microbench.py"
     # -B: the installed package may lie in a folder that is not ours to write to.
     command = [sys.executable, "-B", str(script), folder, "-o", str(output)]
     command += ["--threads", str(threads), "--seconds", f"{seconds:.1f}"]
+    command += ["--accept-noise"] if accept_noise else []
     try:
         done = subprocess.run(
             command,

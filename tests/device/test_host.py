@@ -53,7 +53,7 @@ def runs(found: Results, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, flo
     """Every measurement asked for, as (threads, seconds); none is carried out."""
     asked: list[tuple[int, float]] = []
 
-    def measure(output: Path, threads: int, seconds: float) -> Results:
+    def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
         asked.append((threads, seconds))
         output.write_text("{}")
         return replace(found, header={**found.header, "threads": threads})
@@ -194,7 +194,7 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(
 ) -> None:
     begun: list[bool] = []
 
-    def measure(output: Path, threads: int, seconds: float) -> Results:
+    def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
         begun.append(output.exists())
         output.write_text("half of it")
         if len(begun) == 1:
@@ -281,3 +281,16 @@ def test_a_failed_measurement_is_one_clear_line(
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not cache.exists()
+
+
+def test_a_busy_machine_is_measured_all_the_same_and_said_so(
+    found: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
+        assert accept_noise
+        return replace(found, samples=tuple(replace(s, noisy=True) for s in found.samples))
+
+    monkeypatch.setattr(host, "measure", measure)
+    said: list[str] = []
+    assert host.host_profile(say=said.append).name == "host"
+    assert "12 of 12 networks ran unevenly" in said[-1]

@@ -179,6 +179,14 @@ def test_a_device_that_is_busy_is_refused_but_what_it_measured_is_kept(
     assert [sample.noisy for sample in samples] == [True, True, False, False]
 
 
+def test_a_busy_device_is_measured_where_that_is_accepted(
+    folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    timed(*[{"noisy": True}] * 4)
+    summary = microbench.measure(folder, tmp_path / "r.jsonl", seconds=60, accept_noise=True)
+    assert (summary["networks"], summary["noisy"]) == (4, 2)
+
+
 def test_a_device_that_slows_down_is_refused(
     folder: Path,
     tmp_path: Path,
