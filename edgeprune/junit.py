@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 
 from edgeprune.budgets import Budgets
 from edgeprune.errors import UserError
+from edgeprune.whole_file import whole_file
 
 SUITE = "edgeprune check"
 
@@ -38,15 +38,8 @@ def write_junit(found: dict[str, Any], path: Path) -> None:
     """Writes what `check` returned to `path`, whole or not at all. Raises UserError if it can't."""
     check_junit_target(path)
     try:
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-        try:
-            with open(handle, "wb") as file:
-                file.write(junit_xml(found))
-            os.chmod(draft, 0o644)  # mkstemp's files are for the owner alone
-            os.replace(draft, path)
-        except BaseException:
-            Path(draft).unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            file.write(junit_xml(found))
     except OSError as error:
         raise UserError(f"can't write --junit {path}: {error.strerror}") from error
 

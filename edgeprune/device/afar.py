@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
 
 from edgeprune.device.calibration import fit
-from edgeprune.device.host import Say, check_output, write_profile
+from edgeprune.device.host import FULL_SECONDS, Say, check_output, save_profile, say_aside
 from edgeprune.device.kit import write_kit
 from edgeprune.device.observations import read_results
 from edgeprune.device.profile import Profile
@@ -21,7 +20,7 @@ def calibrate_remote(
     ssh_options: str = "",
     ram_mb: float | None = None,
     threads: int = 1,
-    seconds: float = 480.0,
+    seconds: float = FULL_SECONDS,
     say: Say | None = None,
 ) -> Profile:
     """Measures the device behind `ssh://…` and writes its profile to `output`, named after it.
@@ -31,7 +30,7 @@ def calibrate_remote(
     Raises UserError, in one line, for a device that can't be reached or measured.
     """
     check_output(output)
-    tell = say or _say
+    tell = say or say_aside
     with (
         tempfile.TemporaryDirectory(prefix="edgeprune-afar-") as folder,
         Remote.parse(url, ssh_options) as device,
@@ -47,12 +46,5 @@ def calibrate_remote(
             profile = fit(read_results(results), output.stem, ram_mb=ram_mb)
         except EdgePruneError as error:
             raise UserError(f"{device}: {error}") from error
-    try:
-        write_profile(profile, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    save_profile(profile, output)
     return profile
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

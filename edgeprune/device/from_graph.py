@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
@@ -15,57 +16,21 @@ from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.rules_layout import argument
 from edgeprune.coupling.walk import attribute, module_path
+from edgeprune.device.aten import KINDS, LABELS, PARTIAL, op_name
 from edgeprune.device.fusion import fuse
-from edgeprune.device.kernels import FREE, KernelGraph, Op, OpGraph, transposes, unmoved
+from edgeprune.device.kernels import (
+    FREE,
+    KernelGraph,
+    Op,
+    OpGraph,
+    convolution_kind,
+    transposes,
+    unmoved,
+)
 from edgeprune.device.profile import Fusion
 from edgeprune.plan import Plan
 from edgeprune.poly import Poly, branch_variable
 from edgeprune.trace import TracedModel, sizes_of
-
-_FREE = (
-    "view reshape _unsafe_view view_as reshape_as flatten unflatten squeeze unsqueeze "
-    "contiguous clone detach alias to _to_copy type_as lift_fresh_copy dropout "
-    "feature_dropout alpha_dropout getitem float"
-).split()
-_COPY = (
-    "permute transpose t movedim cat concat stack pad constant_pad_nd roll flip expand repeat "
-    "repeat_interleave pixel_shuffle pixel_unshuffle channel_shuffle copy numpy_T swapaxes"
-).split()
-_PARTIAL = "slice narrow select index index_select gather embedding".split()
-_POOL = (
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d mean sum "
-    "amax amin max_pool2d_with_indices upsample_nearest2d upsample_bilinear2d "
-    "upsample_bicubic2d grid_sampler upsample_nearest1d linalg_vector_norm var std"
-).split()
-_NORM = "layer_norm rms_norm group_norm instance_norm".split()
-_SOFTMAX = ["softmax", "_softmax", "log_softmax"]
-# What ONNX calls an op, where that isn't its own name in capitals (`_label`).
-_LABELS = {
-    **dict.fromkeys(("relu6", "hardtanh", "clamp", "clamp_min"), "Clip"),
-    **dict.fromkeys(("permute", "transpose", "t", "movedim", "numpy_T", "swapaxes"), "Transpose"),
-    **dict.fromkeys(("cat", "concat"), "Concat"),
-    **dict.fromkeys(("constant_pad_nd", "pad"), "Pad"),
-    **dict.fromkeys(("slice", "narrow"), "Slice"),
-    **dict.fromkeys(("select", "index", "index_select", "embedding"), "Gather"),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool2d_with_indices"), "MaxPool"),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d"), "AveragePool"),
-    **dict.fromkeys(("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d"), "Resize"),
-    **dict.fromkeys(("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d"), "ReduceMean"),
-    **dict.fromkeys(("softmax", "_softmax"), "Softmax"),
-    "batch_norm": "BatchNormalization",
-    "hardswish": "HardSwish",
-    "hardsigmoid": "HardSigmoid",
-    "leaky_relu": "LeakyRelu",
-    "layer_norm": "LayerNormalization",
-}
-KINDS = {
-    **dict.fromkeys(_FREE, FREE),
-    **dict.fromkeys((*_COPY, *_PARTIAL), "copy"),
-    **dict.fromkeys(_POOL, "pool"),
-    **dict.fromkeys(_NORM, "norm"),
-    **dict.fromkeys(_SOFTMAX, "softmax"),
-}
 
 
 def kernel_graph(
@@ -154,7 +119,7 @@ class _Reader:
         return OpGraph(tuple(self._ops), self.elements_of, tuple(inputs), outputs, channels, static)
 
     def _read(self, node: Node) -> list[Op]:
-        name = _op_name(node)
+        name = op_name(node)
         special = _SPECIAL.get(name)
         if special is not None:
             return special(self, node)
@@ -181,7 +146,7 @@ class _Reader:
             tuple(channels),
             weights,
             self._innermost.get(node.name),
-            _op_name(node) in _PARTIAL,
+            op_name(node) in PARTIAL,
             held,
             label or self.label(node),
             {
@@ -192,10 +157,10 @@ class _Reader:
 
     def label(self, node: Node) -> str:
         """What ONNX calls a node's op."""
-        name = _op_name(node)
+        name = op_name(node)
         if name == "adaptive_avg_pool2d" or (name == "mean" and _over_pixels(node)):
             return "GlobalAveragePool"
-        return _LABELS.get(name, name[:1].upper() + name[1:])
+        return LABELS.get(name, name[:1].upper() + name[1:])
 
     def size(self, node: Node, dim: int) -> Poly:
         """One dimension of a node's tensor."""
@@ -248,7 +213,7 @@ class _Reader:
 
     def _is_constant(self, node: Node) -> bool:
         """Whether a runtime folds this node away: nothing in its value depends on an input."""
-        name = _op_name(node)
+        name = op_name(node)
         if name.startswith("new_") and all(isinstance(n, int) for n in node.args[1]):  # type: ignore[union-attr]
             return True
         return node.op == "call_function" and all(
@@ -259,12 +224,10 @@ class _Reader:
 def _convolution(reader: _Reader, node: Node) -> list[Op]:
     x, weight = node.args[0], node.args[1]
     assert isinstance(x, Node) and isinstance(weight, Node)
-    transposed = "transpose" in _op_name(node)
+    transposed = "transpose" in op_name(node)
     groups = argument(node, 6, "groups", 1)
     shape = weight.meta["val"].shape
-    area = 1
-    for k in shape[2:]:
-        area *= int(k)
+    area = prod(map(int, shape[2:]))
     inner = reader.size(weight, 1)
     made = reader.elements(x if transposed else node)
     macs = made * inner * area
@@ -283,10 +246,7 @@ def _convolution(reader: _Reader, node: Node) -> list[Op]:
     }
     label = "ConvTranspose" if transposed else "Conv"
     channels = (cin, cout) if groups == 1 else (cout,)
-    if groups == 1:
-        kind = "pointwise" if area == 1 else "conv"
-    else:
-        kind = "depthwise" if int(shape[1]) == 1 else "grouped"
+    kind = convolution_kind(groups, int(shape[1]), area)
     return [reader.op(node, kind, macs, channels, sizes, label)]
 
 
@@ -318,7 +278,7 @@ def _product_sizes(
 
 def _product(reader: _Reader, node: Node) -> list[Op]:
     """matmul, bmm, addmm: a weight on either side makes it a linear layer."""
-    a, b = (node.args[1], node.args[2]) if "add" in _op_name(node) else (node.args[0], node.args[1])
+    a, b = (node.args[1], node.args[2]) if "add" in op_name(node) else (node.args[0], node.args[1])
     assert isinstance(a, Node) and isinstance(b, Node)
     macs = reader.elements(node) * reader.size(a, -1)
     learnt = any(n.name in reader.constant for n in (a, b))
@@ -360,7 +320,7 @@ def _attention(reader: _Reader, node: Node) -> list[Op]:
     none, mask = Poly({}), tuple(n for n in whole.inputs if n not in (q.name, k.name, v.name))
     scaled = step("q", "elementwise", (q.name,), reader.elements(q), none)
     # A transpose of a transpose is one.
-    merged = _op_name(k) in ("permute", "transpose") and len(k.users) == 1
+    merged = op_name(k) in ("permute", "transpose") and len(k.users) == 1
     turned = step("kt", "copy", (k.name,), reader.elements(k), none)
     # Scaled before it is multiplied, so onnxruntime doesn't make it part of the product.
     form = {**transposes((0, 2, 1), merged), "swaps": 0}
@@ -415,11 +375,11 @@ def _recurrent(reader: _Reader, node: Node) -> list[Op]:
 
 def _moved(reader: _Reader, node: Node) -> list[Op]:
     """A transpose that only feeds products is part of them."""
-    feeds = all(_op_name(user) in ("matmul", "bmm", "baddbmm") for user in node.users)
+    feeds = all(op_name(user) in ("matmul", "bmm", "baddbmm") for user in node.users)
     source: Any = node.args[0]
     rank = node.meta["val"].dim()
     order = list(range(rank))
-    if _op_name(node) == "permute":
+    if op_name(node) == "permute":
         order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
     else:
         a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
@@ -437,17 +397,17 @@ def _joined(reader: _Reader, node: Node) -> list[Op]:
 
 def _normalized(reader: _Reader, node: Node) -> list[Op]:
     """A norm or softmax over the last dimension."""
-    kind = KINDS.get(_op_name(node), "norm")
+    kind = KINDS.get(op_name(node), "norm")
     return [reader.op(node, kind, sizes={"last": reader.size(node, -1)})]
 
 
 def _split(reader: _Reader, node: Node) -> list[Op]:
     """A split copies each piece that is used: the pieces are what getitem names."""
-    pieces = tuple(user.name for user in node.users if _op_name(user) == "getitem")
+    pieces = tuple(user.name for user in node.users if op_name(user) == "getitem")
     for user in node.users:
         reader.elements_of[user.name] = reader.elements(user)
     whole = reader.op(node, "copy")
-    if _op_name(node) == "unbind":  # exported as one slice a piece
+    if op_name(node) == "unbind":  # exported as one slice a piece
         return [replace(whole, name=p, outputs=(p,), partial=True) for p in pieces]
     return [replace(whole, outputs=pieces)]
 
@@ -456,7 +416,7 @@ def _picked(reader: _Reader, node: Node) -> list[Op]:
     """getitem: the op that made several tensors has named this one as its output."""
     source = node.args[0]
     assert isinstance(source, Node)
-    return [] if _op_name(source) in _SPLITS else [reader.op(node, FREE)]
+    return [] if op_name(source) in _SPLITS else [reader.op(node, FREE)]
 
 
 _SPLITS = ("split_with_sizes", "unbind")
@@ -493,10 +453,3 @@ def innermost_branches(branches: tuple[Branch, ...]) -> dict[str, int]:
     for branch in sorted(branches, key=lambda b: -len(b.nodes)):
         inner.update(dict.fromkeys(branch.nodes, branch.index))
     return inner
-
-
-def _op_name(node: Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target._schema.name).partition("::")[2].rstrip("_") or str(target)
-    return str(getattr(target, "__name__", target))

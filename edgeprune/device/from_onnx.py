@@ -18,7 +18,8 @@ from edgeprune.device.kernels import (
     KernelGraph,
     Op,
     OpGraph,
-    recurrent_shape,
+    convolution_kind,
+    convolution_sizes,
     transposes,
     unmoved,
 )
@@ -253,7 +254,7 @@ class _Reader:
         if op in ("LSTM", "GRU", "RNN"):
             steps = prod(self._shape(node.input[0])[:2])
             matrices = [self._shape(n) for n in node.input[1:3]]
-            shape = recurrent_shape(*self._shape(node.input[0])[:2], *matrices[0][1:], *matrices[1])
+            shape = self._recurrent(self._shape(node.input[0]), *matrices)
             return _Cost("linear", steps * sum(map(prod, matrices)), shape=shape)
         if op == "Transpose":
             return self._transpose(node)
@@ -264,6 +265,22 @@ class _Reader:
         if op in _NORM or "Softmax" in op:
             shape = {"last": self._shape(node.input[0])[-1]}
         return _Cost(_KINDS.get(op, "elementwise"), shape=shape)
+
+    @staticmethod
+    def _recurrent(
+        x: tuple[int, ...], learnt: tuple[int, ...], hidden: tuple[int, ...]
+    ) -> dict[str, int]:
+        """A recurrent layer as a product: at each step, inputs and state meet their matrices.
+
+        x: (steps, batch, features); learnt, hidden: the matrices, (directions, gates, features).
+        """
+        directions, gates, features = learnt
+        return {
+            "batch": x[0] * directions,
+            "rows": x[1],
+            "inner": features + hidden[-1],
+            "cols": gates,
+        }
 
     def _transpose(self, node: Any) -> _Cost:
         x = self._shape(node.input[0])
@@ -277,19 +294,10 @@ class _Reader:
         groups, area = _attribute(node, "group", 1), prod(weight[2:])
         made = x if node.op_type == "ConvTranspose" else out
         macs = prod(made) * weight[1] * area
-        shape = {
-            "cin": x[1],
-            "cout": out[1],
-            "pixels": prod(out[2:]),
-            "row": out[-1],
-            "kh": area // weight[-1],
-            "kw": weight[-1],
-            "stride": max(_attribute(node, "strides", [1])),
-            "groups": groups,
-        }
-        if groups == 1:
-            return _Cost("pointwise" if area == 1 else "conv", macs, (x[1], out[1]), shape)
-        return _Cost("depthwise" if weight[1] == 1 else "grouped", macs, (out[1],), shape)
+        stride = max(_attribute(node, "strides", [1]))
+        kind = convolution_kind(groups, weight[1], area)
+        channels = (x[1], out[1]) if groups == 1 else (out[1],)
+        return _Cost(kind, macs, channels, convolution_sizes(x, out, weight[2:], stride, groups))
 
     def _product(self, node: Any) -> _Cost:
         left, right = (node.input[i] for i in _PRODUCTS[node.op_type])

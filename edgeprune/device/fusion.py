@@ -58,13 +58,20 @@ def _with_pixels(graph: OpGraph, widths: Mapping[int, float]) -> OpGraph:
 
     def known(op: Op) -> Op:
         source = op.inputs[0] if op.inputs else ""
-        channels = graph.channels.get(source)
-        if channels is None or op.kind == FREE or "pixels" in op.sizes:
+        if source not in graph.channels or op.kind == FREE or "pixels" in op.sizes:
             return op
-        pixels = graph.elements[source](widths) / max(channels(widths), 1)
-        return replace(op, sizes={**op.sizes, "pixels": Poly.constant(round(pixels))})
+        pixels = Poly.constant(_pixels(graph, source, widths))
+        return replace(op, sizes={**op.sizes, "pixels": pixels})
 
     return replace(graph, ops=tuple(map(known, graph.ops)))
+
+
+def _pixels(graph: OpGraph, tensor: str, widths: Mapping[int, float]) -> int:
+    """How many pixels each channel of a tensor has; 1 for what is no image."""
+    channels = graph.channels.get(tensor)
+    if channels is None:
+        return 1
+    return round(graph.elements[tensor](widths) / max(channels(widths), 1))
 
 
 def _surrounded(graph: KernelGraph, widths: Mapping[int, float]) -> KernelGraph:
@@ -93,6 +100,7 @@ class _Chains:
             if op.kind == FREE and op.inputs:
                 for out in op.outputs:
                     self._source[out] = self._shown(op.inputs[0])
+        self._visible = {self._shown(name) for name in self._graph.outputs}
         for op in self._graph.ops:
             if op.kind != FREE:
                 for name in op.inputs:
@@ -107,7 +115,6 @@ class _Chains:
             self._kernels[at].append(op)
             for out in op.outputs:
                 self._maker[out] = at
-        self._visible = {self._shown(name) for name in self._graph.outputs}
         kernels = [self._kernel(ops) for ops in self._kernels]
         live = tuple(self._live(kernels))
         kernels.extend(self._views())
@@ -134,12 +141,9 @@ class _Chains:
             if maker is None or self._kernels[maker][0].kind not in _CHAINS:
                 continue
             alone = all(user.kind == "elementwise" for user in self._users.get(name, ()))
-            if alone and not self._is_output(name) and self._graph.elements[name].terms == size:
+            if alone and name not in self._visible and self._graph.elements[name].terms == size:
                 found.append(maker)
         return max(found, default=None)
-
-    def _is_output(self, tensor: str) -> bool:
-        return tensor in {self._shown(name) for name in self._graph.outputs}
 
     def _kernel(self, ops: list[Op]) -> Kernel:
         made = {out for op in ops for out in op.outputs}
@@ -221,7 +225,7 @@ class _OnnxRuntime(_Chains):
             for name in map(self._shown, op.inputs)
             if (maker := self._maker.get(name)) is not None
             and len(self._users.get(name, ())) == 1
-            and not self._is_output(name)
+            and name not in self._visible
             and self._takes(self._kernels[maker], op)
         ]
         return max(found, default=None)
@@ -297,7 +301,6 @@ class _Blocks:
 
     def run(self) -> OpGraph:
         self._elements = dict(self.graph.elements)
-        self._source: dict[str, str] = {}
         for op in self.graph.ops:
             self._ops.append(self._placed(op))
         for name in self.graph.outputs:
@@ -408,17 +411,11 @@ class _Blocks:
             self._elements[out] = self._elements[tensor]
             maker = next((op for op in reversed(self._ops) if tensor in op.outputs), None)
             branch = maker.branch if maker else None
-            sizes = {"pixels": Poly.constant(self._pixels(tensor))}
+            sizes = {"pixels": Poly.constant(_pixels(self.graph, tensor, self.widths))}
             reorder = Op(out, "copy", (tensor,), (out,), label=label, branch=branch, sizes=sizes)
             self._ops.append(reorder)
             self._other[tensor] = out
         return self._other[tensor]
-
-    def _pixels(self, tensor: str) -> int:
-        channels = self.graph.channels.get(tensor)
-        if channels is None:
-            return 1
-        return round(self._elements[tensor](self.widths) / max(channels(self.widths), 1))
 
     def _size(self, amount: Poly) -> int:
         return round(amount(self.widths))

@@ -23,6 +23,7 @@ from edgeprune.device.observations import Results, read_results
 from edgeprune.device.profile import HOST, SCHEMA, Profile, load_profile
 from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.resources import export_folder
+from edgeprune.whole_file import whole_file
 
 #: Overrides the folder in which the profile `host` is kept.
 CACHE_VARIABLE = "EDGEPRUNE_CACHE"
@@ -58,7 +59,7 @@ def host_profile(refresh: bool = False, say: Say | None = None) -> Profile:
 
     Raises EdgePruneError, in one line, if measuring fails.
     """
-    tell = say or _say
+    tell = say or say_aside
     threads = host_threads()
     path = cache_path(threads)
     if not refresh and path.is_file():
@@ -112,7 +113,7 @@ def calibrate(
     """
     output = Path(output).expanduser()
     check_output(output)
-    tell = say or _say
+    tell = say or say_aside
     if results is not None:
         try:
             profile = fit(read_results(results), output.stem, ram_mb=ram_mb)
@@ -128,10 +129,7 @@ def calibrate(
         profile = fit(measured, output.stem, ram_mb=ram_mb)
         keep(profile.model_copy(update={"name": HOST}), path, tell)
         unfinished.unlink(missing_ok=True)
-    try:
-        write_profile(profile, output)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
+    save_profile(profile, output)
     return profile
 
 
@@ -147,15 +145,16 @@ def write_profile(profile: Profile, path: str | Path) -> None:
     """Write a profile as YAML that `load_profile` reads back equal; whole or not at all."""
     path = Path(path)
     text = yaml.safe_dump(profile.as_dict(), sort_keys=False, allow_unicode=True, width=1000)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def save_profile(profile: Profile, output: Path) -> None:
+    """Write a profile where the user wants it. Raises UserError where that can't be done."""
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)  # mkstemp's files are for the owner alone
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+        write_profile(profile, output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}") from error
 
 
 def cache_path(threads: int) -> Path:
@@ -256,5 +255,6 @@ def _version(package: str) -> str:
     return ""
 
 
-def _say(line: str) -> None:
+def say_aside(line: str) -> None:
+    """One line on standard error."""
     print(line, file=sys.stderr, flush=True)

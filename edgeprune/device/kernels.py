@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -174,12 +175,25 @@ def transposes(order: Sequence[int], feeds_products: bool) -> dict[str, int]:
     }
 
 
-def recurrent_shape(
-    steps: Any, batch: Any, directions: Any, gates: Any, inner: Any, *hidden: Any
-) -> dict[str, Any]:
-    """A recurrent layer as a product: at each step, inputs and state meet their matrices.
+def convolution_kind(groups: int, per_group: int, area: int) -> str:
+    """Which of the kinds a convolution is. per_group: input channels of each group; area: of the
+    window."""
+    if groups > 1:
+        return "depthwise" if per_group == 1 else "grouped"
+    return "pointwise" if area == 1 else "conv"
 
-    directions, gates, inner: the input matrix's shape; hidden: the state matrix's.
-    """
-    rows = steps * directions
-    return {"batch": rows, "rows": batch, "inner": inner + hidden[-1], "cols": gates}
+
+def convolution_sizes(
+    x: Sequence[int], out: Sequence[int], window: Sequence[int], stride: int, groups: int
+) -> dict[str, int]:
+    """A convolution's `Op.sizes`. x, out: shapes with batch and channels first."""
+    return {
+        "cin": x[1],
+        "cout": out[1],
+        "pixels": prod(out[2:]),
+        "row": out[-1],
+        "kh": prod(window[:-1]),
+        "kw": window[-1],
+        "stride": stride,
+        "groups": groups,
+    }

@@ -8,14 +8,15 @@ which compress to almost nothing.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 from edgeprune.device.samples import write_samples
 from edgeprune.errors import UserError
 from edgeprune.resources import export_folder
+from edgeprune.whole_file import whole_file
 
 #: How many networks a kit holds: half an hour on a small board, ten minutes on a fast one.
 NETWORKS = 600
@@ -39,21 +40,15 @@ def write_kit(path: Path, networks: int = NETWORKS) -> None:
     if not path.parent.is_dir():
         raise UserError(f"--kit {path}: there is no folder {path.parent}")
     try:
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with open(handle, "wb") as file:
-                _pack(file, networks)
-            os.chmod(draft, 0o644)  # mkstemp's files are for the owner alone
-            os.replace(draft, path)
-        finally:
-            Path(draft).unlink(missing_ok=True)
+        with whole_file(path) as file:
+            _pack(file, networks)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _pack(file: object, networks: int) -> None:
+def _pack(file: IO[bytes], networks: int) -> None:
     with (
-        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,  # type: ignore[call-overload]
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         tempfile.TemporaryDirectory(prefix="edgeprune-kit-") as folder,
     ):
         archive.writestr("__main__.py", _MAIN)

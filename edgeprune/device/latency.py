@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from edgeprune.device.profile import Profile
@@ -54,8 +56,8 @@ def rates(profile: Profile) -> Rates:
     )
 
 
-def kernel_latency_ms(kind: str, macs: float, bytes: float, rates: Rates) -> float:
-    """Milliseconds for one fused kernel.
+def kernel_latency_ms(kind: str, macs: Any, bytes: Any, rates: Rates) -> Any:
+    """Milliseconds for one fused kernel; the numbers may be arrays that broadcast.
 
     kind: one of COMPUTE_KINDS or MEMORY_KINDS; the latter ignore `macs`.
     macs: multiply-accumulates, with channels rounded up to the device's tiles (`padded_channels`).
@@ -65,12 +67,12 @@ def kernel_latency_ms(kind: str, macs: float, bytes: float, rates: Rates) -> flo
     """
     memory_ms = bytes * rates.ms_per_byte
     if kind in rates.ms_per_mac:
-        return rates.overhead_ms + max(macs * rates.ms_per_mac[kind], memory_ms)
+        return rates.overhead_ms + np.maximum(macs * rates.ms_per_mac[kind], memory_ms)
     if kind in MEMORY_KINDS:
         return rates.overhead_ms + memory_ms
     raise ValueError(f"unknown kind of kernel {kind!r}")
 
 
-def padded_channels(channels: int, multiple: int) -> int:
+def padded_channels(channels: Any, multiple: int) -> Any:
     """`channels` rounded up to whole tiles of `multiple`: what a kernel really computes."""
     return -(-channels // multiple) * multiple

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeprune.device.fusion import ACTIVATIONS
+from edgeprune.device.kernels import convolution_kind, convolution_sizes
 from edgeprune.device.pricing import Work, surroundings
 from edgeprune.errors import EdgePruneError
 
@@ -151,7 +152,7 @@ def _sample(name: str, line: Mapping[str, Any], block: int, usual_ms: float) -> 
 
 
 def _observation(kernel: Mapping[str, Any], block: int, speed: float) -> Observation | None:
-    """None for kernels without a tensor. speed: what the times are multiplied by."""
+    """None for kernels that don't tell enough. speed: what the times are multiplied by."""
     inputs, outputs = _shapes(kernel["in"]), _shapes(kernel["out"])
     op = kernel["op"]
     if op in _VIEWS:
@@ -160,6 +161,8 @@ def _observation(kernel: Mapping[str, Any], block: int, speed: float) -> Observa
     if not inputs or not outputs:
         return None
     if op in _CONVOLUTIONS:
+        if len(inputs) < 2 or len(inputs[1]) != len(inputs[0]):
+            return None  # its weight was packed away, and the window with it
         work = _convolution(kernel["name"], op, inputs, outputs[0], block)
     elif op in _PRODUCTS:
         work = _product(op, inputs, outputs[0], int(kernel["parameter_bytes"]))
@@ -179,22 +182,8 @@ def _convolution(name: str, op: str, inputs: list[Shape], out: Shape, block: int
     per_group = weight[0] if transposed else weight[1]
     area = prod(weight[2:])
     groups = max(x[1] // per_group, 1)
-    if groups > 1 and per_group == 1:
-        kind = "depthwise"
-    elif groups > 1:
-        kind = "grouped"
-    else:
-        kind = "pointwise" if area == 1 else "conv"
-    sizes = {
-        "cin": x[1],
-        "cout": out[1],
-        "pixels": prod(out[2:]),
-        "row": out[-1],
-        "kh": area // weight[-1],
-        "kw": weight[-1],
-        "stride": max(round(x[-1] / out[-1]), 1),
-        "groups": groups,
-    }
+    kind = convolution_kind(groups, per_group, area)
+    sizes = convolution_sizes(x, out, weight[2:], max(round(x[-1] / out[-1]), 1), groups)
     if blocked:
         sizes["block"] = block
     adds = any(len(shape) == len(out) for shape in inputs[2:])

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.device.latency import MEMORY_KINDS, rates
+from edgeprune.device.latency import kernel_latency_ms, padded_channels, rates
 from edgeprune.device.profile import Profile
 
 Array = NDArray[np.float64]
@@ -74,22 +74,17 @@ class Analytic:
         return [self._one(work) for work in works]
 
     def _one(self, work: Work) -> Array:
-        memory = work.elements * self._bytes * self._rates.ms_per_byte
-        if work.kind in MEMORY_KINDS:
-            busy = memory
-        else:
-            compute = work.macs * self._rates.ms_per_mac[work.kind]
-            for size in work.channels:
-                compute = compute * padding(size, self._tile)
-            busy = np.maximum(compute, memory)
-        return np.where(work.elements > 0, self._rates.overhead_ms + busy, 0.0)
+        macs = work.macs
+        for size in work.channels:
+            macs = macs * padding(size, self._tile)
+        ms = kernel_latency_ms(work.kind, macs, work.elements * self._bytes, self._rates)
+        return np.where(work.elements > 0, ms, 0.0)
 
 
 def padding(size: Array, tile: int) -> Array:
     """How much more than asked is computed in a dimension; below one tile, nothing."""
     whole = np.round(size)
-    padded = np.ceil(whole / tile) * tile
-    return np.where(whole > tile, padded / np.maximum(whole, 1), 1.0)
+    return np.where(whole > tile, padded_channels(whole, tile) / np.maximum(whole, 1), 1.0)
 
 
 @lru_cache(maxsize=16)

@@ -257,3 +257,14 @@ def test_a_file_that_is_no_result_is_one_line(text: str, tmp_path: Path) -> None
     with pytest.raises(EdgePruneError, match=r"r\.jsonl: no results") as caught:
         read_results(tmp_path / "r.jsonl")
     assert "\n" not in str(caught.value)
+
+
+def test_a_convolution_whose_weight_was_packed_away_is_not_guessed_at(
+    folder: Path, tmp_path: Path, timed: Callable[..., list[str]]
+) -> None:
+    known = {**KERNEL, "in": [[1, 16, 28, 28], [12, 16, 3, 3]], "out": [[1, 12, 28, 28]]}
+    packed = {**known, "op": "ConvTranspose", "in": [[1, 16, 28, 28], [12]]}
+    timed({"kernels": [known, packed]})
+    microbench.measure(folder, tmp_path / "r.jsonl", seconds=60, accept_noise=True)
+    first = read_results(tmp_path / "r.jsonl").samples[0]
+    assert (first.launches, len(first.kernels)) == (2, 1)

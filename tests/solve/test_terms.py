@@ -102,15 +102,17 @@ def test_a_table_holds_the_exact_latency_of_each_combination(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_compiled_latency_is_that_of_the_tables(name: str) -> None:
     made = problem(name)
-    if any(term.options is None for term in made.terms):
-        pytest.skip("a kernel of many variables is only near")
+    looked_up = [term for term in made.terms if term.options is not None]  # the others are near
     columns = Columns(list(made.options))
     some = list(itertools.islice(choices(made), 0, None, 211))
     fixed = {v: float(o[0]) for v, o in made.options.items() if len(o) == 1}
-    latency = Latency(made.terms, columns, Lookups(columns, fixed, exact=False))
+    latency = Latency(looked_up, columns, Lookups(columns, fixed, exact=False))
     compiled = latency(np.stack([columns.row(values) for values in some]))
-    exact = [made.costs(values)["latency_ms"] for values in some]
+    exact = [sum(float(term.at(values)) for term in looked_up) for values in some]
     assert compiled.tolist() == pytest.approx(exact)
+    if len(looked_up) == len(made.terms):
+        whole = [made.costs(values)["latency_ms"] for values in some]
+        assert compiled.tolist() == pytest.approx(whole)
 
 
 @pytest.mark.parametrize("name", MODELS)
