@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeprune.device.latency import padded_channels
+from edgeprune.device.latency import run_channels
 
 _VIEWS = {
     *("view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "t", "expand"),
@@ -41,7 +41,7 @@ class Kernel:
 class _Counter(TorchDispatchMode):
     """Lists kernels as operators run; an operator that only follows one fuses into it."""
 
-    def __init__(self, multiple: int) -> None:
+    def __init__(self, multiple: int | None) -> None:
         super().__init__()
         self.multiple = multiple
         self.kernels: list[Kernel] = []
@@ -96,21 +96,21 @@ class _Counter(TorchDispatchMode):
         return len(self.kernels) - 1
 
     def _work(self, name: str, args: tuple[Any, ...], output: torch.Tensor) -> tuple[str, int]:
-        """Kind of kernel and MACs, with channels rounded up to tiles (a graph's input as it is)."""
+        """Kind of kernel and MACs, of channels as they run."""
         if name == "convolution":
             weight, groups = args[1], args[8]
             c_out, per_group, *window = weight.shape
             pixels = output.numel() // c_out
             area = math.prod(window)
             if groups > 1 and per_group == 1:
-                return "depthwise", pixels * area * self._padded(c_out)
-            padded = groups * self._padded(c_out // groups) * self._padded(per_group)
+                return "depthwise", pixels * area * self._run(c_out)
+            padded = groups * self._run(c_out // groups) * self._run(per_group)
             kind = "grouped" if groups > 1 else "conv" if area > 1 else "pointwise"
             return kind, pixels * area * padded
         if name in ("addmm", "mm", "linear"):
             first, second = args[-2:] if name != "linear" else (args[0], args[1].t())
             rows = first.numel() // first.shape[-1]
-            return "linear", rows * self._padded(first.shape[-1]) * self._padded(second.shape[-1])
+            return "linear", rows * self._run(first.shape[-1]) * self._run(second.shape[-1])
         if name in ("bmm", "baddbmm"):
             first, second = args[-2:]
             return "matmul", first.numel() * second.shape[-1]
@@ -122,8 +122,8 @@ class _Counter(TorchDispatchMode):
             return "pool", 0
         return ("copy" if name in ("cat", "clone", "copy_") else "elementwise"), 0
 
-    def _padded(self, channels: int) -> int:
-        return channels if channels < self.multiple else padded_channels(channels, self.multiple)
+    def _run(self, channels: int) -> int:
+        return channels if self.multiple is None else int(run_channels(channels, self.multiple))
 
 
 def _flat(values: Any) -> list[Any]:
@@ -132,12 +132,12 @@ def _flat(values: Any) -> list[Any]:
     return [values]
 
 
-def kernels_of(build: Callable[[], nn.Module], side: int, multiple: int) -> list[Kernel]:
+def kernels_of(build: Callable[[], nn.Module], side: int, multiple: int | None) -> list[Kernel]:
     """The fused kernels of one inference on a square image, batch 1.
 
     build: makes the network; called under the meta device.
     side: height and width in pixels.
-    multiple: channels are rounded up to tiles of this many.
+    multiple: channels run in tiles of this many; None counts MACs as written.
     """
     with torch.device("meta"), torch.no_grad():
         model = build().eval()

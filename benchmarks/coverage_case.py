@@ -33,7 +33,7 @@ from edgeprune.export import export
 from edgeprune.oracle import difference, prove, worst_node
 from edgeprune.plan import Plan, keep_best
 from edgeprune.resize import resize
-from edgeprune.score import score
+from edgeprune.scoring import score
 from edgeprune.trace import ExampleInputs, TracedModel, trace
 from edgeprune.validate import validate
 from edgeprune.writeback import write_back

@@ -19,7 +19,7 @@ from coverage_case import autograd_facts, explained, torch_pruning
 from edgeprune.coupling import couple
 from edgeprune.plan import Plan, keep_best
 from edgeprune.resize import resize
-from edgeprune.score import score
+from edgeprune.scoring import score
 from edgeprune.trace import ExampleInputs, trace
 
 _MODELS = ("resnet50", "densenet121", "swin_t")

@@ -98,7 +98,7 @@ def family(name: str) -> str:
 
 
 @cache
-def counted(name: str, side: int, multiple: int) -> tuple[Kernel, ...]:
+def counted(name: str, side: int, multiple: int | None) -> tuple[Kernel, ...]:
     """The fused kernels of a published name on a square image of `side` pixels."""
     return tuple(kernels_of(NETWORKS[name], side, multiple))
 
@@ -120,7 +120,7 @@ def counted_as_ncnn(
         ("depthwise", "depthwise_mmacs"),
         ("grouped", "grouped_mmacs"),
     ):
-        ours = sum(kernel.macs for kernel in counted(name, side, 1) if kernel.kind == kind)
+        ours = sum(kernel.macs for kernel in counted(name, side, None) if kernel.kind == kind)
         theirs = float(macs[name][column]) * 1e6
         factor[kind] = theirs / ours if ours and theirs else 1.0
     return tuple(

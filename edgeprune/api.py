@@ -29,7 +29,7 @@ from edgeprune.pipeline import Outcome, run
 from edgeprune.report import Report, write_html
 from edgeprune.settings import Settings
 from edgeprune.steps import Listener, Steps
-from edgeprune.task import Metric, Task
+from edgeprune.task import Loss, Metric, Task, check_teachable
 from edgeprune.trace import ExampleInputs, trace
 from edgeprune.validate import validate
 
@@ -107,6 +107,10 @@ def prune(
     precision: str = "fp32",
     seed: int = 0,
     cautious: bool = False,
+    steps: int | None = None,
+    epochs: int | None = None,
+    max_drop: float | None = None,
+    loss: Loss | None = None,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -116,6 +120,9 @@ def prune(
     dimension 0. budgets override the profile's; `rate` (a share of the parameters) goes instead.
     data: DataLoader(s) or what --data takes. metric: a function of the module, higher is better.
     cautious: budgets are lowered so that they hold at the upper end of the predictions' intervals.
+    steps: progressive pruning in so many steps. epochs: of fine-tuning, in all. max_drop: the most
+    points of the metric that may be lost. loss: for fine-tuning, of what the model returns and the
+    batch as the data give it; without it, labels and the model as it was teach.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
@@ -123,7 +130,18 @@ def prune(
     """
     device = profile if isinstance(profile, Profile) else load_profile(profile)
     settings = Settings.build(
-        device, budgets, rate, method, importance, precision, keep, seed, cautious=cautious
+        device,
+        budgets,
+        rate,
+        method,
+        importance,
+        precision,
+        keep,
+        seed,
+        cautious=cautious,
+        steps=steps,
+        epochs=epochs,
+        max_drop=max_drop,
     )
     inputs = check_inputs(model, as_example_inputs(example_inputs))
     task = Task(
@@ -134,7 +152,9 @@ def prune(
         _as_data(data, inputs),
         metric,
         None if metric is None else getattr(metric, "__name__", "metric"),
+        loss=loss,
     )
+    check_teachable(task)
     outcome = carry_out(task, None if output is None else Path(output), Steps(listener))
     return Result(
         outcome.module,

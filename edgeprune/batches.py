@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import UserError
-from edgeprune.trace import ExampleInputs
+from edgeprune.trace import ExampleInputs, TracedModel
 
 _LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 
@@ -63,6 +63,13 @@ class Rebatched:
             for i in range(0, count * self.size, self.size):
                 part = tuple(t[i : i + self.size] for t in inputs)
                 yield part if labels is None else (part, labels[i : i + self.size])
+
+
+def as_batches(batches: Iterable[Any], traced: TracedModel) -> Iterable[Any]:
+    """Batches as a graph takes them: cut to the one size that it takes, if it takes one."""
+    if traced.dynamic_batch:
+        return batches
+    return Rebatched(batches, traced.example_inputs, traced.batch)
 
 
 def accuracy(model: nn.Module, test: Iterable[Any], example_inputs: ExampleInputs) -> float:

@@ -83,10 +83,12 @@ def prune(
         float | None, Parameter(help="Instead of budgets: share of parameters to remove.")
     ] = None,
     max_drop: Annotated[
-        float | None, Parameter(help="Most accuracy that may be lost (not supported yet).")
+        float | None, Parameter(help="Most points of the metric that may be lost.")
     ] = None,
     method: Annotated[str, Parameter(help="channel, layer or structured (both).")] = "structured",
-    importance: Annotated[str, Parameter(help="Scoring criterion: auto or magnitude.")] = "auto",
+    importance: Annotated[
+        str, Parameter(help="Scoring criterion; auto takes the best that --data allows.")
+    ] = "auto",
     data: Annotated[
         str | None, Parameter(help="DataLoaders (module:function), an image folder, or an .npz.")
     ] = None,
@@ -100,10 +102,8 @@ def prune(
         list[str] | None,
         Parameter(negative="", help="Layers that stay as they are (a glob; repeat)."),
     ] = None,
-    steps: Annotated[
-        int | None, Parameter(help="Progressive pruning steps (not supported yet).")
-    ] = None,
-    epochs: Annotated[int | None, Parameter(help="Fine-tuning epochs (not supported yet).")] = None,
+    steps: Annotated[int | None, Parameter(help="Steps on the way to the budgets.")] = None,
+    epochs: Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")] = None,
     precision: Annotated[str, Parameter(help="Numeric type of the file: fp32.")] = "fp32",
     output: Annotated[
         Path | None, Parameter(["--output", "-o"], help="Folder for the results.")
@@ -121,9 +121,7 @@ def prune(
     MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or
     an importable factory package.module:function.
     """
-    _not_yet(
-        ("--max-drop", max_drop), ("--require", require), ("--steps", steps), ("--epochs", epochs)
-    )
+    _not_yet(("--require", require))
     from edgeprune.budgets import Budgets
     from edgeprune.commands import Request, prune_model
 
@@ -143,6 +141,9 @@ def prune(
         solver_seconds,
         step_seconds,
         cautious,
+        steps,
+        epochs,
+        max_drop,
         data,
         eval,
         output,

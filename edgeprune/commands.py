@@ -27,7 +27,7 @@ from edgeprune.progress import Bars
 from edgeprune.report import Report, print_report
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
-from edgeprune.task import Task
+from edgeprune.task import Task, check_teachable
 from edgeprune.trace import ExampleInputs, trace
 
 
@@ -50,6 +50,9 @@ class Request:
     solver_seconds: float
     step_seconds: float
     cautious: bool
+    steps: int | None
+    epochs: int | None
+    max_drop: float | None
     data: str | None
     metric: str | None
     output: Path | None
@@ -73,7 +76,10 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
 def _missed_rate(report: Report) -> list[str]:
     """A --rate that could not be reached, in words."""
     asked, achieved = report.rate.asked, report.rate.achieved
-    if asked is None or achieved >= asked or report.solver.status != "infeasible":
+    if asked is None or achieved >= asked:
+        return []
+    stopped = any("out of reach" in warning for warning in report.warnings)
+    if report.solver.status != "infeasible" and not stopped:
         return []
     return [f"{achieved:.1%} of the parameters removed, {asked:.1%} asked"]
 
@@ -104,6 +110,9 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.solver_seconds,
         request.step_seconds,
         request.cautious,
+        request.steps,
+        request.epochs,
+        request.max_drop,
     )
     target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
     check_target(target)
@@ -118,6 +127,7 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.metric or ("accuracy, %" if data and data.test else None),
         (*remarks, *(data.remarks if data else ())),
     )
+    check_teachable(task)
     return task, target
 
 

@@ -12,18 +12,19 @@ from typing import Any
 from torch.fx import GraphModule
 
 from edgeprune import __version__
-from edgeprune.batches import Rebatched, accuracy
+from edgeprune.batches import accuracy, as_batches
 from edgeprune.budgets import Budgets
 from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import kernel_graph, parameter_count
+from edgeprune.errors import UserError
 from edgeprune.export import Exported, export
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
-from edgeprune.recover import Recovery, recalibrate
-from edgeprune.resize import resize
-from edgeprune.score import Scores
+from edgeprune.recover import Recovery, recover, share_of_epochs, tune
+from edgeprune.resize import inherit, resize
+from edgeprune.scoring import Scores
 from edgeprune.solve import Limits, Problem, Reachable, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -44,8 +45,18 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class StepRecord:
+    """What a step of progressive pruning came to. removed: share of the parameters."""
+
+    step: int
+    params: int
+    removed: float
+    metric: float | None
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """One plan carried out."""
+    """One plan carried out, as a file. history: what each step came to."""
 
     plan: Plan
     solution: Solution
@@ -55,12 +66,28 @@ class Candidate:
     cost: Cost
     reachable: Reachable
     recovery: Recovery | None
+    trained: tuple[str, ...]
+    history: tuple[StepRecord, ...]
     warnings: tuple[str, ...]
-    metric: float | None = None  # of the last round's model alone
+    metric: float | None
 
     def met(self, budgets: Budgets) -> bool:
         """Whether the file keeps every budget."""
         return not over(self.cost, budgets)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One plan carried out, not yet for good as a file. cost: of its sizes, if priced."""
+
+    plan: Plan
+    solution: Solution
+    module: GraphModule
+    proof: SurgeryProof
+    cost: Cost | None = None
+    recovery: Recovery | None = None
+    trained: tuple[str, ...] = ()
+    metric: float | None = None
 
 
 class Fitting:
@@ -87,6 +114,7 @@ class Fitting:
         self._folder = folder
         self._steps = steps
         self._warnings: list[str] = []
+        self._history: list[StepRecord] = []
         self.criterion = scores.criterion
         self.kernels = kernels = kernel_graph(traced, coupling, self._settings.profile.fusion)
         count = parameter_count(traced, coupling)
@@ -96,27 +124,54 @@ class Fitting:
         )
 
     def run(self) -> Candidate:
-        """The candidate that keeps the budgets, or the last one tried."""
+        """The candidate that keeps the budgets, or the last one that is good."""
         self.baseline = self._baseline()
         limits = self._first_limits()
+        best: Draft | None = None
+        count = self._settings.steps
+        for number in range(1, count + 1):
+            draft = self._step(limits, number, best)
+            if not self._bearable(draft, number):
+                break
+            best = draft
+            self._history.append(self._record(number, draft))
+            if draft.plan.removes_nothing and number == count:
+                break
+        return self._as_file(best or self._untouched())
+
+    # -- steps of a progression -----------------------------------------------------------------
+
+    def _step(self, limits: Limits, number: int, before: Draft | None) -> Draft:
+        """The model at its share of the way to the limits, its accuracy won back."""
+        count = self._settings.steps
+        problem = self._problem
+        if before is not None:  # what is gone stays so
+            problem = problem.at_most(before.solution.values)
+        if number == count:
+            draft = self._fitted(problem, limits)
+        else:
+            eased = limits.eased(self._problem.costs(self._problem.full), number / count)
+            draft = self._draft(problem, self._solve(problem, eased, None))
+        return self._mended(draft, before, number)
+
+    def _fitted(self, problem: Problem, limits: Limits) -> Draft:
+        """A draft whose file keeps the budgets, if some round finds one."""
         solution: Solution | None = None
         for _ in range(ROUNDS):
-            solution = self._solve(limits, solution)
-            candidate = self._carry_out(solution)
-            exceeded = over(candidate.cost, self._settings.budgets)
+            solution = self._solve(problem, limits, solution)
+            draft = self._draft(problem, solution)
+            cost = self._priced(draft)[1]
+            exceeded = over(cost, self._settings.budgets)
             if not exceeded or solution.status == "infeasible":
                 break
             limits = _tightened(limits, exceeded)
-        with self._steps.step("evaluate"):  # once: earlier rounds' models are thrown away
-            return replace(candidate, metric=self._metric(candidate.module))
+        return replace(draft, cost=cost)
 
-    # -- one round ------------------------------------------------------------------------------
-
-    def _solve(self, limits: Limits, before: Solution | None) -> Solution:
+    def _solve(self, problem: Problem, limits: Limits, before: Solution | None) -> Solution:
         seconds = self._settings.solver_seconds
         with self._steps.step("solve"):
             return solve(
-                self._problem,
+                problem,
                 limits,
                 seconds,
                 self._settings.seed,
@@ -126,29 +181,110 @@ class Fitting:
                 ),
             )
 
-    def _carry_out(self, solution: Solution) -> Candidate:
-        plan = self._problem.plan(solution.values)
+    def _draft(self, problem: Problem, solution: Solution) -> Draft:
+        plan = problem.plan(solution.values)
         with self._steps.step("resize"):
             with deadline("resize", self._settings.step_seconds):
                 module = resize(self._traced, self._coupling, plan)
             proof = prove(self._traced, self._coupling, plan, module)
-        with self._steps.step("recover"):
-            recovery = self._recover(module, plan)
-        with self._steps.step("export"):
-            exported = self._exported(module, plan)
-        with self._steps.step("price"):
-            cost = self._price(exported, module)
+        return Draft(plan, solution, module, proof)
+
+    def _untouched(self) -> Draft:
+        full = self._problem.full
+        nothing = Solution(full, "feasible", 0.0, 0.0, 0.0)
+        return replace(self._draft(self._problem, nothing), metric=self.baseline.metric)
+
+    def _mended(self, draft: Draft, before: Draft | None, number: int) -> Draft:
+        """A draft with its accuracy won back where there is data."""
+        settings, data = self._settings, self._task.data
+        if data is not None and not draft.plan.removes_nothing:
+            if before is not None:
+                inherit(draft.module, draft.plan, before.module, before.plan, self._coupling)
+            with self._steps.step("recover"):
+                recovery = recover(
+                    self._traced,
+                    self._coupling,
+                    draft.plan,
+                    draft.module,
+                    self._batches(data.train),
+                    settings.seed,
+                    lambda words, share: self._steps.note("recover", words, share),
+                )
+            draft = replace(draft, recovery=recovery)
+            epochs = share_of_epochs(settings.epochs, settings.steps, number)
+            if epochs:
+                draft = replace(draft, trained=self._tuned(draft, epochs))
+        with self._steps.step("evaluate"):
+            return replace(draft, metric=self._metric(draft.module))
+
+    def _tuned(self, draft: Draft, epochs: int) -> tuple[str, ...]:
+        assert self._task.data is not None
+        with self._steps.step("fine-tune"):
+            return tune(
+                self._traced,
+                draft.module,
+                self._task.data,
+                epochs,
+                self._settings,
+                draft.plan,
+                self._task.loss,
+                draft.recovery.error_after if draft.recovery else 1.0,
+                lambda words, share: self._steps.note("fine-tune", words, share),
+            )
+
+    def _bearable(self, draft: Draft, number: int) -> bool:
+        """Whether a step loses no more of the metric than --max-drop allows."""
+        allowed, before = self._settings.max_drop, self.baseline.metric
+        if allowed is None:
+            return True
+        if before is None or draft.metric is None:
+            raise UserError("--max-drop needs a metric: give --data with labels, or --eval")
+        drop = before - draft.metric
+        if drop <= allowed:
+            return True
+        count = self._settings.steps
+        self._warnings.append(
+            f"the budgets are out of reach of --max-drop {allowed:g}: step {number} of {count} "
+            f"lost {drop:.3g} points, so what stands is "
+            + (f"step {number - 1}" if number > 1 else "the model as it was")
+        )
+        return False
+
+    def _record(self, number: int, draft: Draft) -> StepRecord:
+        count = count_parameters(draft.module)
+        removed = 1 - count / max(self.baseline.cost.parameters, 1)
+        return StepRecord(number, count, removed, draft.metric)
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def _as_file(self, draft: Draft) -> Candidate:
+        """The draft's file; what its sizes cost is known if they were priced before."""
+        if draft.cost is None:
+            exported, cost = self._priced(draft)
+        else:
+            cost = draft.cost
+            with self._steps.step("export"):
+                exported = self._exported(draft.module, draft.plan)
         return Candidate(
-            plan,
-            solution,
-            module,
-            proof,
+            draft.plan,
+            draft.solution,
+            draft.module,
+            draft.proof,
             exported,
             cost,
             self._problem.reachable(),
-            recovery,
+            draft.recovery,
+            draft.trained,
+            tuple(self._history) if self._settings.steps > 1 else (),
             tuple(dict.fromkeys((*self._warnings, *exported.warnings, *cost.remarks))),
+            draft.metric,
         )
+
+    def _priced(self, draft: Draft) -> tuple[Exported, Cost]:
+        with self._steps.step("export"):
+            exported = self._exported(draft.module, draft.plan)
+        with self._steps.step("price"):
+            return exported, self._price(exported, draft.module)
 
     def _exported(self, module: GraphModule, plan: Plan) -> Exported:
         """The plan's file; the model as it was is exported already."""
@@ -158,16 +294,6 @@ class Fitting:
         for file in whole.path.parent.iterdir():
             shutil.copyfile(file, self._folder / file.name)
         return replace(whole, path=self._folder / whole.path.name)
-
-    def _recover(self, module: GraphModule, plan: Plan) -> Recovery | None:
-        """Re-estimates statistics where there is data; None where nothing was to be done."""
-        data = self._task.data
-        if data is None or plan.removes_nothing:
-            return None
-        done = recalibrate(module, self._batches(data.train), self._traced.example_inputs)
-        if done.batch_norms and not done.samples:
-            self._warnings.append("--data holds too few samples to re-estimate batch norms on")
-        return done if done.batch_norms else None
 
     def _price(self, exported: Exported, module: GraphModule) -> Cost:
         """Predicted from the file, or both files measured side by side if this is the device."""
@@ -257,10 +383,7 @@ class Fitting:
         return accuracy(module, self._batches(data.test), self._traced.example_inputs)
 
     def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
-        """Batches as the graph takes them."""
-        if self._traced.dynamic_batch:
-            return batches
-        return Rebatched(batches, self._traced.example_inputs, self._traced.batch)
+        return as_batches(batches, self._traced)
 
 
 def over(cost: Cost, budgets: Budgets) -> dict[str, float]:

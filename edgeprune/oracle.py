@@ -20,9 +20,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling
-from edgeprune.coupling.layout import Label
+from edgeprune.kept import Kept, at_size
 from edgeprune.plan import Plan
-from edgeprune.trace import PRIMES, ExampleInputs, TracedModel
+from edgeprune.trace import ExampleInputs, TracedModel
 
 TOLERANCE = 1e-4
 
@@ -132,12 +132,11 @@ class _Silenced(Interpreter):
         self.expected: Mapping[str, Tensor] = {}
         self.errors: list[tuple[float, str]] = []
         self._coupling = coupling
-        self._gone = plan.gone(coupling)
+        self._kept = Kept(coupling, plan)
         self._resized: Mapping[str, Node] = {n.name: n for n in smaller.graph.nodes}
         # A concatenation gets zeros where a branch was: the units that it empties are silenced.
         removed = [coupling.branches[i] for i in plan.removed_branches]
         self._bypass = {b.joins[0]: b.skip for b in removed if b.skip is not None}
-        self._masks: dict[int, NDArray[np.bool_]] = {}
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Like Interpreter.run, but takes flat inputs and gives flat outputs."""
@@ -146,7 +145,7 @@ class _Silenced(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = self._computed(n)
         if n.name in self.expected:
-            kept = self._gather(value, self._coupling.labels[n.name])
+            kept = self._kept.gather(value, self._coupling.labels[n.name])
             self.errors.append((difference([self.expected[n.name]], [kept])[1], n.name))
         return value
 
@@ -163,7 +162,7 @@ class _Silenced(Interpreter):
 
     def _shrinks(self, node: Node) -> bool:
         return any(
-            not self._mask(label).all()
+            not self._kept.mask(label).all()
             for source in node.all_input_nodes
             for label in (self._coupling.labels[source.name] or ())
             if label is not None and not isinstance(label, list)
@@ -175,7 +174,7 @@ class _Silenced(Interpreter):
 
         def operand(original: Any, rewritten: Any) -> Any:
             if isinstance(original, Node):
-                return self._gather(self.env[original], self._coupling.labels[original.name])
+                return self._kept.gather(self.env[original], self._coupling.labels[original.name])
             return rewritten
 
         args = pytree.tree_map(operand, node.args, resized.args)
@@ -186,20 +185,14 @@ class _Silenced(Interpreter):
         out = node.target(*args, **kwargs)  # type: ignore[operator]
         return self._scatter(out, self._coupling.labels[node.name])
 
-    def _mask(self, label: Label) -> NDArray[np.bool_]:
-        assert label is not None
-        if id(label) not in self._masks:
-            self._masks[id(label)] = self._coupling.kept(label, self._gone)
-        return self._masks[id(label)]
-
     def _zeroed(self, value: Any, labels: Any) -> Any:
         if not isinstance(value, Tensor) or labels is None:
             return value
         for dim, label in enumerate(labels):
-            if label is not None and not self._mask(label).all():
+            if label is not None and not self._kept.mask(label).all():
                 shape = [1] * value.dim()
                 shape[dim] = -1
-                mask = torch.from_numpy(self._mask(label)).view(shape)
+                mask = torch.from_numpy(self._kept.mask(label)).view(shape)
                 value = torch.where(mask, value.detach(), torch.zeros((), dtype=value.dtype))
         return value
 
@@ -210,48 +203,27 @@ class _Silenced(Interpreter):
         if isinstance(labels[0], list) or value.isfinite().all():
             return value
         for dim, label in enumerate(labels):
-            if label is not None and not self._mask(label).all():
+            if label is not None and not self._kept.mask(label).all():
                 shape = [1] * value.dim()
                 shape[dim] = -1
-                mask = torch.from_numpy(at_size(self._mask(label), value.shape[dim])).view(shape)
+                kept = at_size(self._kept.mask(label), value.shape[dim])
+                mask = torch.from_numpy(kept).view(shape)
                 value = torch.where(mask, value, torch.zeros((), dtype=value.dtype))
-        return value
-
-    def _gather(self, value: Any, labels: Any) -> Any:
-        if not isinstance(value, Tensor) or labels is None:
-            return value
-        for dim, label in enumerate(labels):
-            if label is not None:
-                mask = at_size(self._mask(label), value.shape[dim])
-                value = value.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
         return value
 
     def _scatter(self, value: Any, labels: Any) -> Any:
         if isinstance(value, list | tuple):
             return type(value)(self._scatter(v, ls) for v, ls in zip(value, labels, strict=True))
         for dim, label in enumerate(labels):
-            if label is None or self._mask(label).all():
+            if label is None or self._kept.mask(label).all():
                 continue
-            total = _total_size(self._mask(label), value.shape[dim])
-            mask = at_size(self._mask(label), total)
+            total = _total_size(self._kept.mask(label), value.shape[dim])
+            mask = at_size(self._kept.mask(label), total)
             shape = list(value.shape)
             shape[dim] = total
             index = torch.from_numpy(np.flatnonzero(mask))
             value = value.new_zeros(shape).index_copy(dim, index, value)
         return value
-
-
-def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """A mask made for one batch size (a prime, see trace) at another: its batch axis repeats."""
-    if len(mask) == size:
-        return mask
-    for prime in (p for p in PRIMES if len(mask) % p == 0):
-        rest = len(mask) // prime
-        for before in (d for d in range(1, rest + 1) if rest % d == 0):
-            cube = mask.reshape(before, prime, rest // before)
-            if (cube == cube[:, :1]).all() and size % rest == 0:
-                return np.repeat(cube[:, :1], size // rest, axis=1).ravel()
-    raise AssertionError(f"no batch axis found in a dimension of {len(mask)}")
 
 
 def _total_size(mask: NDArray[np.bool_], kept: int) -> int:

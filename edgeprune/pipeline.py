@@ -5,13 +5,16 @@ Loading is the caller's (a file on the command line, a module in Python); from t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import GraphModule
 
+from edgeprune.batches import as_batches
 from edgeprune.coupling import Coupling, couple
 from edgeprune.deadline import deadline
 from edgeprune.errors import EdgePruneError, ParityError, UserError
@@ -19,7 +22,7 @@ from edgeprune.export import Exported, mark_unmet
 from edgeprune.fitting import Candidate, Fitting
 from edgeprune.report import Report
 from edgeprune.reporting import build_report
-from edgeprune.score import score
+from edgeprune.scoring import score
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -53,7 +56,14 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
         coupling = couple(traced)
         _check_prunable(coupling, settings)
     with steps.step("score"):
-        scores = score(traced, coupling, settings.importance)
+        scores = score(
+            traced,
+            coupling,
+            settings.importance,
+            _samples(task, traced),
+            settings.seed,
+            lambda words, share: steps.note("score", words, share),
+        )
     fitting = Fitting(task, traced, coupling, scores, folder, steps)
     best = fitting.run()  # solve → resize → recover → export, until the exported file fits
     if not best.met(settings.budgets):
@@ -73,6 +83,13 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
         torch.export.save(best.exported.program, folder / "pruned.pt2")
     report = build_report(task, traced, coupling, fitting, best, validation, written, steps)
     return _outcome(best, written, report, traced.dynamic_batch)
+
+
+def _samples(task: Task, traced: TracedModel) -> Iterable[Any] | None:
+    """Batches that scores can be measured on, as the graph takes them."""
+    if task.data is None or (task.settings.rate == 0 and task.settings.importance == "auto"):
+        return None
+    return as_batches(task.data.train, traced)
 
 
 def _check_prunable(coupling: Coupling, settings: Settings) -> None:

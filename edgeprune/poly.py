@@ -5,6 +5,7 @@ A variable is an int: group i is i, branch j is -(j + 1). `2·w0·w3 + 5` is {(0
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import prod
 
@@ -58,6 +59,25 @@ class Poly:
 
     __rmul__ = __mul__
 
+    def over(self, divisor: Poly) -> Poly | None:
+        """This divided by a polynomial, or None where that leaves a remainder."""
+        lead = max(divisor.terms, key=_order)
+        left = dict(self.terms)
+        nothing = 1e-9 * max(map(abs, left.values()), default=0.0)
+        terms: dict[Monomial, float] = {}
+        while left:
+            first = max(left, key=_order)
+            missing = Counter(lead) - Counter(first)
+            if missing:
+                return None
+            quotient = tuple(sorted((Counter(first) - Counter(lead)).elements()))
+            terms[quotient] = c = left[first] / divisor.terms[lead]
+            for m, d in divisor.terms.items():
+                key = tuple(sorted(quotient + m))
+                left[key] = left.get(key, 0.0) - c * d
+            left = {m: c for m, c in left.items() if abs(c) > nothing}
+        return Poly(terms)
+
     def __call__(self, values: Mapping[int, float]) -> float:
         """The value at the given widths and bits."""
         return sum(c * prod(values[v] for v in m) for m, c in self.terms.items())
@@ -74,3 +94,8 @@ class Poly:
             )
             or "0"
         )
+
+
+def _order(monomial: Monomial) -> tuple[int, Monomial]:
+    """Sorts monomials; multiplying two by a third keeps their order, as long division needs."""
+    return len(monomial), monomial

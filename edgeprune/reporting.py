@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Literal, cast
 
 from edgeprune import __version__
@@ -20,6 +21,7 @@ from edgeprune.report import (
     Rate,
     Report,
     SolverFacts,
+    StepFigures,
     Surgery,
 )
 from edgeprune.report import Validation as ValidationFacts
@@ -84,13 +86,20 @@ def build_report(
             name: list(tensor.shape)
             for name, tensor in zip(inputs, task.example_inputs.tensors, strict=False)
         },
-        remarks=[*task.remarks, *_predicted(task, best), *_recovered(best)],
+        remarks=[
+            *task.remarks,
+            *_predicted(task, best),
+            *_recovered(best),
+            *best.trained,
+            *_steps(best),
+        ],
         kernels_before=kernel_costs(
             traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
         ),
         kernels_after=kernel_costs(
             traced, fitting.kernels, settings.profile, best.plan.variables(coupling)
         ),
+        history=[StepFigures(**asdict(record)) for record in best.history],
         metric_name=task.metric_name,
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
@@ -194,7 +203,32 @@ def _recovered(best: Candidate) -> list[str]:
     if best.recovery is None:
         return []
     done = best.recovery
-    return [f"{done.batch_norms} batch norms re-estimated on {done.samples:,} samples of --data"]
+    if not done.samples:
+        return ["--data holds too few samples to win accuracy back with"]
+    figures = f"outputs miss {_percent(done.error_before)} of their variance before, "
+    figures += f"{_percent(done.error_after)} after"
+    if done.layers:
+        what = f"{done.layers} layers fitted to the original's values"
+    elif done.batch_norms:
+        what = f"{done.batch_norms} batch norms re-estimated"
+    else:
+        return [f"nothing that recovery tried on {done.samples:,} samples of --data helped"]
+    return [f"{what} on {done.samples:,} samples of --data: {figures}"]
+
+
+def _steps(best: Candidate) -> list[str]:
+    """What each step of progressive pruning came to."""
+    words = []
+    for record in best.history:
+        metric = "" if record.metric is None else f", metric {record.metric:.4g}"
+        words.append(
+            f"step {record.step}: {100 * record.removed:.3g} % of the parameters removed{metric}"
+        )
+    return words
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 1 else "all"
 
 
 def _unknown(coupling: Coupling) -> list[str]:

@@ -53,6 +53,26 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGrap
     return module
 
 
+def inherit(
+    smaller: GraphModule, plan: Plan, larger: GraphModule, before: Plan, coupling: Coupling
+) -> None:
+    """Gives `smaller` the weights that `larger`, of an earlier plan, has for what stays.
+
+    The later plan must remove all that the earlier one does.
+    """
+    gone, gone_before = plan.gone(coupling), before.gone(coupling)
+    state = larger.state_dict()
+    for name, tensor in smaller.state_dict().items():
+        value = state[name]
+        for dim, label in enumerate(coupling.parameters[name]):
+            if label is not None:
+                there = coupling.kept(label, gone_before)
+                stays = coupling.kept(label, gone)[there]
+                if not stays.all():
+                    value = value.index_select(dim, torch.from_numpy(np.flatnonzero(stays)))
+        tensor.copy_(value)
+
+
 def _bypass(branch: Branch, nodes: Mapping[str, Node]) -> None:
     """What joined a branch does without it; what computed it is dead then."""
     for name in branch.joins:

@@ -18,12 +18,17 @@ PRECISIONS = ("fp32",)
 PLANNED_PRECISIONS = ("fp16", "int8")
 
 
+_STEPS_TO_STOP_AT = 4  # where --max-drop may end the way to the budgets early
+
+
 @dataclass(frozen=True)
 class Settings:
     """budgets: what must hold (the profile's own, overridden). rate: share of parameters to remove
     instead. keep: globs over module names that stay as they are. solver_seconds: its time limit.
     step_seconds: that of tracing, coupling, resizing and writing back, each. cautious: budgets are
-    held at the upper end of the predictions' intervals, and have been lowered for that."""
+    held at the upper end of the predictions' intervals, and have been lowered for that. steps: on
+    the way to the budgets, with recovery in each. epochs: of fine-tuning, in all. max_drop: the
+    most points of the metric that may be lost; the last step that keeps it stands."""
 
     profile: Profile
     budgets: Budgets
@@ -36,6 +41,9 @@ class Settings:
     solver_seconds: float = 20.0
     step_seconds: float = STEP_SECONDS
     cautious: bool = False
+    steps: int = 1
+    epochs: int = 0
+    max_drop: float | None = None
 
     @staticmethod
     def build(
@@ -50,6 +58,9 @@ class Settings:
         solver_seconds: float = 20.0,
         step_seconds: float = STEP_SECONDS,
         cautious: bool = False,
+        steps: int | None = None,
+        epochs: int | None = None,
+        max_drop: float | None = None,
     ) -> Settings:
         """Settings from what was asked. Raises UserError for what can't be or isn't there yet."""
         asked = budgets or Budgets()
@@ -59,6 +70,10 @@ class Settings:
         _positive("--step-seconds", step_seconds)
         _one_of("--method", method, METHODS, PLANNED_METHODS)
         _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
+        _whole("--steps", steps, 1)
+        _whole("--epochs", epochs, 0)
+        if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
+            raise UserError(f"--max-drop {max_drop:g}: give points of the metric, at least 0")
         if rate is not None:
             if not (isinstance(rate, int | float) and math.isfinite(rate) and 0 <= rate < 1):
                 raise UserError(
@@ -88,6 +103,9 @@ class Settings:
             solver_seconds,
             step_seconds,
             cautious,
+            steps if steps is not None else (1 if max_drop is None else _STEPS_TO_STOP_AT),
+            epochs or 0,
+            max_drop,
         )
 
     @property
@@ -114,6 +132,11 @@ def _under(parameter: str, pattern: str) -> bool:
     """Whether some module that holds the parameter matches."""
     parts = parameter.split(".")
     return any(fnmatchcase(".".join(parts[:i]), pattern) for i in range(1, len(parts)))
+
+
+def _whole(option: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise UserError(f"{option} {value}: give a whole number, at least {least}")
 
 
 def _positive(option: str, seconds: float) -> None:

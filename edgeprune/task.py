@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from edgeprune.data import Data
+from edgeprune.errors import UserError
+from edgeprune.scoring.names import check_criterion
 from edgeprune.settings import Settings
 from edgeprune.trace import ExampleInputs
 
 Metric = Callable[[nn.Module], float]
+Loss = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
 class Task:
     """name: as the report calls the model. metric: the user's own, higher is better.
 
-    remarks: what was assumed so far, for the report.
+    remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
+    the model returns and the batch as the data give it.
     """
 
     name: str
@@ -29,3 +34,15 @@ class Task:
     metric: Metric | None = None
     metric_name: str | None = None
     remarks: tuple[str, ...] = ()
+    loss: Loss | None = None
+
+
+def check_teachable(task: Task) -> None:
+    """Raises UserError for what was asked without the data that it needs."""
+    settings, data = task.settings, task.data
+    check_criterion(settings.importance, data is not None)
+    if settings.epochs and data is None:
+        raise UserError("--epochs needs something to train on: give --data")
+    judged = task.metric is not None or (data is not None and data.test is not None)
+    if settings.max_drop is not None and not judged:
+        raise UserError("--max-drop needs a metric: give --data with labels, or --eval")

@@ -120,19 +120,19 @@ def test_exported_weights_are_those_of_the_moment_and_training_goes_on(
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
 
 
-def test_data_makes_the_statistics_those_of_the_smaller_model() -> None:
+def test_data_make_statistics_that_are_the_smaller_models() -> None:
     images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 + 1
     loader = DataLoader(TensorDataset(images), 16)
-    graph = edgeprune.prune(
-        plain(), IMAGE, profile="jetson-nano", rate=0.5, data=loader
-    ).graph_module
+    result = edgeprune.prune(plain(), IMAGE, profile="jetson-nano", rate=0.5, data=loader)
+    graph = result.graph_module
+    assert "fitted to the original's values on 64 samples" in " ".join(result.report["remarks"])
+    assert {"score", "recover"} <= set(result.report["seconds"])
+    assert result.report["importance"] == "sensitivity"
     with torch.no_grad():
-        weight = graph.get_parameter("conv1.weight")
-        parts = [nn.functional.conv2d(x, weight, padding=1) for x in images.split(16)]
-    means = torch.stack([y.mean((0, 2, 3)) for y in parts]).mean(0)
-    variances = torch.stack([y.var((0, 2, 3)) for y in parts]).mean(0)
-    torch.testing.assert_close(graph.get_buffer("bn1.running_mean"), means, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(graph.get_buffer("bn1.running_var"), variances, rtol=1e-4, atol=1e-4)
+        y = nn.functional.conv2d(images, graph.get_parameter("conv1.weight"), padding=1)
+    means, variances = y.mean((0, 2, 3)), y.var((0, 2, 3))
+    torch.testing.assert_close(graph.get_buffer("bn1.running_mean"), means, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(graph.get_buffer("bn1.running_var"), variances, rtol=0.2, atol=0.1)
 
 
 def test_metric_is_asked_of_both_models(model: Plain) -> None:

@@ -24,7 +24,7 @@ def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def mmacs(build: Any, side: int) -> float:
-    kernels = import_module("counting").kernels_of(build, side, 1)
+    kernels = import_module("counting").kernels_of(build, side, None)
     return float(sum(kernel.macs for kernel in kernels)) / 1e6
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import Coupling, couple
 from edgeprune.errors import UserError
-from edgeprune.score import Scores, branches_of, score
+from edgeprune.scoring import Scores, branches_of, score
 from tests.pruning import randomized, traced
 
 

@@ -245,8 +245,14 @@ def _convolution(reader: _Reader, node: Node) -> list[Op]:
         "groups": cin if int(shape[1]) == 1 and groups > 1 else int(groups),
     }
     label = "ConvTranspose" if transposed else "Conv"
-    channels = (cin, cout) if groups == 1 else (cout,)
     kind = convolution_kind(groups, int(shape[1]), area)
+    channels: tuple[Poly, ...] = (cin, cout)
+    if kind == "depthwise":
+        channels = (cout,)
+    elif groups > 1:  # a plan removes whole groups, or channels of each
+        whole, other = (cout, cin) if transposed else (cin, cout)
+        count = whole.over(inner) or Poly.constant(groups)
+        channels = (inner, other.over(count) or other * (1 / groups))
     return [reader.op(node, kind, macs, channels, sizes, label)]
 
 
@@ -285,7 +291,7 @@ def _product(reader: _Reader, node: Node) -> list[Op]:
     rows, inner, cols = reader.size(node, -2), reader.size(a, -1), reader.size(node, -1)
     if learnt:
         sizes = _product_sizes(1, reader.rows(node), inner, cols)
-        return [reader.op(node, "linear", macs, sizes=sizes, label="MatMul")]
+        return [reader.op(node, "linear", macs, (inner, cols), sizes, label="MatMul")]
     sizes = _product_sizes(reader.rows(node, -2), rows, inner, cols)
     return [reader.op(node, "matmul", macs, sizes=sizes, label="MatMul")]
 

@@ -296,7 +296,7 @@ class _Reader:
         macs = prod(made) * weight[1] * area
         stride = max(_attribute(node, "strides", [1]))
         kind = convolution_kind(groups, weight[1], area)
-        channels = (x[1], out[1]) if groups == 1 else (out[1],)
+        channels = (out[1],) if kind == "depthwise" else (x[1] // groups, out[1] // groups)
         return _Cost(kind, macs, channels, convolution_sizes(x, out, weight[2:], stride, groups))
 
     def _product(self, node: Any) -> _Cost:

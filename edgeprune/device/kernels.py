@@ -31,7 +31,8 @@ class Op:
 
     kind: one of COMPUTE_KINDS, MEMORY_KINDS or FREE.
     inputs, outputs: names of activation tensors (weights are not among them).
-    macs: multiply-accumulates; channels: the dimensions among its factors that run in tiles.
+    macs: multiply-accumulates; channels: the dimensions of channels among its factors; of one group
+    where a convolution has several, of all where it is depthwise.
     weights: how many elements of parameters it reads, held: those that no earlier op has counted.
     branch: the innermost removable branch that it belongs to.
     partial: it reads of its inputs only as much as it writes (a slice, a look-up).

@@ -2,6 +2,9 @@
 
     latency = launch overhead + max(arithmetic, memory traffic)
 
+Arithmetic counts channels as they run: in whole tiles, and every dimension of them costs as much as
+EDGE_CHANNELS more. So a layer of 16 channels takes more than a quarter of the time of one of 64.
+
 The model is meant for whole networks: a sum over the kernels that the runtime really launches, with
 convolution + batch norm + activation (+ addition) counted as one.
 """
@@ -23,6 +26,11 @@ COMPUTE_KINDS = ("conv", "pointwise", "depthwise", "grouped", "linear", "matmul"
 
 #: Kinds of kernels that only move bytes.
 MEMORY_KINDS = ("norm", "softmax", "elementwise", "pool", "copy")
+
+#: What a dimension of channels costs on top of what is in it, in channels: loops start and drain,
+#: operands are packed, and fewer channels amortise that less. One figure for all devices; what
+#: others would predict is in docs/devices.md.
+EDGE_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ def kernel_latency_ms(kind: str, macs: Any, bytes: Any, rates: Rates) -> Any:
     """Milliseconds for one fused kernel; the numbers may be arrays that broadcast.
 
     kind: one of COMPUTE_KINDS or MEMORY_KINDS; the latter ignore `macs`.
-    macs: multiply-accumulates, with channels rounded up to the device's tiles (`padded_channels`).
+    macs: multiply-accumulates, of channels as they run (`run_channels`).
     bytes: inputs, weights and outputs, at the profile's bytes per element.
 
     Raises ValueError for an unknown kind.
@@ -73,6 +81,13 @@ def kernel_latency_ms(kind: str, macs: Any, bytes: Any, rates: Rates) -> Any:
     raise ValueError(f"unknown kind of kernel {kind!r}")
 
 
-def padded_channels(channels: Any, multiple: int) -> Any:
+def padded_channels(channels: Any, multiple: Any) -> Any:
     """`channels` rounded up to whole tiles of `multiple`: what a kernel really computes."""
     return -(-channels // multiple) * multiple
+
+
+def run_channels(channels: Any, multiple: Any) -> Any:
+    """What a dimension of `channels` costs, in channels; below one tile of `multiple` none is
+    computed in vain."""
+    tiled = np.where(channels > multiple, padded_channels(channels, multiple), channels)
+    return tiled + EDGE_CHANNELS

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.device.latency import kernel_latency_ms, padded_channels, rates
+from edgeprune.device.latency import kernel_latency_ms, rates, run_channels
 from edgeprune.device.profile import Profile
 
 Array = NDArray[np.float64]
@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 class Work:
     """What a kernel has to do; the numbers are scalars, or arrays that broadcast.
 
-    kind, label, fused: as in `Kernel`. macs: multiply-accumulates, without padding to tiles.
-    channels: the dimensions that run in tiles. weights, moved, written: elements.
+    kind, label, fused: as in `Kernel`. macs: multiply-accumulates, as written.
+    channels: as in `Op`. weights, moved, written: elements.
     sizes: the dimensions that a table looks at, by name. around: what the whole network goes
     through between two runs of this kernel (`surroundings`), as far as caches don't hold it.
     """
@@ -81,10 +81,10 @@ class Analytic:
         return np.where(work.elements > 0, ms, 0.0)
 
 
-def padding(size: Array, tile: int) -> Array:
-    """How much more than asked is computed in a dimension; below one tile, nothing."""
+def padding(size: Array, tile: int | Array) -> Array:
+    """How many times as much as is asked a dimension of channels costs; see `run_channels`."""
     whole = np.round(size)
-    return np.where(whole > tile, padded_channels(whole, tile) / np.maximum(whole, 1), 1.0)
+    return np.asarray(run_channels(whole, tile) / np.maximum(whole, 1))
 
 
 @lru_cache(maxsize=16)

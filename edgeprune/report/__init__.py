@@ -8,6 +8,7 @@ from edgeprune.report.model import (
     Rate,
     Report,
     SolverFacts,
+    StepFigures,
     Surgery,
     Validation,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "Rate",
     "Report",
     "SolverFacts",
+    "StepFigures",
     "Surgery",
     "Validation",
     "print_report",

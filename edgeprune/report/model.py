@@ -123,6 +123,15 @@ class Rate(_Frozen):
     achieved: Number = 0.0
 
 
+class StepFigures(_Frozen):
+    """What a step of progressive pruning came to. removed: share of the parameters."""
+
+    step: Count
+    params: Count
+    removed: Number
+    metric: float | None = None
+
+
 class Report(_Frozen):
     """Everything that is told about a run.
 
@@ -161,6 +170,7 @@ class Report(_Frozen):
     remarks: list[String] = []
     kernels_before: list[KernelCost] = []
     kernels_after: list[KernelCost] = []
+    history: list[StepFigures] = []
     metric_name: String | None = None
     batch: int = Field(default=1, ge=1)
     files: dict[String, String] = {}

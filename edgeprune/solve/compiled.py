@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.device.latency import EDGE_CHANNELS, run_channels
 from edgeprune.poly import Poly
 from edgeprune.solve.terms import LatencyTerm
 
@@ -76,17 +77,22 @@ class Latency:
         self._overhead = Polys([Poly.total(form.overhead for form in forms)], columns)
         self._compute = Polys([form.compute for form in forms], columns)
         self._memory = Polys([form.memory for form in forms], columns)
-        sized = [(i, size, form.tile) for i, form in enumerate(forms) for size in form.channels]
-        self._owners = np.array([i for i, _, _ in sized], np.int64)
-        self._channels = Polys([size for _, size, _ in sized], columns)
-        self._tiles = np.array([tile for _, _, tile in sized], float)
+        sized = [
+            (i, size, form.tile, counted)
+            for i, form in enumerate(forms)
+            for sizes, counted in ((form.channels, 0), (form.joined, EDGE_CHANNELS))
+            for size in sizes
+        ]
+        self._owners = np.array([i for i, _, _, _ in sized], np.int64)
+        self._channels = Polys([size for _, size, _, _ in sized], columns)
+        self._tiles = np.array([tile for _, _, tile, _ in sized], float)
+        self._counted = np.array([counted for _, _, _, counted in sized], float)
 
     def __call__(self, rows: Array) -> Array:
         compute = self._compute(rows)
         if len(self._owners):
             size = np.round(self._channels(rows))
-            padded = np.ceil(size / self._tiles) * self._tiles
-            factor = np.where(size > self._tiles, padded / np.maximum(size, 1), 1.0)
+            factor = run_channels(size, self._tiles) / np.maximum(size + self._counted, 1)
             # A kernel may have two such dimensions: both factors count.
             np.multiply.at(compute.T, self._owners, factor.T)
         slower = np.maximum(compute, self._memory(rows)).sum(axis=1)

@@ -17,7 +17,7 @@ from edgeprune.device.pricing import padding, pricing
 from edgeprune.device.profile import Profile
 from edgeprune.plan import Plan, keep_best
 from edgeprune.poly import Poly, branch_variable
-from edgeprune.score import Scores, branches_of
+from edgeprune.scoring import Scores, branches_of
 from edgeprune.solve.terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
 
 #: How many widths a group may choose from: the solver's work grows with the square of it.
@@ -44,6 +44,16 @@ class Limits:
             "memory_mb": self.memory_mb,
             "parameters": self.parameters,
         }
+
+    def eased(self, full: Mapping[str, float], share: float) -> Limits:
+        """Limits on the way from what the full model costs, 0, to these, 1."""
+
+        def on_the_way(name: str, limit: float | None) -> float | None:
+            if limit is None or limit >= full[name]:
+                return limit
+            return full[name] + share * (limit - full[name])
+
+        return Limits(**{name: on_the_way(name, x) for name, x in self.as_dict().items()})
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,15 @@ class Problem:
             losses[group.index] = np.asarray(loss, dtype=float)
         return Problem(coupling, scores, kernels, count, profile, options, losses, holder, inside)
 
+    def at_most(self, values: Mapping[int, int]) -> Problem:
+        """The same decision with nothing wider than in an earlier choice."""
+        allowed = {v: options <= values[v] for v, options in self.options.items()}
+        return replace(
+            self,
+            options={v: options[allowed[v]] for v, options in self.options.items()},
+            losses={v: losses[allowed[v]] for v, losses in self.losses.items()},
+        )
+
     @property
     def full(self) -> dict[int, int]:
         """The values that remove nothing."""
@@ -182,6 +201,7 @@ class Problem:
             moved=self._reduced(kernel.moved),
             weights=self._reduced(kernel.weights),
             written=self._reduced(kernel.written),
+            channels=tuple(map(self._reduced, kernel.channels)),
         )
         present = Poly.constant(1)
         if kernel.branch is not None:
@@ -234,7 +254,7 @@ class Problem:
         return self._reduced(held + model.base_mb)
 
     def padded(self, variable: int) -> NDArray[np.float64]:
-        """A variable's options as the arithmetic sees them: rounded up to whole channel tiles."""
+        """A variable's options as the arithmetic sees them: see `padding`."""
         options = self.options[variable].astype(float)
         if variable < 0 or variable not in self._tiled:
             return options

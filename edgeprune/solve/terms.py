@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.device.kernels import Kernel
-from edgeprune.device.latency import MEMORY_KINDS, rates
+from edgeprune.device.latency import EDGE_CHANNELS, MEMORY_KINDS, rates
 from edgeprune.device.least_squares import nonnegative
 from edgeprune.device.pricing import Source, padding, pricing
 from edgeprune.device.profile import Profile
@@ -35,7 +35,8 @@ _SAMPLES = 64  # choices at which a polynomial is fitted to a table
 class PolynomialForm:
     """latency ≈ overhead + max(compute, memory), in milliseconds; all 0 once the kernel is gone.
 
-    compute: without what is computed in vain to fill tiles of `tile` of the `channels`.
+    compute: without what the `channels`, in tiles of `tile`, cost more (`padding`); of the `joined`
+    dimensions only what tiles add is missing.
     share: what the whole is multiplied by to stay below the exact latency; 1 if it is exact.
     """
 
@@ -43,6 +44,7 @@ class PolynomialForm:
     compute: Poly
     memory: Poly
     channels: tuple[Poly, ...]
+    joined: tuple[Poly, ...]
     tile: int
     share: float = 1.0
 
@@ -56,13 +58,18 @@ class PolynomialForm:
         compute = Poly({})
         if kernel.kind not in MEMORY_KINDS:
             compute = kernel.macs * rate.ms_per_mac[kernel.kind]
-        channels = []
+        channels, joined = [], []
+        summed = frozenset[int]().union(*(c.variables for c in kernel.channels if not _lone(c)))
         for size in kernel.channels:
-            if size.variables:
+            if not size.variables:
+                compute = compute * float(padding(np.asarray(size({})), tile))
+            elif not size.variables & summed or (edge := compute.over(size)) is None:
                 channels.append(size)
             else:
-                compute = compute * float(padding(np.asarray(size({})), tile))
-        return PolynomialForm(present * rate.overhead_ms, compute, moved, tuple(channels), tile)
+                compute = compute + _where(present, edge * EDGE_CHANNELS)
+                joined.append(size)
+        overhead = present * rate.overhead_ms
+        return PolynomialForm(overhead, compute, moved, tuple(channels), tuple(joined), tile)
 
     @staticmethod
     def fitted(kernel: Kernel, present: Poly, profile: Profile, options: Options) -> PolynomialForm:
@@ -85,13 +92,25 @@ class PolynomialForm:
         rate = nonnegative((parts / exact).T, np.ones(_SAMPLES))
         below = float(np.min(exact / np.maximum(rate @ parts, 1e-30)))
         work = kernel.macs * rate[1] + elements * rate[2]
-        return PolynomialForm(present * rate[0], work, Poly({}), (), 1, min(below, 1.0))
+        return PolynomialForm(present * rate[0], work, Poly({}), (), (), 1, min(below, 1.0))
 
     @property
     def tiled(self) -> frozenset[int]:
         """Variables that are a channel dimension of this kernel by themselves."""
-        lone = [c for c in self.channels if list(c.terms.values()) == [1.0]]
-        return frozenset(m[0] for c in lone for m in c.terms if len(m) == 1)
+        return frozenset().union(*(c.variables for c in self.channels if _lone(c)))
+
+
+def _lone(size: Poly) -> bool:
+    """Whether a dimension is one variable and nothing else."""
+    return list(size.terms.values()) == [1.0] and all(len(m) == 1 for m in size.terms)
+
+
+def _where(present: Poly, poly: Poly) -> Poly:
+    """A polynomial times a kernel's bit, if it has one; a bit's square is itself."""
+    [bits] = present.terms
+    return Poly(
+        {tuple(sorted((*m, *(b for b in bits if b not in m)))): c for m, c in poly.terms.items()}
+    )
 
 
 @dataclass(frozen=True)

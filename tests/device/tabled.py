@@ -7,8 +7,9 @@ from functools import cache
 
 from edgeprune.device.calibration import fit
 from edgeprune.device.from_onnx import kernel_graph
+from edgeprune.device.latency import padded_channels
 from edgeprune.device.observations import Observation, Results, Sample
-from edgeprune.device.pricing import Work, padding
+from edgeprune.device.pricing import Work
 from edgeprune.device.profile import Fusion, Profile
 from edgeprune.device.samples import sample
 
@@ -32,7 +33,8 @@ def milliseconds(work: Work) -> float:
     """What the device takes: a launch, and arithmetic in whole tiles or the traffic."""
     macs = float(work.macs)
     for side in ("cin", "cout", "inner", "cols"):
-        macs *= float(padding(work.sizes[side], BLOCK)) if side in work.sizes else 1
+        size = round(float(work.sizes.get(side, BLOCK)))
+        macs *= padded_channels(size, BLOCK) / size if size > BLOCK else 1
     return LAUNCH_MS + max(macs / MACS_PER_MS, float(work.elements) / ELEMENTS_PER_MS)
 
 

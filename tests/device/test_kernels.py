@@ -188,6 +188,13 @@ class SmallAttention(nn.Module):
         return x + self.down(F.relu(self.up(x)))
 
 
+class SmallGrouped(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(12, 24, 3, groups=3), nn.ReLU(), nn.ConvTranspose2d(24, 8, 2, 2, groups=4)
+        )
+
+
 def exported(module: nn.Module, x: Tensor) -> onnx.ModelProto:
     graph = traced(randomized(module), x)
     program = export_program(graph.graph_module, graph.example_inputs, graph.dynamic_batch)
@@ -205,8 +212,12 @@ def _bytes(model: onnx.ModelProto) -> bytes:
 
 @pytest.mark.parametrize(
     ("make", "x"),
-    [(SmallCNN, torch.ones(1, 3, 32, 32)), (SmallAttention, torch.arange(24)[None])],
-    ids=["cnn", "attention"],
+    [
+        (SmallCNN, torch.ones(1, 3, 32, 32)),
+        (SmallAttention, torch.arange(24)[None]),
+        (SmallGrouped, torch.ones(1, 12, 9, 9)),
+    ],
+    ids=["cnn", "attention", "grouped"],
 )
 def test_a_graph_and_its_onnx_file_cost_the_same(make: Any, x: Tensor) -> None:
     graph, values = kernels_of(make(), x)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeprune.device.latency import (
     COMPUTE_KINDS,
+    EDGE_CHANNELS,
     MEMORY_KINDS,
     Rates,
     kernel_latency_ms,
     padded_channels,
     rates,
+    run_channels,
 )
+from edgeprune.device.pricing import padding
 from edgeprune.device.profile import Profile, load_profile, parse_profile, profile_names
 
 PROFILES = [load_profile(name) for name in profile_names() if name != "host"]
@@ -114,3 +118,14 @@ def test_rates_cannot_be_changed() -> None:
 )
 def test_channels_are_rounded_up_to_whole_tiles(channels: int, multiple: int, padded: int) -> None:
     assert padded_channels(channels, multiple) == padded
+
+
+@pytest.mark.parametrize(("channels", "runs"), [(0, 0), (3, 3), (8, 8), (9, 16)])
+def test_a_dimension_costs_its_tiles_and_its_edges(channels: int, runs: int) -> None:
+    assert run_channels(channels, 8) == runs + EDGE_CHANNELS
+
+
+def test_half_the_channels_take_more_than_half_as_long() -> None:
+    whole, half = (c * float(padding(np.asarray(float(c)), 8)) for c in (32, 16))
+    assert half / whole == (16 + EDGE_CHANNELS) / (32 + EDGE_CHANNELS)
+    assert 0 * padding(np.zeros(()), 8) == 0

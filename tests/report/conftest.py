@@ -99,6 +99,7 @@ def _plain() -> dict[str, Any]:
         "remarks": ["input 1x3x224x224, from the model's default_cfg", "a fifth of the data tests"],
         "kernels_before": _kernels(0.0),
         "kernels_after": _kernels(0.8),
+        "history": [{"step": 1, "params": 20_000_000, "removed": 0.2, "metric": 75.5}],
         "metric_name": "accuracy",
         "batch": 1,
         "files": {

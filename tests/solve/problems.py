@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgeprune.coupling import couple
 from edgeprune.device.from_graph import kernel_graph, parameter_count
 from edgeprune.device.profile import Profile, load_profile
-from edgeprune.score import score
+from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem
 from tests.pruning import randomized, traced
 
@@ -98,6 +98,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     ),
     "depthwise": (
         lambda: between(nn.Conv2d(16, 40, 1), nn.Conv2d(40, 40, 3, groups=40), out=40),
+        IMAGE,
+    ),
+    "grouped": (
+        lambda: between(nn.Conv2d(16, 32, 1), nn.Conv2d(32, 48, 3, groups=4), out=48),
         IMAGE,
     ),
     "concat": (lambda: between(Paths(16), out=48), IMAGE),

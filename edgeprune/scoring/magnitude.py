@@ -23,22 +23,9 @@ from torch.fx import Node
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.walk import attribute
-from edgeprune.errors import UserError
 from edgeprune.trace import TracedModel, sizes_of
 
 Array = NDArray[np.float64]
-
-CRITERIA = ("magnitude",)
-PLANNED = (
-    "gradient",
-    "saliency",
-    "bn-scale",
-    "fpgm",
-    "lamp",
-    "reconstruction",
-    "sensitivity",
-    "random",
-)
 
 _LEAST_KEPT = 1e-6  # the share of energy that counts as nothing left: keeps -log finite
 
@@ -56,15 +43,8 @@ class Scores:
     branches: tuple[float, ...]
 
 
-def score(traced: TracedModel, coupling: Coupling, importance: str = "auto") -> Scores:
-    """Scores every group and branch. Raises UserError for a criterion that isn't there (yet)."""
-    if importance not in ("auto", *CRITERIA):
-        known = importance in PLANNED
-        raise UserError(
-            f"--importance {importance} "
-            + ("is not supported yet" if known else "is not a criterion")
-            + f": use {' or '.join(('auto', *CRITERIA))}"
-        )
+def magnitude(traced: TracedModel, coupling: Coupling) -> Scores:
+    """Scores every group and branch by its weights."""
     weights = _Weights(traced, coupling)
     shares = _branch_shares(traced, coupling, weights)
     energies = tuple(weights.energy(group) for group in coupling.groups)

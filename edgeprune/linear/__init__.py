@@ -1,0 +1,1 @@
+"""Layers as linear maps on data: what scoring and recovery have in common."""

@@ -1,0 +1,127 @@
+"""Ridge regression from sums over rows: data pass by once, nothing of them is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: A system with more unknowns than this isn't solved: it takes minutes.
+LARGEST_DEPTH = 4608
+
+_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the inputs' mean square
+_LEAST_GAIN = 1e-3  # of the error on held-out rows
+
+
+class Moments:
+    """Sums over rows (groups, rows, depth) of inputs x and over what a layer lacks,
+    r = target - (matrix @ x + offset), (groups, rows, outputs)."""
+
+    def __init__(self, matrix: Tensor, offset: Tensor) -> None:
+        groups, outputs, depth = matrix.shape
+        self.matrix, self.offset = matrix, offset
+        self.count = 0
+        self.x = torch.zeros(groups, depth, dtype=torch.double)
+        self.r = torch.zeros(groups, outputs, dtype=torch.double)
+        self.xx = torch.zeros(groups, depth, depth, dtype=torch.double)
+        self.xr = torch.zeros(groups, depth, outputs, dtype=torch.double)
+        self.rr = torch.zeros(groups, outputs, dtype=torch.double)
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Counts rows in."""
+        inputs, targets = inputs.float(), targets.float()
+        made = inputs @ self.matrix.float().transpose(1, 2) + self.offset.float()[:, None]
+        lacks = targets - made
+        self.count += inputs.shape[1]
+        self.x += inputs.sum(1)
+        self.r += lacks.sum(1)
+        self.xx += inputs.transpose(1, 2) @ inputs
+        self.xr += inputs.transpose(1, 2) @ lacks
+        self.rr += lacks.square().sum(1)
+
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(self.matrix, self.offset)
+        for name in ("count", "x", "r", "xx", "xr", "rr"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def system(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """The normal equations' two sides, of the mean: (groups, depth, depth), (…, outputs)."""
+        left, right = self.xx / self.count, self.xr / self.count
+        if centred:
+            mean_x, mean_r = self.x / self.count, self.r / self.count
+            left = left - mean_x[..., None] * mean_x[:, None]
+            right = right - mean_x[..., None] * mean_r[:, None]
+        return left, right
+
+    def error(self, change: Tensor, shift: Tensor) -> float:
+        """The mean squared error after weights change by `change` (groups, depth, outputs) and
+        offsets by `shift` (groups, outputs), summed over outputs."""
+        xx, xr = self.xx / self.count, self.xr / self.count
+        x, r, rr = self.x / self.count, self.r / self.count, self.rr / self.count
+        made = (change * (xx @ change)).sum(1) + 2 * shift * (x[:, None] @ change)[:, 0] + shift**2
+        return float((rr - 2 * (change * xr).sum(1) - 2 * shift * r + made).sum())
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A layer's new matrix (groups, outputs, depth) and offset (groups, outputs), and the mean and
+    variance of matrix @ inputs."""
+
+    matrix: Tensor
+    offset: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def fit(seen: Moments, held: Moments, has_offset: bool) -> Fitted | None:
+    """The weights of least squared error; None if they'd be no better on rows held out.
+
+    The ridge pulls towards the weights there are; it is the one that does best on `held`, and the
+    answer is then taken from all rows. Without held-out rows it is 1 %.
+    """
+    if not seen.count:
+        return None
+    ridge = _RIDGES[4]
+    if held.count:
+        zero = torch.zeros_like(seen.xr), torch.zeros_like(seen.r)
+        before = held.error(*zero)
+        errors = {}
+        for candidate in _RIDGES:
+            change = _change(seen, candidate, has_offset)
+            if change is not None:
+                errors[candidate] = held.error(*change)
+        if not errors:
+            return None
+        ridge = min(errors, key=lambda candidate: errors[candidate])
+        if not errors[ridge] < before * (1 - _LEAST_GAIN):
+            return None
+    every = seen + held
+    change = _change(every, ridge, has_offset)
+    if change is None:
+        return None
+    matrix = seen.matrix + change[0].transpose(1, 2)
+    mean_x = every.x / every.count
+    covariance = every.xx / every.count - mean_x[..., None] * mean_x[:, None]
+    return Fitted(
+        matrix,
+        seen.offset + change[1],
+        (matrix @ mean_x[..., None])[..., 0],
+        ((matrix @ covariance) * matrix).sum(-1).clamp(min=0),
+    )
+
+
+def _change(moments: Moments, ridge: float, has_offset: bool) -> tuple[Tensor, Tensor] | None:
+    """How weights (groups, depth, outputs) and offsets (groups, outputs) should change."""
+    left, right = moments.system(has_offset)
+    size = left.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    left = left + torch.diag_embed((ridge * size)[:, None].expand(-1, left.shape[1]))
+    factor, failed = torch.linalg.cholesky_ex(left)
+    if failed.any():
+        return None
+    change = torch.cholesky_solve(right, factor)
+    if not has_offset:
+        return change, torch.zeros_like(moments.r)
+    mean_x, mean_r = moments.x / moments.count, moments.r / moments.count
+    return change, mean_r - (mean_x[:, None] @ change)[:, 0]

@@ -1,0 +1,74 @@
+"""How many samples, and which rows of them, a fit looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune.batches import arrange, split_batch
+from edgeprune.linear.layers import Layer
+from edgeprune.linear.replay import bytes_per_sample
+from edgeprune.trace import ExampleInputs, TracedModel
+
+#: How much the activations of two models may take, in bytes.
+MEMORY = 1.0e9
+
+_BATCH = 64
+_FEWEST = 8
+_FEWEST_ROWS = 4096
+
+
+class Sampling:
+    """Random places of layers' outputs, the same for the same seed.
+
+    rows_per_input: rows for each of a layer's inputs; the fit's own noise is one over it.
+    """
+
+    def __init__(self, seed: int = 0, rows_per_input: int = 40) -> None:
+        self._rows = rows_per_input
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def share(self, layer: Layer, outputs: Sequence[Tensor]) -> float:
+        """The share of a layer's rows that is enough for a fit."""
+        rows = 0
+        for output in outputs:
+            per_place, places = layer.places(output)
+            rows += per_place * places
+        return min(max(self._rows * layer.depth, _FEWEST_ROWS) / max(rows, 1), 1.0)
+
+    def pick(self, layer: Layer, output: Tensor, share: float) -> Tensor | None:
+        """Random places of an output, enough for `share` of its rows; None for all."""
+        _, places = layer.places(output)
+        count = max(round(places * share), 1)
+        if share >= 1 or count >= places:
+            return None
+        return torch.randperm(places, generator=self._generator)[:count].sort().values
+
+
+def affordable(traced: TracedModel, samples: int) -> int:
+    """How many of `samples` two models' activations have room for."""
+    return min(samples, max(int(MEMORY / 2 / max(bytes_per_sample(traced), 1.0)), _FEWEST))
+
+
+def calls_of(
+    batches: Iterable[Any], example_inputs: ExampleInputs, samples: int, dynamic: bool
+) -> tuple[list[ExampleInputs], int]:
+    """Up to `samples` samples as calls of the model, in batches that don't take much at once."""
+    calls: list[ExampleInputs] = []
+    count = 0
+    for batch in batches:
+        inputs, _ = split_batch(batch, example_inputs)
+        size = min(len(inputs[0]), _BATCH) if dynamic else len(inputs[0])
+        for start in range(0, len(inputs[0]), size):
+            part = tuple(t[start : start + size] for t in inputs)
+            if dynamic and count + len(part[0]) > samples:
+                part = tuple(t[: samples - count] for t in part)
+            if len(part[0]):
+                calls.append(arrange(part, example_inputs))
+                count += len(part[0])
+            if count >= samples:
+                return calls, count
+    return calls, count

@@ -1,0 +1,60 @@
+"""Least squares: each layer of the smaller model is fitted to what the original computes there.
+
+Layer by layer in the order in which they run, the layer's inputs come from the smaller model as it
+is by then, its targets from the original model on the same samples (He et al. 2017, channel
+pruning, arXiv:1707.06168; sequentially as in ThiNet, arXiv:1707.06342). Two things go further:
+
+* A layer that ends in a sum aims at the whole sum: it mends what its shortcut lacks by then.
+* Where a branch was removed, the sum before it stands for the sum behind it, so the layers that
+  write there take over what the branch did, as far as they can.
+
+The fit is a ridge regression towards the weights that the layer has: a change in them costs, and
+how much is chosen on samples that the fit doesn't see. A layer that gains nothing there stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch.fx import GraphModule
+
+from edgeprune.coupling import Coupling
+from edgeprune.kept import Kept
+from edgeprune.linear.refit import aims, refit
+from edgeprune.linear.replay import Replay
+from edgeprune.linear.sampling import Sampling
+from edgeprune.plan import Plan
+from edgeprune.trace import ExampleInputs, TracedModel
+
+
+def reconstruct(
+    traced: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    smaller: GraphModule,
+    calls: Sequence[ExampleInputs],
+    seed: int = 0,
+    note: Callable[[str, float], None] | None = None,
+) -> int:
+    """Fits the layers of `smaller` (resized from `traced` by `plan`) in place to the original's
+    values on `calls`; returns how many layers it changed.
+
+    note: called with a layer's name and the share that is done.
+    """
+    layers = aims(smaller, coupling, plan)
+    original = Replay(traced.graph_module, calls, {n for aim in layers for n in aim.wanted})
+    pruned = Replay(smaller, calls)
+    kept, sampling = Kept(coupling, plan), Sampling(seed)
+    last = {name: i for i, aim in enumerate(layers) for name in aim.wanted}
+    stayed = 0
+    for i, aim in enumerate(layers):
+        if note is not None:
+            note(aim.name, i / len(layers))
+        pruned.run_to(aim.name, including=False)
+        reachable = aim.reachable(pruned)
+        original.run_to(reachable.original)
+        stayed += not refit(reachable, original, pruned, kept, coupling, sampling)
+        for name in aim.wanted:
+            if last[name] == i:
+                original.release(name)
+    return len(layers) - stayed

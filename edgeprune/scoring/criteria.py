@@ -1,0 +1,35 @@
+"""The criteria, and which one `auto` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from edgeprune.coupling import Coupling
+from edgeprune.scoring.magnitude import Scores, magnitude
+from edgeprune.scoring.measured import Note, measured
+from edgeprune.scoring.names import CRITERIA, check_criterion
+from edgeprune.trace import TracedModel
+
+__all__ = ["CRITERIA", "score"]
+
+
+def score(
+    traced: TracedModel,
+    coupling: Coupling,
+    importance: str = "auto",
+    batches: Iterable[Any] | None = None,
+    seed: int = 0,
+    note: Note | None = None,
+) -> Scores:
+    """Scores every group and branch.
+
+    importance: a criterion; auto is `sensitivity` where there are samples, else `magnitude`.
+    batches: samples, with labels or without. note: called with what is done and how far it is.
+    Raises UserError for a criterion that isn't there, or that needs data.
+    """
+    check_criterion(importance, batches is not None)
+    weights = magnitude(traced, coupling)
+    if batches is None or importance == "magnitude":
+        return weights
+    return measured(traced, coupling, batches, weights, seed, note)

@@ -1,0 +1,201 @@
+"""Scores measured on samples, without labels: what the outputs lose, group by group.
+
+The units of a group go in the order that hurts its readers least (`elimination`); how much a width
+costs is measured at the outputs, where losses of groups and branches compare (`sensitivity`). Each
+trial changes one thing. What happens when many change at once is measured twice more: with every
+group at half its width, and without half of the branches. The losses of groups and of branches are
+scaled so that their sums agree with that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeprune.coupling import Coupling, Group
+from edgeprune.linear.replay import Replay
+from edgeprune.linear.sampling import affordable, calls_of
+from edgeprune.plan import Plan, keep_best
+from edgeprune.scoring.magnitude import Scores
+from edgeprune.scoring.readers import eliminations
+from edgeprune.scoring.sensitivity import branch_plan, group_plan, joint_loss, losses, touching
+from edgeprune.trace import ExampleInputs, TracedModel
+
+Array = NDArray[np.float64]
+Note = Callable[[str, float], None]
+
+#: Samples for the covariances of what layers read, and for trials.
+SAMPLES = 512
+TRIAL_SAMPLES = 128
+
+#: The trials take about so many seconds at most; fewer samples are used where more would.
+SECONDS = 120.0
+
+_SHARES = (0.5, 0.25)  # of a group's width: where its loss is measured
+_FEWEST = 4
+_LARGEST_RATIO = 4.0
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """In which order a group's units go, and the shape of its loss: lost[n] with n units kept."""
+
+    order: NDArray[np.int64]
+    lost: Array
+
+
+def measured(
+    traced: TracedModel,
+    coupling: Coupling,
+    batches: Iterable[Any],
+    weights: Scores,
+    seed: int = 0,
+    note: Note | None = None,
+) -> Scores:
+    """Scores from samples; `weights`: scores from weights alone, for groups that nothing linear
+    reads. Raises UserError for a batch that doesn't fit the model."""
+    say = note or (lambda _words, _share: None)
+    calls, _ = calls_of(
+        batches, traced.example_inputs, affordable(traced, SAMPLES), traced.dynamic_batch
+    )
+    say("covariances", 0.0)
+    shapes = _shapes(traced, coupling, calls, weights, seed)
+    widths = [(g.index, n) for g in coupling.groups for n in _widths(g)]
+    plans = [group_plan(coupling, g, _kept(shapes[g], n)) for g, n in widths]
+    plans += [branch_plan(coupling, b.index) for b in coupling.branches]
+    trials = _trial_calls(traced, calls, plans)
+    found = losses(traced, coupling, plans, trials, seed, lambda s: say("trials", s))
+    at_widths = dict(zip(widths, found[: len(widths)], strict=True))
+    of_branches = np.array(found[len(widths) :])
+    ratios = _ratios(traced, coupling, shapes, at_widths, of_branches, trials, seed)
+    curves = tuple(
+        _curve(shapes[g.index], [(n, at_widths[g.index, n] * ratios[0]) for n in _widths(g)])
+        for g in coupling.groups
+    )
+    importance = tuple(_ranks(shapes[g.index]) for g in coupling.groups)
+    return Scores("sensitivity", importance, curves, tuple((of_branches * ratios[1]).tolist()))
+
+
+def _shapes(
+    traced: TracedModel,
+    coupling: Coupling,
+    calls: Sequence[ExampleInputs],
+    weights: Scores,
+    seed: int,
+) -> list[_Shape]:
+    found = eliminations(traced, coupling, calls, seed)
+    shapes = []
+    for group in coupling.groups:
+        if group.index in found:
+            order, lost = found[group.index].order, found[group.index].lost
+        else:
+            energy = weights.importance[group.index]
+            order = np.argsort(energy, kind="stable")
+            lost = 1 - np.concatenate([[0.0], np.cumsum(np.sort(energy)[::-1])])
+        lost = np.maximum.accumulate(lost[::-1])[::-1]
+        lost[-1] = 0.0
+        shapes.append(_Shape(order, lost))
+    return shapes
+
+
+def _widths(group: Group) -> list[int]:
+    """The widths at which a group is tried."""
+    return sorted({max(round(group.size * share), 1) for share in _SHARES} - {group.size})
+
+
+def _kept(shape: _Shape, width: int) -> NDArray[np.bool_]:
+    keep = np.zeros(len(shape.order), bool)
+    keep[shape.order[len(shape.order) - width :]] = True
+    return keep
+
+
+def _ranks(shape: _Shape) -> Array:
+    """Importance by the order in which units go: (units,), adding up to 1."""
+    ranks = np.zeros(len(shape.order))
+    ranks[shape.order] = np.arange(1, len(shape.order) + 1)
+    return ranks / ranks.sum()
+
+
+def _curve(shape: _Shape, points: Sequence[tuple[int, float]]) -> Array:
+    """The loss of keeping n units, n = 0 … size: measured at `points` (width, loss), between them
+    in proportion to the shape."""
+    lost, loss = [0.0], [0.0]
+    for width, found in sorted(points, reverse=True):
+        lost.append(float(shape.lost[width]))
+        loss.append(max(found, loss[-1]))
+    # Behind the last point as from nothing to it, but never less than the last piece's slope.
+    rest = float(shape.lost[0]) - lost[-1]
+    slopes = [loss[-1] / max(lost[-1], 1e-9)]
+    if len(lost) > 2 and lost[-1] > lost[-2]:
+        slopes.append((loss[-1] - loss[-2]) / (lost[-1] - lost[-2]))
+    lost.append(max(float(shape.lost[0]), lost[-1]))
+    loss.append(loss[-1] + max(rest, 0.0) * max(slopes))
+    curve = np.asarray(np.interp(shape.lost, lost, loss), dtype=float)
+    curve[-1] = 0.0
+    return curve
+
+
+# -- how much the trials may take, and what they leave out -----------------------------------------
+
+
+def _trial_calls(
+    traced: TracedModel, calls: Sequence[ExampleInputs], plans: Sequence[Plan]
+) -> Sequence[ExampleInputs]:
+    """As many of the samples as the trials have time for."""
+    first = calls[:1]
+    began = time.perf_counter()
+    Replay(traced.graph_module, first).run_to("output", including=False)
+    per_sample = (time.perf_counter() - began) / max(first[0].batch or 1, 1)
+    # On average a trial runs half of the model, and fitting layers anew takes as long again.
+    count = int(SECONDS / max(per_sample * len(plans), 1e-9))
+    wanted = min(max(count, _FEWEST), TRIAL_SAMPLES)
+    if not traced.dynamic_batch:
+        return calls[: max(wanted // traced.batch, 1)]
+    chosen, seen = [], 0
+    for call in calls:
+        size = min(call.batch or 1, wanted - seen)
+        chosen.append(call.map(lambda t, size=size: t[:size]))
+        seen += size
+        if seen >= wanted:
+            break
+    return chosen
+
+
+def _ratios(
+    traced: TracedModel,
+    coupling: Coupling,
+    shapes: Sequence[_Shape],
+    at_widths: dict[tuple[int, int], float],
+    of_branches: Array,
+    calls: Sequence[ExampleInputs],
+    seed: int,
+) -> tuple[float, float]:
+    """How much more is lost when many groups shrink, or many branches go, than each alone adds up
+    to."""
+
+    def ratio(plan: Plan, apart: float) -> float:
+        if plan.removes_nothing or apart <= 0:
+            return 1.0
+        together = joint_loss(traced, coupling, plan, calls, seed)
+        return float(np.clip(together / apart, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
+
+    every = Plan.everything(coupling)
+    halves = {g.index: max(_widths(g), default=g.size) for g in coupling.groups}
+    # Groups that reach into many layers, such as a residual stream, shrink alone.
+    inner = {
+        g.index: halves[g.index] if touching(g) <= _INNER_LAYERS else g.size
+        for g in coupling.groups
+    }
+    thin = Plan(keep_best([_ranks(s) for s in shapes], inner), frozenset())
+    apart = sum(loss for (g, n), loss in at_widths.items() if n == inner[g])
+    cheapest = np.argsort(of_branches, kind="stable")[: len(of_branches) // 2]
+    short = Plan(every.keep, frozenset(int(b) for b in cheapest))
+    return ratio(thin, apart), ratio(short, float(of_branches[cheapest].sum()))
+
+
+_INNER_LAYERS = 8

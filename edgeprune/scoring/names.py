@@ -1,0 +1,21 @@
+"""The criteria by name, and what each needs."""
+
+from __future__ import annotations
+
+from edgeprune.errors import UserError
+
+CRITERIA = ("magnitude", "sensitivity")
+PLANNED = ("gradient", "saliency", "bn-scale", "fpgm", "lamp", "reconstruction", "random")
+_NEED_DATA = ("sensitivity",)
+
+
+def check_criterion(name: str, has_data: bool) -> None:
+    """Raises UserError for a criterion that isn't there, or needs data where there are none."""
+    if name not in ("auto", *CRITERIA):
+        raise UserError(
+            f"--importance {name} "
+            + ("is not supported yet" if name in PLANNED else "is not a criterion")
+            + f": use {' or '.join(('auto', *CRITERIA))}"
+        )
+    if name in _NEED_DATA and not has_data:
+        raise UserError(f"--importance {name} needs samples: give --data (no labels are needed)")

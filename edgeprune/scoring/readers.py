@@ -1,0 +1,121 @@
+"""The layers that read each group, with the covariances of what they read, from data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeprune.coupling import Coupling, Group
+from edgeprune.linear.layers import Layer, find_layers
+from edgeprune.linear.replay import Replay
+from edgeprune.linear.ridge import LARGEST_DEPTH
+from edgeprune.linear.sampling import Sampling
+from edgeprune.scoring.elimination import Elimination, Reader, eliminate
+from edgeprune.trace import ExampleInputs, TracedModel
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A layer that reads groups. units[g] (groups of the layer, depth): the unit of group g that
+    each of its inputs belongs to, -1 for none."""
+
+    layer: Layer
+    units: dict[int, NDArray[np.int64]]
+
+
+def eliminations(
+    traced: TracedModel, coupling: Coupling, calls: Sequence[ExampleInputs], seed: int = 0
+) -> dict[int, Elimination]:
+    """The order in which the units of each group go, for groups that some linear layer reads."""
+    readings = list(_readings(traced, coupling))
+    left = {g: sum(g in r.units for r in readings) for g in range(len(coupling.groups))}
+    last = {name: reading for reading in readings for name in _names(reading.layer)}
+    replay = Replay(traced.graph_module, calls, last)
+    sampling = Sampling(seed)
+    waiting: dict[int, list[Reader]] = {}
+    found = {}
+    for reading in readings:
+        layer = reading.layer
+        replay.run_to(layer.node.name)
+        matrix, _ = layer.weights()
+        covariance = _covariance(layer, replay, sampling)
+        for g, units in reading.units.items():
+            for block in range(layer.groups):
+                if (units[block] >= 0).any():
+                    reader = Reader(matrix[block], covariance[block], units[block])
+                    waiting.setdefault(g, []).append(reader)
+            left[g] -= 1
+            if not left[g]:
+                found[g] = eliminate(waiting.pop(g), coupling.groups[g].size)
+        for name in _names(layer):
+            if last[name] is reading:
+                replay.release(name)
+    return found
+
+
+def _names(layer: Layer) -> tuple[str, str]:
+    return layer.source.name, layer.node.name
+
+
+def _covariance(layer: Layer, replay: Replay, sampling: Sampling) -> Tensor:
+    """Of a layer's inputs, centred where the layer has an offset: (groups, depth, depth)."""
+    xx = torch.zeros(layer.groups, layer.depth, layer.depth, dtype=torch.double)
+    x = torch.zeros(layer.groups, layer.depth, dtype=torch.double)
+    inputs, outputs = replay.values(layer.source.name), replay.values(layer.node.name)
+    share = sampling.share(layer, outputs)
+    count = 0
+    for value, output in zip(inputs, outputs, strict=True):
+        rows = layer.rows(value, sampling.pick(layer, output, share)).float()
+        count += rows.shape[1]
+        xx += rows.transpose(1, 2) @ rows
+        x += rows.sum(1)
+    mean = x / count
+    covariance = xx / count
+    if layer.has_offset:
+        covariance = covariance - mean[..., None] * mean[:, None]
+    return covariance.float()
+
+
+def _readings(traced: TracedModel, coupling: Coupling) -> Iterator[_Reading]:
+    owner = _owners(coupling)
+    for layer in find_layers(traced.graph_module):
+        if layer.is_norm or layer.depth > LARGEST_DEPTH:
+            continue
+        labels = coupling.labels[layer.source.name]
+        label = labels[layer.channel_dim] if labels is not None else None
+        if label is None:
+            continue
+        rows = coupling.atoms.resolve(label)
+        known = (rows >= 0) & (rows < len(owner))
+        group_unit = np.where(known[..., None], owner[np.where(known, rows, 0)], -1)
+        units = {}
+        for g in np.unique(group_unit[..., 0][group_unit[..., 0] >= 0]):
+            own = np.where(group_unit[..., 0] == g, group_unit[..., 1], -1).max(axis=1)
+            if not _passes_through(layer, coupling, coupling.groups[g]):
+                channels = own.reshape(layer.groups, -1)
+                units[int(g)] = np.repeat(channels, layer.depth // channels.shape[1], axis=1)
+        if units:
+            yield _Reading(layer, units)
+
+
+def _passes_through(layer: Layer, coupling: Coupling, group: Group) -> bool:
+    """Whether a grouped convolution's outputs go with its inputs: it loses nothing then."""
+    if layer.groups == 1:
+        return False
+    label = coupling.labels[layer.node.name][layer.channel_dim]
+    return label is not None and bool(np.isin(coupling.atoms.resolve(label), group.units).any())
+
+
+def _owners(coupling: Coupling) -> NDArray[np.int64]:
+    """For each atom, its group and its unit there: (atoms, 2), -1 for none."""
+    largest = max((int(g.units.max()) for g in coupling.groups), default=-1)
+    owner = np.full((largest + 1, 2), -1)
+    for group in coupling.groups:
+        owner[group.units, 0] = group.index
+        owner[group.units, 1] = np.arange(group.size)
+    return owner

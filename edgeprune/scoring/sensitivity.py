@@ -1,0 +1,154 @@
+"""Measured losses: what the output loses when a group shrinks or a branch goes, all else as it was.
+
+Each trial carries out a plan that touches one group or one branch, fits the layers next to it anew
+(as recovery will), runs the rest, and compares outputs. Only what comes behind the change runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from edgeprune.coupling import Coupling, Group
+from edgeprune.coupling.walk import attribute
+from edgeprune.kept import Kept
+from edgeprune.linear.layers import find_layers
+from edgeprune.linear.outputs import divergence, outputs
+from edgeprune.linear.refit import Aim, aims, refit
+from edgeprune.linear.replay import Replay
+from edgeprune.linear.sampling import Sampling
+from edgeprune.plan import Plan
+from edgeprune.resize import resize
+from edgeprune.trace import ExampleInputs, TracedModel
+
+#: How many layers behind a change are fitted anew in a trial.
+LAYERS_BEHIND = 3
+
+#: Rows for each input of a layer that a trial fits: fewer than recovery takes.
+ROWS_PER_INPUT = 10
+
+
+def group_plan(coupling: Coupling, group: int, keep: NDArray[np.bool_]) -> Plan:
+    """The plan that touches one group alone."""
+    every = Plan.everything(coupling)
+    masks = tuple(keep if g == group else mask for g, mask in enumerate(every.keep))
+    return Plan(masks, frozenset())
+
+
+def branch_plan(coupling: Coupling, branch: int) -> Plan:
+    """The plan that removes one branch."""
+    return Plan(Plan.everything(coupling).keep, frozenset({branch}))
+
+
+def losses(
+    traced: TracedModel,
+    coupling: Coupling,
+    plans: Sequence[Plan],
+    calls: Sequence[ExampleInputs],
+    seed: int = 0,
+    note: Callable[[float], None] | None = None,
+) -> list[float]:
+    """The divergence of the outputs under each plan, in the order given."""
+    order = {node.name: i for i, node in enumerate(traced.graph_module.graph.nodes)}
+    begins = [_begin(traced, coupling, plan) for plan in plans]
+    by_begin = sorted(range(len(plans)), key=lambda i: order[begins[i]])
+    want = outputs(Replay(traced.graph_module, calls), traced.graph_module)
+    walk = Replay(traced.graph_module, calls)
+    found = [0.0] * len(plans)
+    for done, i in enumerate(by_begin):
+        if note is not None:
+            note(done / len(plans))
+        walk.run_to(begins[i], including=False)
+        found[i] = _trial(traced, coupling, plans[i], walk, want, seed)
+    return found
+
+
+def joint_loss(
+    traced: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    calls: Sequence[ExampleInputs],
+    seed: int = 0,
+) -> float:
+    """The divergence of the outputs under a plan, with every layer fitted anew."""
+    want = outputs(Replay(traced.graph_module, calls), traced.graph_module)
+    return _trial(traced, coupling, plan, Replay(traced.graph_module, calls), want, seed, True)
+
+
+def touching(group: Group) -> int:
+    """How many weights with more than one dimension a group reaches into."""
+    return len({slot.parameter for slot in group.slots if slot.dim > 0}) + 1
+
+
+def _trial(
+    traced: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    walk: Replay,
+    want: list[list[Tensor]],
+    seed: int,
+    everything: bool = False,
+) -> float:
+    smaller = resize(traced, coupling, plan)
+    kept, sampling = Kept(coupling, plan), Sampling(seed, ROWS_PER_INPUT)
+    near = aims(smaller, coupling, plan)
+    if not everything:
+        near = _near(near, traced, coupling, plan)
+    original = walk.fork(traced.graph_module, {n for aim in near for n in aim.wanted})
+    run = walk.fork(smaller)
+    for aim in near:
+        run.run_to(aim.name, including=False)
+        reachable = aim.reachable(run)
+        original.run_to(reachable.original)
+        refit(reachable, original, run, kept, coupling, sampling, rounds=1)
+    return divergence(outputs(run, smaller), want)
+
+
+def _begin(traced: TracedModel, coupling: Coupling, plan: Plan) -> str:
+    """The first node at which a plan makes a difference."""
+    smaller = resize(traced, coupling, plan)
+    twins = {node.name: node for node in smaller.graph.nodes}
+    taking = {aim.name for aim in aims(smaller, coupling, plan) if aim.takes_over}
+    for node in traced.graph_module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        twin = twins.get(node.name)
+        if twin is None or node.name in taking or str(node.args) != str(twin.args):
+            return node.name
+        if str(node.kwargs) != str(twin.kwargs) or _resized(node, twin, traced, smaller):
+            return node.name
+    return "output"
+
+
+def _resized(node: Node, twin: Node, traced: TracedModel, smaller: GraphModule) -> bool:
+    """Whether a parameter that a node reads is smaller now."""
+    return any(
+        _size(traced.graph_module, a) != _size(smaller, b)
+        for a, b in zip(node.all_input_nodes, twin.all_input_nodes, strict=True)
+        if a.op == "get_attr"
+    )
+
+
+def _size(module: GraphModule, node: Node) -> torch.Size | None:
+    value = attribute(module, str(node.target))
+    return value.shape if isinstance(value, Tensor) else None
+
+
+def _near(every: Sequence[Aim], traced: TracedModel, coupling: Coupling, plan: Plan) -> list[Aim]:
+    """The layers that are fitted anew: those that read less, those that take over what a removed
+    branch did, and the first ones behind it."""
+    depths = {layer.node.name: layer.depth for layer in find_layers(traced.graph_module)}
+    order = {node.name: i for i, node in enumerate(traced.graph_module.graph.nodes)}
+    joins = [order[coupling.branches[b].joins[0]] for b in plan.removed_branches]
+    found, behind = [], 0
+    for aim in every:
+        follows = bool(joins) and order[aim.name] > joins[0] and behind < LAYERS_BEHIND
+        behind += follows
+        if follows or aim.takes_over or aim.layer.depth < depths.get(aim.name, 0):
+            found.append(aim)
+    return found

@@ -1,0 +1,6 @@
+"""Fine-tuning and distillation of a smaller model, on one process or several."""
+
+from edgeprune.training.loop import fine_tune
+from edgeprune.training.recipe import Recipe, Trained
+
+__all__ = ["Recipe", "Trained", "fine_tune"]

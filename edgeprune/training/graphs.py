@@ -1,0 +1,187 @@
+"""Graphs for training: inner values as further outputs, and another device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx.graph import _PyTreeCodeGen
+from torch.fx.node import map_aggregate
+from torch.utils import _pytree as pytree
+
+from edgeprune.coupling.walk import attribute
+from edgeprune.trace import ExampleInputs
+from edgeprune.trainable import TrainableGraph
+
+#: More compared values than this add cost and little else.
+MOST_FEATURES = 4
+
+aten = torch.ops.aten
+# Where something new is computed; views, pads and copies of a value would be compared twice.
+_COMPUTING = frozenset(
+    {
+        aten.conv1d.default,
+        aten.conv2d.default,
+        aten.conv2d.padding,
+        aten.conv3d.default,
+        aten.conv_transpose2d.input,
+        aten.linear.default,
+        aten.batch_norm.default,
+        aten.layer_norm.default,
+        aten.group_norm.default,
+        aten.add.Tensor,
+        aten.relu.default,
+        aten.silu.default,
+        aten.gelu.default,
+        aten.hardswish.default,
+        aten.hardtanh.default,
+        aten.leaky_relu.default,
+    }
+)
+
+
+def shared_features(
+    student: GraphModule, teacher: GraphModule, example_inputs: ExampleInputs
+) -> tuple[str, ...]:
+    """Up to four nodes, spread over the depth, whose values the two graphs can be compared at.
+
+    They have one name, one shape, all channels then being kept, and aren't the output's last step.
+    """
+    found = [_computed(graph, example_inputs) for graph in (student, teacher)]
+    behind = _only_output_follows(student)
+    names = [
+        name
+        for name, shape in found[0].items()
+        if found[1].get(name) == shape and name not in behind
+    ]
+    count = min(MOST_FEATURES, len(names))
+    return tuple(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
+
+
+def with_features(
+    module: GraphModule, names: Sequence[str], device: torch.device | None = None
+) -> TrainableGraph:
+    """A graph that returns (what `module` returns, [values of the nodes]), in eval mode.
+
+    It has the same tensors; with a device, copies of them there that don't learn.
+    """
+    graph = Graph()
+    made: dict[Node, Node] = {}
+    value = graph.graph_copy(module.graph, made)
+    features = [copied for node, copied in made.items() if node.name in names]
+    codegen = module.graph._codegen
+    spec = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
+    if spec is None:
+        graph.output((value, features))
+    else:
+        flat: Any = value
+        graph.output((*flat, *features))
+    if isinstance(codegen, _PyTreeCodeGen):
+        codegen = copy.copy(codegen)
+        if spec is not None:
+            whole = pytree.tree_unflatten(range(spec.num_leaves), spec)
+            both = pytree.tree_structure((whole, [0] * len(features)))
+            codegen.pytree_info = codegen.pytree_info._replace(out_spec=both)
+        graph.set_codegen(codegen)
+    graph.lint()
+    if device is None:
+        tapped = TrainableGraph(module, graph)
+    else:
+        read = dict.fromkeys(str(n.target) for n in graph.find_nodes(op="get_attr"))
+        values = {name: attribute(module, name) for name in read}
+        tapped = TrainableGraph(
+            {k: v.detach() if isinstance(v, Tensor) else v for k, v in values.items()}, graph
+        )
+        move(tapped, device)
+    tapped.train(False)
+    return tapped
+
+
+def is_batch_norm(node: Node) -> bool:
+    """Whether a node is a batch norm with running statistics."""
+    return node.target is aten.batch_norm.default and node.args[3] is not None
+
+
+def freeze_batch_norms(module: GraphModule) -> None:
+    """Lets batch norms use their running statistics, though the rest of `module` trains."""
+    for node in module.graph.nodes:
+        if is_batch_norm(node):
+            node.update_arg(5, False)
+    module.recompile()
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """`module` on a device, its weights and the devices that its ops state; back afterwards."""
+    home = device_of(module)
+    if home == device:
+        yield
+        return
+    move(module, device)
+    try:
+        yield
+    finally:
+        move(module, home)
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """`module` to a device: a graph's ops may state the one that it was traced on."""
+    module.to(device)
+    if not isinstance(module, GraphModule):
+        return
+    for node in module.graph.nodes:
+        args, kwargs = map_aggregate(
+            (node.args, node.kwargs), lambda a: device if isinstance(a, torch.device) else a
+        )
+        node.args, node.kwargs = args, kwargs
+    module.recompile()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU if it has none."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+class _Shapes(Interpreter):
+    """The shapes of what a graph computes from its weights."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._learnt: set[Node] = set()
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr" or any(i in self._learnt for i in n.all_input_nodes):
+            self._learnt.add(n)
+            is_map = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1
+            if n.target in _COMPUTING and is_map:
+                self.shapes[n.name] = tuple(value.shape)
+        return value
+
+
+def _computed(module: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[int, ...]]:
+    # The graph's own run-time shapes: what its nodes say of theirs dates from before pruning.
+    shapes = _Shapes(module)
+    device = device_of(module)
+    leaves = pytree.tree_leaves((inputs.args, dict(inputs.kwargs)))
+    moved = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    with torch.no_grad():
+        shapes.run(*moved, enable_io_processing=False)
+    return shapes.shapes
+
+
+def _only_output_follows(module: GraphModule) -> set[str]:
+    """The outputs and what is only brought into their form: the loss compares outputs anyway."""
+    found: set[Node] = set(module.graph.find_nodes(op="output"))
+    for node in reversed(list(module.graph.nodes)):
+        if node.users and all(u in found and u.target not in _COMPUTING for u in node.users):
+            found.add(node)
+    return {node.name for node in found}

@@ -1,0 +1,101 @@
+"""Lightning Fabric, set up for one process or for those that torchrun started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from edgeprune.coupling.walk import attribute
+from edgeprune.errors import UserError
+from edgeprune.importing import one_line
+from edgeprune.training.graphs import is_batch_norm
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@contextmanager
+def launched(precision: str) -> Iterator[Fabric]:
+    """Fabric on an accelerator if there is one; under torchrun all its processes train together.
+
+    Raises UserError if they can't be set up, as where there are fewer GPUs than processes.
+    """
+    logger = logging.getLogger("lightning_fabric")
+    with warnings.catch_warnings():
+        # Its advice concerns loops that its user wrote: here that is nobody's but ours.
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        try:
+            import lightning_fabric
+
+            level = logger.level
+            logger.setLevel(logging.WARNING)
+        except ImportError as error:
+            raise UserError("training needs Lightning: pip install lightning-fabric") from error
+        try:
+            yield _launch(lightning_fabric, precision)
+        finally:
+            logger.setLevel(level)
+
+
+def _launch(lightning_fabric: Any, precision: str) -> Fabric:
+    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.strategies import DDPStrategy
+
+    settings: dict[str, Any] = {"accelerator": "auto", "precision": precision, "devices": 1}
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        settings["devices"] = here
+        settings["num_nodes"] = int(os.environ["WORLD_SIZE"]) // here
+        # Running statistics are averaged after each epoch instead: each process has seen others.
+        settings["strategy"] = DDPStrategy(broadcast_buffers=False)
+    else:  # a cluster's variables, such as SLURM's, don't say that there is more than this process
+        settings["plugins"] = [LightningEnvironment()]
+    try:
+        fabric: Fabric = lightning_fabric.Fabric(**settings)
+        fabric.launch()
+    except Exception as error:
+        raise UserError(f"training can't be set up here: {one_line(error)}") from error
+    return fabric
+
+
+def expect_unused(fabric: Fabric, some: bool) -> None:
+    """Tells DDP whether steps may leave out parameters, before the model is set up: it waits for
+    their gradients otherwise, and complains of the time that looking takes if there are none."""
+    if fabric.world_size > 1:
+        fabric.strategy._ddp_kwargs["find_unused_parameters"] = some  # type: ignore[attr-defined]
+
+
+def average_statistics(fabric: Fabric, module: GraphModule) -> None:
+    """Makes batch norms' running statistics the mean of all processes'."""
+    if fabric.world_size == 1:
+        return
+    norms = [node for node in module.graph.nodes if is_batch_norm(node)]
+    names = dict.fromkeys(str(node.args[i].target) for node in norms for i in (3, 4))
+    for name in names:
+        buffer = attribute(module, name)
+        buffer.copy_(fabric.all_reduce(buffer.detach().clone(), reduce_op="mean"))
+
+
+class WherePlaced(nn.Module):
+    """A model on an accelerator, called with and returning tensors of the caller's device."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module = module
+        self._device = device
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        homes = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(self._device), (args, kwargs))
+        outputs = self.module(*args, **kwargs)
+        home = homes[0] if homes else self._device
+        return pytree.tree_map_only(Tensor, lambda t: t.to(home), outputs)

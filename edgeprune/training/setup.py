@@ -1,0 +1,184 @@
+"""All that a training run needs, made once: what is trained, on what, towards what, and how."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgeprune.batches import arrange
+from edgeprune.data import Data
+from edgeprune.errors import UserError
+from edgeprune.trace import ExampleInputs
+from edgeprune.training.augment import augments
+from edgeprune.training.checkpoint import identity
+from edgeprune.training.feed import Batch, Feed, fixed_batch, least_batch
+from edgeprune.training.graphs import device_of, move, shared_features, with_features
+from edgeprune.training.objective import VARIANCE_SAMPLES, Loss, Objective, Values, Variances
+from edgeprune.training.recipe import Recipe, Steps
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# A batch norm's statistics over fewer samples than this are mostly noise.
+_FEWEST_FOR_STATISTICS = 8
+
+
+class Teacher:
+    """The model as it was, in eval mode on the device; the caller's stays where and as it is."""
+
+    def __init__(
+        self, fabric: Fabric, module: nn.Module, features: tuple[str, ...], inputs: ExampleInputs
+    ) -> None:
+        """features: nodes of the teacher's graph whose values are asked for too."""
+        self._fabric = fabric
+        self._example_inputs = inputs
+        self._is_graph = isinstance(module, GraphModule)
+        if isinstance(module, GraphModule):
+            self._module: nn.Module = with_features(module, features, fabric.device)
+        else:
+            self._module = copy.deepcopy(module).eval()
+            move(self._module, fabric.device)
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> Values:
+        """What it computes from a batch's inputs."""
+        call = arrange(inputs, self._example_inputs)
+        with torch.no_grad(), self._fabric.autocast():
+            outputs = self._module(*call.args, **call.kwargs)
+        return Values(*outputs) if self._is_graph else Values(outputs)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run. features: names of the inner values to compare. augments: whether inputs are.
+    frozen_norms: whether batch norms keep their statistics. batches: per epoch and process.
+    identity: what another run must share to be the same one. remarks: what was assumed."""
+
+    fabric: Fabric
+    student: GraphModule
+    example_inputs: ExampleInputs
+    recipe: Recipe
+    feed: Feed
+    steps: Steps
+    objective: Objective
+    teacher: Teacher | None
+    features: tuple[str, ...]
+    augments: bool
+    frozen_norms: bool
+    batches: int
+    identity: dict[str, Any]
+    remarks: tuple[str, ...]
+
+    @staticmethod
+    def made(
+        fabric: Fabric,
+        student: GraphModule,
+        data: Data,
+        inputs: ExampleInputs,
+        recipe: Recipe,
+        module: nn.Module | None,
+        loss: Loss | None,
+        seed: int,
+    ) -> Setup:
+        """From what the caller gave; module: the teacher. Raises UserError as fine_tune does."""
+        fixed = fixed_batch(student, inputs)
+        feed = Feed(fabric, data.train, inputs, fixed, least_batch(student), seed)
+        first = next(feed.epoch(0), None)
+        if first is None:
+            raise UserError("the training data hold too few samples for one batch")
+        size = len(first.inputs[0])
+        teacher: Teacher | None = None
+        features: tuple[str, ...] = ()
+        if module is not None and loss is None:
+            features = _features(fabric, student, module, inputs, recipe)
+            teacher = Teacher(fabric, module, features, inputs)
+        objective = _objective(fabric, student, inputs, recipe, feed, first, loss, teacher)
+        setup = Setup(
+            fabric,
+            student,
+            inputs,
+            recipe,
+            feed,
+            Steps.chosen(recipe, student, size, fabric.world_size, feed.fixed is not None),
+            objective,
+            teacher,
+            features,
+            augments(recipe, data.train, inputs),
+            (feed.fixed or math.inf) < _FEWEST_FOR_STATISTICS,
+            max(feed.batches_per_epoch(), 1),
+            {},
+            (),
+        )
+        remarks = [*objective.remarks, *_assumed(setup)]
+        if loss is not None and module is not None:
+            remarks.append("trained by the given loss alone, without the original as a teacher")
+        return replace(setup, identity=_identity(setup, size, seed), remarks=tuple(remarks))
+
+
+def _features(
+    fabric: Fabric,
+    student: GraphModule,
+    teacher: nn.Module,
+    inputs: ExampleInputs,
+    recipe: Recipe,
+) -> tuple[str, ...]:
+    """The inner values that both graphs have."""
+    if recipe.features == 0 or not isinstance(teacher, GraphModule):
+        return ()
+    if device_of(teacher) != fabric.device:
+        teacher = with_features(teacher, (), fabric.device)
+    return shared_features(student, teacher, inputs)
+
+
+def _objective(
+    fabric: Fabric,
+    student: GraphModule,
+    inputs: ExampleInputs,
+    recipe: Recipe,
+    feed: Feed,
+    first: Batch,
+    loss: Loss | None,
+    teacher: Teacher | None,
+) -> Objective:
+    """The objective by a first batch, with the teacher's variances where there is one."""
+    variances = None
+    if teacher is not None:
+        enough = math.ceil(VARIANCE_SAMPLES / len(first.inputs[0]))
+        batches = itertools.islice(feed.epoch(0), enough)
+        # Each process has measured its own share; one set of numbers must do for all.
+        variances = fabric.broadcast(Variances.measured(teacher(b.inputs) for b in batches))
+    call = arrange(first.inputs, inputs)
+    with torch.no_grad():
+        outputs = Values(student(*call.args, **call.kwargs))
+    chosen = Objective.chosen(recipe, loss, outputs, first.labels, variances)
+    return replace(chosen, by_classes=fabric.broadcast(chosen.by_classes))
+
+
+def _assumed(setup: Setup) -> Iterator[str]:
+    if setup.augments:
+        mirrored = " and mirrored" if setup.recipe.flip else ""
+        yield f"training images moved by a few pixels{mirrored}"
+    if not setup.feed.is_shuffled:
+        yield "the training data come in the same order each epoch: a loader that shuffles helps"
+    if setup.frozen_norms:
+        yield "batch norms keep their statistics: the model takes too few samples at a time"
+
+
+def _identity(setup: Setup, size: int, seed: int) -> dict[str, Any]:
+    objective = setup.objective
+    kind = "classes" if objective.by_classes else "values" if objective.loss is None else "own"
+    return identity(
+        setup.student,
+        setup.recipe,
+        seed=seed,
+        processes=setup.fabric.world_size,
+        data=[setup.batches, size],
+        objective=[kind, objective.needs_teacher],
+    )

@@ -1,0 +1,78 @@
+"""Running node by node: the same as running the graph, also from a fork."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.coupling import couple
+from edgeprune.linear.outputs import divergence, outputs
+from edgeprune.linear.replay import Replay, bytes_per_sample
+from edgeprune.plan import Plan
+from edgeprune.resize import resize
+from edgeprune.trace import ExampleInputs
+from tests.pruning import randomized, traced
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.up, self.down = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 3, padding=1)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(x + self.down(torch.relu(self.up(x))))
+        return self.last(x.mean((2, 3)))
+
+
+BATCHES = [torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(n)) for n in (4, 4, 3)]
+CALLS = [ExampleInputs((b,), {}) for b in BATCHES]
+
+
+def test_outputs_are_the_graphs() -> None:
+    graph = traced(randomized(Residual()), BATCHES[0]).graph_module
+    got = outputs(Replay(graph, CALLS), graph)
+    for batch, values in zip(BATCHES, got, strict=True):
+        torch.testing.assert_close(values[0], graph(batch).detach())
+
+
+def test_values_go_when_nobody_reads_them_and_stay_while_held() -> None:
+    graph = traced(randomized(Residual()), BATCHES[0]).graph_module
+    first = next(n.name for n in graph.graph.nodes if n.op == "call_function")
+    run = Replay(graph, CALLS, {first})
+    run.run_to("output", including=False)
+    assert len(run.values(first)) == 3
+    run.release(first)
+    assert not any(n.name == first for n in run._values)
+    assert len(run._values) == 1  # what the output reads
+
+
+def test_a_fork_goes_on_in_another_graph() -> None:
+    graph = traced(randomized(Residual()), BATCHES[0])
+    coupling = couple(graph)
+    inner = next(g.index for g in coupling.groups if g.size == 12)
+    keep = list(Plan.everything(coupling).keep)
+    keep[inner] = torch.arange(12).numpy() % 2 == 0
+    smaller = resize(graph, coupling, Plan(tuple(keep), frozenset()))
+    run = Replay(graph.graph_module, CALLS)
+    up = next(n.name for n in graph.graph_module.graph.nodes if "conv2d_1" in n.name)
+    run.run_to(up, including=False)
+    got = outputs(run.fork(smaller), smaller)
+    whole = outputs(Replay(smaller, CALLS), smaller)
+    assert divergence(got, whole) < 1e-10
+    assert divergence(got, outputs(run, graph.graph_module)) > 1e-4
+
+
+def test_memory_is_that_of_the_largest_step() -> None:
+    graph = traced(randomized(Residual()), BATCHES[0])
+    # The sum's shortcut, the branch's inner 12 channels and their ReLU are there at once.
+    assert bytes_per_sample(graph) == 4 * 36 * (8 + 12 + 12)
+
+
+def test_divergence_is_a_share_of_variance() -> None:
+    want = [[torch.tensor([[0.0], [2.0]])], [torch.tensor([[4.0]])]]
+    mean = [[torch.full((2, 1), 2.0)], [torch.full((1, 1), 2.0)]]
+    assert divergence(want, want) == 0.0
+    assert divergence(mean, want) == 1.0

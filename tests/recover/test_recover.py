@@ -1,0 +1,158 @@
+"""Recovery without labels: what least squares wins back, what a removed branch leaves to others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from edgeprune.coupling import Coupling, couple
+from edgeprune.linear.outputs import divergence, outputs
+from edgeprune.linear.replay import Replay
+from edgeprune.plan import Plan
+from edgeprune.recover import recover
+from edgeprune.recover.batch_norms import recalibrate
+from edgeprune.recover.reconstruct import reconstruct
+from edgeprune.resize import inherit, resize
+from edgeprune.trace import ExampleInputs, TracedModel
+from tests.pruning import randomized, traced
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.Sequential(Block(), Block(), Block())
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+def images(count: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator)
+    return list(nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear").split(32))
+
+
+BATCHES, OTHERS = images(256, 0), images(128, 1)
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[TracedModel, Coupling]:
+    module = randomized(Network())
+    with torch.no_grad():
+        for block in module.blocks:
+            block.bn2.weight.mul_(0.3)
+    module.train()
+    with torch.no_grad():
+        for _ in range(30):  # statistics as training leaves them
+            for batch in BATCHES:
+                module(batch)
+    graph = traced(module.eval(), BATCHES[0])
+    return graph, couple(graph)
+
+
+def error(graph: TracedModel, smaller: GraphModule) -> float:
+    calls = [ExampleInputs((b,), {}) for b in OTHERS]
+    want = outputs(Replay(graph.graph_module, calls), graph.graph_module)
+    return divergence(outputs(Replay(smaller, calls), smaller), want)
+
+
+def narrow(coupling: Coupling, share: float = 0.5) -> Plan:
+    keep = []
+    for group, mask in zip(coupling.groups, Plan.everything(coupling).keep, strict=True):
+        if group.size == 16:
+            mask = np.arange(16) < 16 * share
+        keep.append(mask)
+    return Plan(tuple(keep), frozenset())
+
+
+def test_least_squares_beats_statistics_beats_nothing(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    plan = narrow(coupling)
+    calls = [ExampleInputs((b,), {}) for b in BATCHES]
+    bare, counted, fitted = (resize(graph, coupling, plan) for _ in range(3))
+    recalibrate(counted, calls)
+    assert reconstruct(graph, coupling, plan, fitted, calls) > 0
+    assert error(graph, fitted) < 0.5 * error(graph, counted) < 0.5 * error(graph, bare)
+
+
+def test_recovery_takes_the_best_and_says_what_it_won(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    plan = narrow(coupling)
+    smaller = resize(graph, coupling, plan)
+    before = error(graph, smaller)
+    done = recover(graph, coupling, plan, smaller, BATCHES)
+    assert done.samples == 256 and done.layers > 0 and done.batch_norms == 0
+    assert done.error_after < done.error_before
+    assert error(graph, smaller) < 0.5 * before
+
+
+def test_layers_before_a_removed_branch_take_over(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    middle = next(b.index for b in coupling.branches if b.name == "blocks.1")
+    plan = Plan(Plan.everything(coupling).keep, frozenset({middle}))
+    smaller = resize(graph, coupling, plan)
+    was = smaller.get_parameter("blocks.0.conv2.weight").detach().clone()
+    before = error(graph, smaller)
+    reconstruct(graph, coupling, plan, smaller, [ExampleInputs((b,), {}) for b in BATCHES])
+    assert not torch.allclose(smaller.get_parameter("blocks.0.conv2.weight"), was, rtol=0.05)
+    assert error(graph, smaller) < 0.5 * before
+
+
+def test_a_model_that_lost_nothing_stays_as_it_is(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    plan = Plan.everything(coupling)
+    smaller = resize(graph, coupling, plan)
+    done = recover(graph, coupling, plan, smaller, BATCHES)
+    assert done.error_after < 1e-9
+    torch.testing.assert_close(smaller(OTHERS[0]), graph.graph_module(OTHERS[0]))
+
+
+def test_a_handful_of_samples_does_no_harm(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    plan = narrow(coupling, 0.75)
+    smaller = resize(graph, coupling, plan)
+    before = error(graph, smaller)
+    recover(graph, coupling, plan, smaller, [BATCHES[0][:3]])
+    assert error(graph, smaller) < 1.5 * before
+
+
+def test_weights_pass_on_to_a_narrower_plan(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    wide, thin = narrow(coupling, 0.75), narrow(coupling, 0.5)
+    first = resize(graph, coupling, wide)
+    with torch.no_grad():
+        first.get_parameter("blocks.0.conv1.weight").add_(1.0)
+    second = resize(graph, coupling, thin)
+    inherit(second, thin, first, wide, coupling)
+    got = second.get_parameter("blocks.0.conv1.weight")
+    torch.testing.assert_close(got, first.get_parameter("blocks.0.conv1.weight")[:8])
+
+
+def test_the_original_is_left_alone(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    was = {k: v.clone() for k, v in graph.graph_module.state_dict().items()}
+    plan = narrow(coupling)
+    recover(graph, coupling, plan, resize(graph, coupling, plan), BATCHES)
+    for name, value in graph.graph_module.state_dict().items():
+        assert torch.equal(value, was[name]), name

@@ -1,0 +1,124 @@
+"""Progressive pruning, fine-tuning and --max-drop, end to end on a small network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import edgeprune
+from edgeprune.errors import UserError
+from edgeprune.recover import share_of_epochs
+
+IMAGE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.bn2 = nn.Conv2d(16, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return self.head(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+def images(count: int, seed: int) -> TensorDataset:
+    """Three classes: which colour is brightest."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    x = torch.randn(count, 3, 16, 16, generator=generator)
+    x[torch.arange(count), labels] += 0.4
+    return TensorDataset(x, labels)
+
+
+@pytest.fixture(scope="module")
+def task() -> tuple[nn.Module, tuple[Any, Any]]:
+    torch.manual_seed(0)
+    model = Small()
+    train = DataLoader(images(256, 0), 32)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(3):
+        for x, y in train:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return model.eval(), (train, DataLoader(images(128, 1), 32))
+
+
+def pruned(task: tuple[nn.Module, tuple[Any, Any]], **options: Any) -> edgeprune.Result:
+    model, data = task
+    return edgeprune.prune(model, IMAGE, profile="jetson-nano", data=data, **options)
+
+
+def test_steps_widen_what_goes_and_are_told(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    result = pruned(task, rate=0.8, steps=3)
+    history = result.report["history"]
+    assert [record["step"] for record in history] == [1, 2, 3]
+    removed = [record["removed"] for record in history]
+    assert removed == sorted(removed) and removed[0] < 0.6 < 0.8 <= removed[-1]
+    assert result.report["rate"]["achieved"] >= 0.8
+    assert history[-1]["metric"] == result.report["after"]["metric"]
+    assert result.report["before"]["metric"] - result.report["after"]["metric"] < 25
+
+
+def test_fine_tuning_trains_and_says_so(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    without, tuned = pruned(task, rate=0.8), pruned(task, rate=0.8, epochs=3)
+    words = " ".join(tuned.report["remarks"])
+    assert "fine-tuned for 3 epochs" in words and "loss" in words
+    assert tuned.report["seconds"]["fine-tune"] > 0
+    assert tuned.report["after"]["metric"] >= without.report["after"]["metric"] - 3
+    weights = [r.graph_module.state_dict()["conv1.weight"] for r in (without, tuned)]
+    assert not torch.equal(*weights)
+
+
+def test_a_drop_too_deep_rolls_back(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    """A metric that falls with every parameter removed: the third step is one too many."""
+
+    def size(module: nn.Module) -> float:
+        return 100 * sum(p.numel() for p in module.parameters()) / whole
+
+    model, _ = task
+    whole = sum(p.numel() for p in model.parameters())
+    result = pruned(task, rate=0.8, steps=4, max_drop=50.0, metric=size)
+    report = result.report
+    assert report["before"]["metric"] - report["after"]["metric"] <= 50
+    assert 1 <= len(report["history"]) < 4
+    assert report["rate"]["achieved"] < 0.8
+    assert any("out of reach of --max-drop 50" in w for w in report["warnings"])
+    untouched = pruned(task, rate=0.8, max_drop=0.0, metric=size)
+    assert untouched.report["after"]["params"] == untouched.report["before"]["params"]
+
+
+def test_a_drop_within_the_limit_stands(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    report = pruned(task, rate=0.5, max_drop=40.0).report
+    assert report["rate"]["achieved"] >= 0.5 and not report["warnings"]
+    assert len(report["history"]) == 4  # the steps at which it could have stopped
+
+
+def test_the_users_own_loss_teaches(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    seen: list[int] = []
+
+    def loss(outputs: Tensor, batch: Any) -> Tensor:
+        seen.append(len(batch[1]))
+        return nn.functional.cross_entropy(outputs, batch[1])
+
+    pruned(task, rate=0.6, epochs=1, loss=loss)
+    assert len(seen) == 8
+
+
+def test_what_is_asked_needs_data(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    model, _ = task
+    for options, said in (({"epochs": 2}, "--epochs needs"), ({"max_drop": 1.0}, "needs a metric")):
+        with pytest.raises(UserError, match=said):
+            edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5, **options)
+
+
+def test_epochs_are_shared_out() -> None:
+    assert [share_of_epochs(10, 4, i) for i in (1, 2, 3, 4)] == [2, 2, 2, 4]
+    assert [share_of_epochs(1, 3, i) for i in (1, 2, 3)] == [0, 0, 1]
