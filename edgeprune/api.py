@@ -167,6 +167,12 @@ def prune(
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
     """Runs a task; writes its results to `target`, if given, at once when everything is proved."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Each process would solve on its own, and train another model than its fellows.
+        raise UserError(
+            "edgeprune runs as one process so far: start it without torchrun, and train "
+            "result.graph_module with edgeprune.training.fine_tune under torchrun"
+        )
     torch.manual_seed(task.settings.seed)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         folder = Path(scratch)

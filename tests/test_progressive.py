@@ -122,3 +122,11 @@ def test_what_is_asked_needs_data(task: tuple[nn.Module, tuple[Any, Any]]) -> No
 def test_epochs_are_shared_out() -> None:
     assert [share_of_epochs(10, 4, i) for i in (1, 2, 3, 4)] == [2, 2, 2, 4]
     assert [share_of_epochs(1, 3, i) for i in (1, 2, 3)] == [0, 0, 1]
+
+
+def test_many_processes_are_refused(
+    task: tuple[nn.Module, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs as one process so far"):
+        pruned(task, rate=0.5)

@@ -7,8 +7,9 @@ from typing import Any
 
 from edgeprune.coupling import Coupling
 from edgeprune.scoring.magnitude import Scores, magnitude
-from edgeprune.scoring.measured import Note, measured
+from edgeprune.scoring.measured import Note, measured, reconstruction
 from edgeprune.scoring.names import CRITERIA, check_criterion
+from edgeprune.scoring.weights import BY_WEIGHTS
 from edgeprune.trace import TracedModel
 
 __all__ = ["CRITERIA", "score"]
@@ -29,7 +30,11 @@ def score(
     Raises UserError for a criterion that isn't there, or that needs data.
     """
     check_criterion(importance, batches is not None)
+    if importance in BY_WEIGHTS:
+        return BY_WEIGHTS[importance](traced, coupling, seed)
     weights = magnitude(traced, coupling)
-    if batches is None or importance == "magnitude":
+    if batches is None:
         return weights
+    if importance == "reconstruction":
+        return reconstruction(traced, coupling, batches, weights, seed)
     return measured(traced, coupling, batches, weights, seed, note)

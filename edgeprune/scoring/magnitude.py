@@ -11,13 +11,14 @@ price of the whole branch, -log(1 - s), when nothing is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.fx import Node
 
 from edgeprune.coupling import Coupling, Group
@@ -43,32 +44,73 @@ class Scores:
     branches: tuple[float, ...]
 
 
-def magnitude(traced: TracedModel, coupling: Coupling) -> Scores:
-    """Scores every group and branch by its weights."""
-    weights = _Weights(traced, coupling)
-    shares = _branch_shares(traced, coupling, weights)
-    energies = tuple(weights.energy(group) for group in coupling.groups)
+#: What an index along a dimension of a parameter weighs: (sizes[dim],), not negative.
+Measure = Callable[[Tensor, int], Tensor]
+
+
+def squares(parameter: Tensor, dim: int) -> Tensor:
+    """The squared weights of each index."""
+    return sum_of_others(parameter.square(), dim)
+
+
+def sum_of_others(values: Tensor, dim: int) -> Tensor:
+    """A tensor summed over all dimensions but one."""
+    others = tuple(d for d in range(values.dim()) if d != dim)
+    return values.sum(others) if others else values
+
+
+def magnitude(
+    traced: TracedModel,
+    coupling: Coupling,
+    criterion: str = "magnitude",
+    measure: Measure = squares,
+    parameters: frozenset[str] | None = None,
+) -> Scores:
+    """Scores every group and branch by its weights.
+
+    measure: what each of a parameter's indices weighs. parameters: those that count, for groups
+    that reach into one of them; all parameters count for the others.
+    """
+    plain = _Weights(traced, coupling)
+    weights = _Weights(traced, coupling, measure)
+    energies = []
+    for group in coupling.groups:
+        named = parameters is not None and any(s.parameter in parameters for s in group.slots)
+        energies.append(weights.energy(group, parameters if named else None))
+    return from_energies(traced, coupling, criterion, energies, plain)
+
+
+def from_energies(
+    traced: TracedModel,
+    coupling: Coupling,
+    criterion: str,
+    energies: Sequence[Array],
+    weights: _Weights | None = None,
+) -> Scores:
+    """Curves and branches for energies (adding up to 1 in each group), however they were found."""
+    shares = _branch_shares(traced, coupling, weights or _Weights(traced, coupling))
     curves = tuple(
         _curve(energy, _share_of(group, coupling, shares))
         for group, energy in zip(coupling.groups, energies, strict=True)
     )
     branches = tuple(float(-np.log1p(-shares[b.index])) for b in coupling.branches)
-    return Scores("magnitude", energies, curves, branches)
+    return Scores(criterion, tuple(energies), curves, branches)
 
 
 class _Weights:
-    """The squared weights of each parameter, by index of each of its dimensions."""
+    """What the weights of each parameter come to, by index of each of its dimensions."""
 
-    def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
+    def __init__(self, traced: TracedModel, coupling: Coupling, measure: Measure = squares) -> None:
+        self._measure = measure
         self._traced = traced
         self._coupling = coupling
         self._known: dict[tuple[str, int], tuple[Array, NDArray[np.int64]]] = {}
 
-    def energy(self, group: Group) -> Array:
-        """Each unit's share of squared weights, averaged over the group's slots: (units,)."""
+    def energy(self, group: Group, parameters: frozenset[str] | None = None) -> Array:
+        """Each unit's share, averaged over the group's slots (in `parameters`): (units,)."""
         total = np.zeros(group.size)
-        for share in self.by_slot(group).values():
-            if share.sum() > 0:
+        for (name, _), share in self.by_slot(group).items():
+            if share.sum() > 0 and (parameters is None or name in parameters):
                 total += share / share.sum()
         return total / total.sum() if total.sum() > 0 else np.full(group.size, 1 / group.size)
 
@@ -81,25 +123,24 @@ class _Weights:
         for name, dim in dict.fromkeys((s.parameter, s.dim) for s in group.slots):
             if not isinstance(attribute(self._traced.graph_module, name), torch.nn.Parameter):
                 continue
-            squares, rows = self._by_index(name, dim)
+            weighed, rows = self._by_index(name, dim)
             share = np.zeros(group.size)
             for column in range(rows.shape[1]):
                 atoms = rows[:, column]
                 known = (atoms >= 0) & (atoms < len(position))
                 unit = np.where(known, position[np.where(known, atoms, 0)], -1)
-                np.add.at(share, unit[unit >= 0], squares[unit >= 0])
-            found[name, dim] = share / max(float(squares.sum()), np.finfo(float).tiny)
+                np.add.at(share, unit[unit >= 0], weighed[unit >= 0])
+            found[name, dim] = share / max(float(weighed.sum()), np.finfo(float).tiny)
         return found
 
     def _by_index(self, name: str, dim: int) -> tuple[Array, NDArray[np.int64]]:
-        """The squares summed over the other dimensions, and the atoms of each index."""
+        """What each index weighs, and its atoms."""
         if (name, dim) not in self._known:
-            parameter = attribute(self._traced.graph_module, name).detach().float().square()
-            others = tuple(d for d in range(parameter.dim()) if d != dim)
+            parameter = attribute(self._traced.graph_module, name).detach().float()
             label = self._coupling.parameters[name][dim]
             assert label is not None
-            squares = (parameter.sum(others) if others else parameter).double().numpy()
-            self._known[name, dim] = squares, self._coupling.atoms.resolve(label)
+            weighed = self._measure(parameter, dim).double().numpy()
+            self._known[name, dim] = weighed, self._coupling.atoms.resolve(label)
         return self._known[name, dim]
 
 

@@ -21,7 +21,7 @@ from edgeprune.coupling import Coupling, Group
 from edgeprune.linear.replay import Replay
 from edgeprune.linear.sampling import affordable, calls_of
 from edgeprune.plan import Plan, keep_best
-from edgeprune.scoring.magnitude import Scores
+from edgeprune.scoring.magnitude import Scores, from_energies
 from edgeprune.scoring.readers import eliminations
 from edgeprune.scoring.sensitivity import branch_plan, group_plan, joint_loss, losses, touching
 from edgeprune.trace import ExampleInputs, TracedModel
@@ -79,6 +79,29 @@ def measured(
     )
     importance = tuple(_ranks(shapes[g.index]) for g in coupling.groups)
     return Scores("sensitivity", importance, curves, tuple((of_branches * ratios[1]).tolist()))
+
+
+def reconstruction(
+    traced: TracedModel,
+    coupling: Coupling,
+    batches: Iterable[Any],
+    weights: Scores,
+    seed: int = 0,
+) -> Scores:
+    """Scores from what each group's readers lack once they are fitted anew, without a look at the
+    outputs (He et al. 2017, arXiv:1707.06168): what is kept takes the place of magnitude's energy,
+    branches are magnitude's."""
+    calls, _ = calls_of(
+        batches, traced.example_inputs, affordable(traced, SAMPLES), traced.dynamic_batch
+    )
+    energies = []
+    for shape in _shapes(traced, coupling, calls, weights, seed):
+        # What the unit that is the n-th to stay adds; units keep their order where it adds nothing.
+        added = np.maximum(-np.diff(shape.lost), 1e-9)[::-1]
+        energy = np.zeros(len(shape.order))
+        energy[shape.order] = np.sort(added)
+        energies.append(energy / energy.sum())
+    return from_energies(traced, coupling, "reconstruction", energies)
 
 
 def _shapes(

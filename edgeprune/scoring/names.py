@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from edgeprune.errors import UserError
 
-CRITERIA = ("magnitude", "sensitivity")
-PLANNED = ("gradient", "saliency", "bn-scale", "fpgm", "lamp", "reconstruction", "random")
-_NEED_DATA = ("sensitivity",)
+CRITERIA = (
+    "magnitude",
+    "l1",
+    "bn-scale",
+    "fpgm",
+    "lamp",
+    "random",
+    "reconstruction",
+    "sensitivity",
+)
+PLANNED = ("gradient", "saliency")
+_NEED_DATA = ("reconstruction", "sensitivity")
 
 
 def check_criterion(name: str, has_data: bool) -> None:
@@ -15,7 +24,7 @@ def check_criterion(name: str, has_data: bool) -> None:
         raise UserError(
             f"--importance {name} "
             + ("is not supported yet" if name in PLANNED else "is not a criterion")
-            + f": use {' or '.join(('auto', *CRITERIA))}"
+            + f": use {', '.join(('auto', *CRITERIA))}"
         )
     if name in _NEED_DATA and not has_data:
         raise UserError(f"--importance {name} needs samples: give --data (no labels are needed)")
