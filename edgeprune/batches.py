@@ -162,6 +162,17 @@ def describe_tensor(tensor: Tensor) -> str:
     return f"{'x'.join(map(str, tensor.shape)) or 'scalar'}:{str(tensor.dtype)[6:]}"
 
 
+def class_labels(labels: Tensor, outputs: Iterable[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """The (samples, classes) output and class numbers of labels that fit it, None if none does."""
+    for scores in outputs:
+        if scores.dim() == 2 and len(scores) == len(labels):
+            try:
+                return scores, _classes(labels, scores)
+            except UserError:
+                return None
+    return None
+
+
 def _class_scores(output: Any, samples: int) -> Tensor:
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     if isinstance(output, Mapping) and not leaves:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-# Where an op states whether it trains: batch_norm normalises by the batch then, dropout drops.
+# Where an op states whether it trains: batch_norm normalises by the batch then, dropout drops,
+# recurrent layers drop between their layers (and keep what cuDNN's backward needs).
 _FLAG_AT = {
     torch.ops.aten.batch_norm.default: 5,
     torch.ops.aten.dropout.default: 2,
     torch.ops.aten.feature_dropout.default: 2,
     torch.ops.aten.alpha_dropout.default: 2,
+    torch.ops.aten.lstm.input: 6,
+    torch.ops.aten.gru.input: 6,
+    torch.ops.aten.rnn_tanh.input: 6,
+    torch.ops.aten.rnn_relu.input: 6,
 }
 
 

@@ -463,7 +463,7 @@ def test_bare_pickle_naming_os_system_runs_nothing(run: Any, place: Path, tmp_pa
         (("--require", "fast"), "not supported yet"),
         (("--steps", "0"), "at least 1"),
         (("--epochs", "3"), "give --data"),
-        (("--importance", "gradient"), "not supported yet"),
+        (("--importance", "gradient"), "give --data"),
         (("--importance", "sensitivity"), "give --data"),
         (("--importance", "colour"), "is not a criterion"),
         (("--importance", "luck"), "not a criterion"),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgeprune.coupling import Coupling
+from edgeprune.scoring.gradients import by_gradients
 from edgeprune.scoring.magnitude import Scores, magnitude
 from edgeprune.scoring.measured import Note, measured, reconstruction
 from edgeprune.scoring.names import CRITERIA, check_criterion
@@ -35,6 +36,8 @@ def score(
     weights = magnitude(traced, coupling)
     if batches is None:
         return weights
+    if importance in ("gradient", "saliency"):
+        return by_gradients(traced, coupling, batches, importance, seed)
     if importance == "reconstruction":
         return reconstruction(traced, coupling, batches, weights, seed)
     return measured(traced, coupling, batches, weights, seed, note)

@@ -11,20 +11,19 @@ CRITERIA = (
     "fpgm",
     "lamp",
     "random",
+    "gradient",
+    "saliency",
     "reconstruction",
     "sensitivity",
 )
-PLANNED = ("gradient", "saliency")
-_NEED_DATA = ("reconstruction", "sensitivity")
+_NEED_DATA = ("gradient", "saliency", "reconstruction", "sensitivity")
 
 
 def check_criterion(name: str, has_data: bool) -> None:
     """Raises UserError for a criterion that isn't there, or needs data where there are none."""
     if name not in ("auto", *CRITERIA):
         raise UserError(
-            f"--importance {name} "
-            + ("is not supported yet" if name in PLANNED else "is not a criterion")
-            + f": use {', '.join(('auto', *CRITERIA))}"
+            f"--importance {name} is not a criterion: use {', '.join(('auto', *CRITERIA))}"
         )
     if name in _NEED_DATA and not has_data:
         raise UserError(f"--importance {name} needs samples: give --data (no labels are needed)")

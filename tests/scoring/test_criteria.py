@@ -108,7 +108,68 @@ def test_reconstruction_gives_up_what_others_stand_for() -> None:
     assert int(scored(module, "reconstruction")[2].importance[0].argmin()) in (2, 6)
 
 
-@pytest.mark.parametrize("criterion", ["reconstruction", "sensitivity"])
+class Gated(nn.Module):
+    """(x W1 + branch) W2, linear throughout: the gate's effect can be computed by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 6, bias=False), nn.Linear(6, 4, bias=False)
+        self.branch = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.up(x)
+        return self.down(h + self.branch(h))
+
+
+def test_the_gradient_is_that_of_the_gate() -> None:
+    """Taking a unit's signal away by a thousandth changes the loss by a thousandth of its score."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    x, y = torch.randn(16, 3, dtype=torch.float64), torch.randint(0, 4, (16,))
+    graph = traced(module, x)
+    scores = score(graph, couple(graph), "gradient", [(x, y)])
+    total = scores.curves[0][0]
+    for unit in range(6):
+        with torch.no_grad():
+            h = torch.tanh(module[0](x))
+            before = nn.functional.cross_entropy(module[2](h), y)
+            h[:, unit] *= 1 - 1e-5
+            after = nn.functional.cross_entropy(module[2](h), y)
+        effect = abs(float(after - before)) / 1e-5
+        assert total * scores.importance[0][unit] == pytest.approx(effect, rel=1e-2, abs=1e-6)
+
+
+def test_saliency_is_half_the_mean_square_over_samples() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    x, y = torch.randn(16, 3, dtype=torch.float64), torch.randint(0, 4, (16,))
+    graph = traced(module, x)
+    coupling = couple(graph)
+    whole = score(graph, coupling, "saliency", [(x, y)])
+    each = [score(graph, coupling, "gradient", [(x[i : i + 1], y[i : i + 1])]) for i in range(16)]
+    squares = np.mean([(s.curves[0][0] * s.importance[0]) ** 2 / 2 for s in each], axis=0)
+    assert whole.curves[0][0] * whole.importance[0] == pytest.approx(squares, rel=1e-3)
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "saliency"])
+def test_a_branch_is_priced_at_its_output(criterion: str) -> None:
+    torch.manual_seed(0)
+    module = Gated()
+    with torch.no_grad():
+        module.branch.weight.mul_(0.01)
+    x, y = torch.randn(32, 3), torch.randint(0, 4, (32,))
+    graph = traced(module, x)
+    coupling = couple(graph)
+    small = score(graph, coupling, criterion, [(x, y)]).branches[0]
+    with torch.no_grad():
+        graph.graph_module.get_parameter("branch.weight").mul_(10)
+    large = score(graph, coupling, criterion, [(x, y)]).branches[0]
+    power = 1 if criterion == "gradient" else 2
+    assert large / small == pytest.approx(10**power, rel=0.5)
+    assert all(p.grad is None for p in graph.graph_module.parameters())
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "saliency", "reconstruction", "sensitivity"])
 def test_some_need_samples(criterion: str) -> None:
     graph = traced(randomized(network()), IMAGES[0])
     with pytest.raises(UserError, match="needs samples"):

@@ -1,0 +1,198 @@
+"""Criteria from gradients: what the loss would change by if a unit's signal were taken away.
+
+A unit's gate is 1; its derivative is the sum of weight times gradient over the slices of all layers
+that read the unit (of all its slices where nothing reads it). `gradient` is its size, averaged over
+batches (first-order Taylor, Molchanov et al. 2019, arXiv:1906.10771). `saliency` is half its mean
+square over single samples, which is the diagonal Fisher approximation of the second-order loss
+(Theis et al. 2018, arXiv:1801.05787; optimal brain damage, LeCun et al. 1989). A branch's gate is
+read at its output in the same way, so groups and branches compare. Losses of several units add up.
+
+The loss is cross-entropy where labels number the classes of a (samples, classes) output. Otherwise
+it is half the squared error to the outputs plus noise, as shares of each output's variance, whose
+gradients have the Gauss-Newton matrix as covariance: no labels are needed for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from edgeprune.batches import arrange, class_labels, split_batch
+from edgeprune.coupling import Coupling, Group
+from edgeprune.errors import UserError
+from edgeprune.importing import one_line
+from edgeprune.scoring.magnitude import Scores
+from edgeprune.trace import TracedModel
+
+Array = NDArray[np.float64]
+
+#: Batches for `gradient`, single samples for `saliency`.
+BATCHES, SAMPLES = 16, 128
+
+
+def by_gradients(
+    traced: TracedModel, coupling: Coupling, batches: Iterable[Any], criterion: str, seed: int
+) -> Scores:
+    """Scores by `gradient` or `saliency`. Raises UserError for a model without gradients, or a
+    batch that doesn't fit it."""
+    second = criterion == "saliency"
+    gates = _Gates(traced, coupling)
+    generator = torch.Generator().manual_seed(seed)
+    units = [np.zeros(g.size) for g in coupling.groups]
+    branches = np.zeros(len(coupling.branches))
+    count = 0
+    for inputs, labels in _parts(traced, batches, second):
+        try:
+            found, found_branches = gates.derivatives(inputs, labels, generator)
+        except (RuntimeError, NotImplementedError) as error:
+            raise UserError(
+                f"--importance {criterion}: this model has no gradients ({one_line(error)}): "
+                "use sensitivity"
+            ) from error
+        for total, derivative in zip(units, found, strict=True):
+            total += derivative**2 / 2 if second else np.abs(derivative)
+        branches += found_branches**2 / 2 if second else np.abs(found_branches)
+        count += 1
+    losses = [total / max(count, 1) + 1e-12 for total in units]
+    return Scores(
+        criterion,
+        tuple(loss / loss.sum() for loss in losses),
+        tuple(_curve(loss) for loss in losses),
+        tuple((branches / max(count, 1)).tolist()),
+    )
+
+
+def _parts(
+    traced: TracedModel, batches: Iterable[Any], single: bool
+) -> Iterable[tuple[tuple[Tensor, ...], Tensor | None]]:
+    """Batches, or single samples where the model takes them, as inputs and labels."""
+    count = 0
+    for batch in batches:
+        inputs, labels = split_batch(batch, traced.example_inputs)
+        size = 1 if single and traced.dynamic_batch else len(inputs[0])
+        for start in range(0, len(inputs[0]), size):
+            part = tuple(t[start : start + size] for t in inputs)
+            yield part, None if labels is None else labels[start : start + size]
+            count += 1
+            if count >= (SAMPLES if single else BATCHES):
+                return
+
+
+def _curve(losses: Array) -> Array:
+    """The loss of keeping the n dearest units, n = 0 … size: (size + 1,)."""
+    return np.concatenate([[0.0], np.cumsum(np.sort(losses))])[::-1].copy()
+
+
+class _Gates:
+    """The derivatives of a graph's loss by the gates of its units and branches."""
+
+    def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
+        self._traced, self._coupling = traced, coupling
+        self._run = _Recording(traced.graph_module, {b.output for b in coupling.branches})
+        self._slots = [self._read_slots(group) for group in coupling.groups]
+
+    def derivatives(
+        self, inputs: Sequence[Tensor], labels: Tensor | None, generator: torch.Generator
+    ) -> tuple[list[Array], Array]:
+        """For each group (units,); for all branches (branches,)."""
+        call = arrange(inputs, self._traced.example_inputs)
+        leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
+        with torch.enable_grad():
+            output = self._run.run(*leaves, enable_io_processing=False)
+            loss = _loss(output, labels, generator)
+            loss.backward()
+        products = {
+            name: (leaf.detach() * leaf.grad).double()
+            for name, leaf in self._run.parameters.items()
+            if leaf.grad is not None
+        }
+        units = [
+            self._summed(group, slots, products)
+            for group, slots in zip(self._coupling.groups, self._slots, strict=True)
+        ]
+        return units, np.array([self._run.gate(b.output) for b in self._coupling.branches])
+
+    def _read_slots(self, group: Group) -> list[tuple[str, int]]:
+        """The slices of the layers that read a group, else all that it reaches into."""
+        slots = list(dict.fromkeys((s.parameter, s.dim) for s in group.slots))
+        return [(name, dim) for name, dim in slots if dim > 0] or slots
+
+    def _summed(
+        self, group: Group, slots: Sequence[tuple[str, int]], products: dict[str, Tensor]
+    ) -> Array:
+        total = np.zeros(group.size)
+        unit_of = np.full(int(group.units.max()) + 1, -1)
+        unit_of[group.units] = np.arange(group.size)
+        for name, dim in slots:
+            label = self._coupling.parameters[name][dim]
+            if name not in products or label is None:
+                continue
+            others = tuple(d for d in range(products[name].dim()) if d != dim)
+            sums = products[name].sum(others) if others else products[name]
+            rows = self._coupling.atoms.resolve(label)
+            for atoms in rows.T:
+                known = (atoms >= 0) & (atoms < len(unit_of))
+                unit = np.where(known, unit_of[np.where(known, atoms, 0)], -1)
+                np.add.at(total, unit[unit >= 0], sums.numpy()[unit >= 0])
+        return total
+
+
+class _Recording(Interpreter):
+    """Runs a graph on copies of its parameters that collect gradients, and keeps some values."""
+
+    def __init__(self, module: GraphModule, wanted: set[str]) -> None:
+        super().__init__(module)
+        self.parameters: dict[str, Tensor] = {}
+        self._wanted = wanted
+        self._values: dict[str, Tensor] = {}
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.parameters, self._values = {}, {}
+        return super().run(*args, **kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "get_attr" and isinstance(value, torch.nn.Parameter):
+            if value.is_floating_point():
+                name = str(n.target)
+                copy = value.detach().requires_grad_()
+                value = self.parameters.setdefault(name, copy)
+        elif n.name in self._wanted and isinstance(value, Tensor) and value.requires_grad:
+            value.retain_grad()
+            self._values[n.name] = value
+        return value
+
+    def gate(self, name: str) -> float:
+        """The sum of a kept value times its gradient."""
+        value = self._values.get(name)
+        if value is None or value.grad is None:
+            return 0.0
+        return float((value.detach() * value.grad).sum())
+
+
+def _loss(output: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    found = [
+        leaf
+        for leaf in pytree.tree_leaves(output)
+        if isinstance(leaf, Tensor) and leaf.requires_grad
+    ]
+    if not found:
+        raise RuntimeError("no output depends on a weight")
+    if labels is not None:
+        classes = class_labels(labels, found)
+        if classes is not None:
+            return F.cross_entropy(*classes)
+    total = found[0].new_zeros(())
+    for leaf in found:
+        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.dtype)
+        scale = leaf.detach().double().std(correction=0).clamp(min=1e-12).to(leaf.dtype)
+        total = total + (noise * leaf / scale).sum() / len(leaf)
+    return total
