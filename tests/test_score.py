@@ -120,7 +120,7 @@ def test_a_model_of_zeros_can_be_scored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("gradient", "not supported yet"), ("luck", "not a criterion")]
+    ("name", "says"), [("gradient", "needs samples"), ("luck", "not a criterion")]
 )
 def test_an_unknown_criterion_is_refused(name: str, says: str) -> None:
     graph = traced(nn.Linear(6, 4), torch.ones(2, 6))

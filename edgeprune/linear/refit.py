@@ -168,8 +168,9 @@ def _rows(
             if chosen.any():
                 y = target[chosen]
                 picked = sampling.pick(layer, y, share)
-                there = None if addend is None else layer.targets(addend[chosen], picked)
-                yield part, layer.rows(value[chosen], picked), layer.targets(y, picked), there
+                there = None if addend is None else layer.targets(addend[chosen], picked).float()
+                x = layer.rows(value[chosen], picked).float()
+                yield part, x, layer.targets(y, picked).float(), there
 
 
 def _as_seen(

@@ -49,9 +49,13 @@ def by_gradients(
     units = [np.zeros(g.size) for g in coupling.groups]
     branches = np.zeros(len(coupling.branches))
     count = 0
+    scales: list[Tensor] = []
+    for inputs, _ in _parts(traced, batches, single=False):
+        scales = gates.scales(inputs)
+        break
     for inputs, labels in _parts(traced, batches, second):
         try:
-            found, found_branches = gates.derivatives(inputs, labels, generator)
+            found, found_branches = gates.derivatives(inputs, labels, generator, scales)
         except (RuntimeError, NotImplementedError) as error:
             raise UserError(
                 f"--importance {criterion}: this model has no gradients ({one_line(error)}): "
@@ -97,17 +101,29 @@ class _Gates:
     def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
         self._traced, self._coupling = traced, coupling
         self._run = _Recording(traced.graph_module, {b.output for b in coupling.branches})
+        self._reading = _reading(traced.graph_module)
         self._slots = [self._read_slots(group) for group in coupling.groups]
 
+    def scales(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The deviation over samples of each floating output, averaged over its elements."""
+        call = arrange(inputs, self._traced.example_inputs)
+        with torch.no_grad():
+            output = self._traced.graph_module(*call.args, **call.kwargs)
+        return [_deviation(leaf) for leaf in _floating(output)]
+
     def derivatives(
-        self, inputs: Sequence[Tensor], labels: Tensor | None, generator: torch.Generator
+        self,
+        inputs: Sequence[Tensor],
+        labels: Tensor | None,
+        generator: torch.Generator,
+        scales: Sequence[Tensor],
     ) -> tuple[list[Array], Array]:
         """For each group (units,); for all branches (branches,)."""
         call = arrange(inputs, self._traced.example_inputs)
         leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
         with torch.enable_grad():
             output = self._run.run(*leaves, enable_io_processing=False)
-            loss = _loss(output, labels, generator)
+            loss = _loss(output, labels, generator, scales)
             loss.backward()
         products = {
             name: (leaf.detach() * leaf.grad).double()
@@ -123,7 +139,7 @@ class _Gates:
     def _read_slots(self, group: Group) -> list[tuple[str, int]]:
         """The slices of the layers that read a group, else all that it reaches into."""
         slots = list(dict.fromkeys((s.parameter, s.dim) for s in group.slots))
-        return [(name, dim) for name, dim in slots if dim > 0] or slots
+        return [slot for slot in slots if slot in self._reading] or slots
 
     def _summed(
         self, group: Group, slots: Sequence[tuple[str, int]], products: dict[str, Tensor]
@@ -178,12 +194,11 @@ class _Recording(Interpreter):
         return float((value.detach() * value.grad).sum())
 
 
-def _loss(output: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-    found = [
-        leaf
-        for leaf in pytree.tree_leaves(output)
-        if isinstance(leaf, Tensor) and leaf.requires_grad
-    ]
+def _loss(
+    output: Any, labels: Tensor | None, generator: torch.Generator, scales: Sequence[Tensor]
+) -> Tensor:
+    leaves = _floating(output)
+    found = [leaf for leaf in leaves if leaf.requires_grad]
     if not found:
         raise RuntimeError("no output depends on a weight")
     if labels is not None:
@@ -191,8 +206,44 @@ def _loss(output: Any, labels: Tensor | None, generator: torch.Generator) -> Ten
         if classes is not None:
             return F.cross_entropy(*classes)
     total = found[0].new_zeros(())
-    for leaf in found:
+    for leaf, scale in zip(leaves, scales, strict=True):
         noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.dtype)
-        scale = leaf.detach().double().std(correction=0).clamp(min=1e-12).to(leaf.dtype)
-        total = total + (noise * leaf / scale).sum() / len(leaf)
+        samples = len(leaf) if leaf.dim() else 1
+        total = total + (noise * leaf / scale).sum() / samples
     return total
+
+
+def _floating(output: Any) -> list[Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _deviation(leaf: Tensor) -> Tensor:
+    """Over samples where there are several, else over elements; 1 where nothing varies."""
+    values = leaf.detach().double()
+    over_samples = values.dim() > 0 and len(values) > 1
+    variance = values.var(0).mean() if over_samples else values.var(correction=0)
+    return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)).to(leaf.dtype)
+
+
+def _reading(module: GraphModule) -> set[tuple[str, int]]:
+    """The (parameter, dimension) pairs along which an op reads its input."""
+    found = set()
+    for node in module.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        name = node.target._schema.name.removeprefix("aten::")
+        weights = [a for a in pytree.tree_leaves(node.args) if isinstance(a, Node)]
+        for at, weight in enumerate(weights):
+            if weight.op != "get_attr" or not isinstance(weight.meta.get("val"), Tensor):
+                continue
+            rank = weight.meta["val"].dim()
+            if name.startswith("conv_transpose") and at == 1:
+                found.add((str(weight.target), 0))
+            elif name.startswith(("conv", "linear")) and at == 1:
+                found.add((str(weight.target), 1))
+            elif name in ("matmul", "mm", "bmm", "addmm", "baddbmm") and at > 0 and rank > 1:
+                found.add((str(weight.target), rank - 2))
+            elif name.startswith(("lstm", "gru", "rnn")) and rank > 1:
+                found.add((str(weight.target), 1))
+    return found

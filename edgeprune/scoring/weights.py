@@ -16,6 +16,7 @@ from edgeprune.coupling import Coupling
 from edgeprune.scoring.magnitude import Scores, from_energies, magnitude, sum_of_others
 from edgeprune.trace import TracedModel
 
+_ROWS = 512
 _BATCH_NORMS = (torch.ops.aten.batch_norm.default,)
 
 
@@ -30,7 +31,8 @@ def fpgm(traced: TracedModel, coupling: Coupling, seed: int) -> Scores:
 
     def distances(parameter: Tensor, dim: int) -> Tensor:
         slices = parameter.movedim(dim, 0).flatten(1) if parameter.dim() > 1 else parameter[:, None]
-        return torch.cdist(slices, slices).sum(1)
+        # In parts: all distances of a wide layer at once would take gigabytes.
+        return torch.cat([torch.cdist(part, slices).sum(1) for part in slices.split(_ROWS)])
 
     return magnitude(traced, coupling, "fpgm", distances)
 

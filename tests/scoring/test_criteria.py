@@ -174,3 +174,32 @@ def test_some_need_samples(criterion: str) -> None:
     graph = traced(randomized(network()), IMAGES[0])
     with pytest.raises(UserError, match="needs samples"):
         score(graph, couple(graph), criterion)
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "saliency"])
+def test_a_transposed_convolution_counts_as_the_same_map(criterion: str) -> None:
+    plain = randomized(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Tanh(), nn.Conv2d(8, 4, 1)))
+    turned = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Tanh(), nn.ConvTranspose2d(8, 4, 1))
+    with torch.no_grad():
+        turned[0].load_state_dict(plain[0].state_dict())
+        turned[2].weight.copy_(plain[2].weight.transpose(0, 1))
+        turned[2].bias.copy_(plain[2].bias)
+    curves = [scored(module, criterion)[2].curves[0] for module in (plain, turned)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+def test_saliency_of_one_output_without_labels_is_of_its_variance() -> None:
+    module = randomized(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 1)))
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    graph = traced(module, x)
+    assert score(graph, couple(graph), "saliency", [x]).curves[0][0] < 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_other_types_of_numbers(criterion: str, dtype: torch.dtype) -> None:
+    module = randomized(network()).to(dtype)
+    batches = [image.to(dtype) for image in IMAGES]
+    graph = traced(module, batches[0])
+    (curve,) = score(graph, couple(graph), criterion, batches).curves
+    assert np.isfinite(curve).all() and curve[8] == 0
