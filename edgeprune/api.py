@@ -154,7 +154,6 @@ def prune(
         None if metric is None else getattr(metric, "__name__", "metric"),
         loss=loss,
     )
-    check_teachable(task)
     outcome = carry_out(task, None if output is None else Path(output), Steps(listener))
     return Result(
         outcome.module,
@@ -173,19 +172,23 @@ def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
             "edgeprune runs as one process so far: start it without torchrun, and train "
             "result.graph_module with edgeprune.training.fine_tune under torchrun"
         )
+    check_teachable(task)
     torch.manual_seed(task.settings.seed)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         folder = Path(scratch)
         outcome = run(task, folder, steps)
-        if target is not None:
-            report = outcome.report.model_copy(
-                update={"files": {kind: str(target / name) for kind, name in RESULTS.items()}}
-            )
-            (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-            write_html(report, folder / "report.html")
-            publish(folder, target)
-            outcome = replace(outcome, report=report)
-    return outcome
+        return outcome if target is None else written(outcome, folder, target)
+
+
+def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
+    """Adds the reports to what lies in `folder`, and moves all of it to `target` at once."""
+    report = outcome.report.model_copy(
+        update={"files": {kind: str(target / name) for kind, name in RESULTS.items()}}
+    )
+    (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+    write_html(report, folder / "report.html")
+    publish(folder, target)
+    return replace(outcome, report=report)
 
 
 def couple(model: nn.Module, example_inputs: Any) -> Coupling:

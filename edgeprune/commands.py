@@ -27,7 +27,7 @@ from edgeprune.progress import Bars
 from edgeprune.report import Report, print_report
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
-from edgeprune.task import Task, check_teachable
+from edgeprune.task import Task
 from edgeprune.trace import ExampleInputs, trace
 
 
@@ -127,7 +127,6 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.metric or ("accuracy, %" if data and data.test else None),
         (*remarks, *(data.remarks if data else ())),
     )
-    check_teachable(task)
     return task, target
 
 

@@ -18,7 +18,6 @@ from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.errors import UserError
 from edgeprune.export import Exported, export
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
@@ -128,15 +127,12 @@ class Fitting:
         self.baseline = self._baseline()
         limits = self._first_limits()
         best: Draft | None = None
-        count = self._settings.steps
-        for number in range(1, count + 1):
+        for number in range(1, self._settings.steps + 1):
             draft = self._step(limits, number, best)
             if not self._bearable(draft, number):
                 break
             best = draft
             self._history.append(self._record(number, draft))
-            if draft.plan.removes_nothing and number == count:
-                break
         return self._as_file(best or self._untouched())
 
     # -- steps of a progression -----------------------------------------------------------------
@@ -238,7 +234,7 @@ class Fitting:
         if allowed is None:
             return True
         if before is None or draft.metric is None:
-            raise UserError("--max-drop needs a metric: give --data with labels, or --eval")
+            raise AssertionError("--max-drop without a metric: check_teachable refuses that")
         drop = before - draft.metric
         if drop <= allowed:
             return True

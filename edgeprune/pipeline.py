@@ -22,7 +22,7 @@ from edgeprune.export import Exported, mark_unmet
 from edgeprune.fitting import Candidate, Fitting
 from edgeprune.report import Report
 from edgeprune.reporting import build_report
-from edgeprune.scoring import score
+from edgeprune.scoring import Scores, score
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -42,6 +42,15 @@ class Outcome:
     dynamic_batch: bool
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is traced, coupled and scored: any number of budgets can be met from here."""
+
+    traced: TracedModel
+    coupling: Coupling
+    scores: Scores
+
+
 def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     """Prunes a model and writes model.onnx and pruned.pt2 into `folder` (which must exist).
 
@@ -49,6 +58,11 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
     error here: the report says so.
     """
+    return fit(task, prepare(task, steps), folder, steps)
+
+
+def prepare(task: Task, steps: Steps) -> Prepared:
+    """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
     settings = task.settings
     with steps.step("trace"), deadline("trace", settings.step_seconds):
         traced = trace(task.module, task.example_inputs)
@@ -64,9 +78,15 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
             settings.seed,
             lambda words, share: steps.note("score", words, share),
         )
-    fitting = Fitting(task, traced, coupling, scores, folder, steps)
+    return Prepared(traced, coupling, scores)
+
+
+def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
+    """Prunes a prepared model to the task's budgets, as `run` does."""
+    traced, coupling = prepared.traced, prepared.coupling
+    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps)
     best = fitting.run()  # solve → resize → recover → export, until the exported file fits
-    if not best.met(settings.budgets):
+    if not best.met(task.settings.budgets):
         mark_unmet(best.exported.path)
     with steps.step("validate"):
         validation = validate(
@@ -75,7 +95,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
             traced.dynamic_batch,
             best.exported,
             folder,
-            settings.seed,
+            task.settings.seed,
         )
     _check_proofs(best, validation)
     with steps.step("write back"):

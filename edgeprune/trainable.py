@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 # Where an op states whether it trains: batch_norm normalises by the batch then, dropout drops,
 # recurrent layers drop between their layers (and keep what cuDNN's backward needs).
@@ -17,6 +17,18 @@ _FLAG_AT = {
     torch.ops.aten.rnn_tanh.input: 6,
     torch.ops.aten.rnn_relu.input: 6,
 }
+
+
+def is_batch_norm(node: Node) -> bool:
+    """Whether a node is a batch norm with running statistics."""
+    return node.target is torch.ops.aten.batch_norm.default and node.args[3] is not None
+
+
+def least_batch(graph: GraphModule) -> int:
+    """One sample of vectors has no variance for a batch norm to divide by; one of maps has."""
+    norms = [node for node in graph.graph.nodes if is_batch_norm(node)]
+    ranks = [node.all_input_nodes[0].meta["val"].dim() for node in norms]
+    return 2 if ranks and min(ranks) <= 2 else 1
 
 
 class TrainableGraph(GraphModule):

@@ -48,6 +48,17 @@ class Group:
     def size(self) -> int:
         return len(self.units)
 
+    def by_unit(self, rows: Ids, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Values of indices, whose atoms `rows` holds, summed over each unit's: (units,)."""
+        unit_of = np.full(int(self.units.max()) + 1, -1)
+        unit_of[self.units] = np.arange(self.size)
+        total = np.zeros(self.size)
+        for atoms in rows.T:
+            known = (atoms >= 0) & (atoms < len(unit_of))
+            unit = np.where(known, unit_of[np.where(known, atoms, 0)], -1)
+            np.add.at(total, unit[unit >= 0], values[unit >= 0])
+        return total
+
     def __str__(self) -> str:
         places = ", ".join(f"{s.parameter}[{s.dim}]" for s in self.slots[:6])
         more = f", … {len(self.slots) - 6} more" if len(self.slots) > 6 else ""

@@ -40,9 +40,6 @@ class Replay:
         self._inputs = {node: [flat[i] for flat in leaves] for i, node in enumerate(placeholders)}
         self._batches = len(batches)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._order
-
     def fork(self, module: GraphModule, held: Collection[str] = ()) -> Replay:
         """A run of another graph that goes on from where this one is.
 

@@ -48,15 +48,13 @@ class Sampling:
         return torch.randperm(places, generator=self._generator)[:count].sort().values
 
 
-def affordable(traced: TracedModel, samples: int) -> int:
-    """How many of `samples` two models' activations have room for."""
-    return min(samples, max(int(MEMORY / 2 / max(bytes_per_sample(traced), 1.0)), _FEWEST))
-
-
 def calls_of(
-    batches: Iterable[Any], example_inputs: ExampleInputs, samples: int, dynamic: bool
+    traced: TracedModel, batches: Iterable[Any], most: int
 ) -> tuple[list[ExampleInputs], int]:
-    """Up to `samples` samples as calls of the model, in batches that don't take much at once."""
+    """Up to `most` samples, fewer where two models' activations have no room for them, as calls of
+    the model in batches that don't take much at once; and how many there are."""
+    dynamic, example_inputs = traced.dynamic_batch, traced.example_inputs
+    samples = min(most, max(int(MEMORY / 2 / max(bytes_per_sample(traced), 1.0)), _FEWEST))
     calls: list[ExampleInputs] = []
     count = 0
     for batch in batches:

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from edgeprune.trace import ExampleInputs
+from edgeprune.trainable import is_batch_norm, least_batch
 
 
 def recalibrate(module: GraphModule, calls: Sequence[ExampleInputs]) -> int:
     """Replaces the running statistics of every batch norm in `module` by averages over `calls`;
     returns how many batch norms there are."""
-    norms = [n for n in module.graph.nodes if _is_running_norm(n)]
-    least = _least_batch(norms) if norms else 1
+    norms = [n for n in module.graph.nodes if is_batch_norm(n) and not n.args[5]]
+    least = least_batch(module)
     usable = [call for call in calls if (call.batch or 1) >= least]
     if not norms or not usable:
         return 0
@@ -38,19 +39,3 @@ def recalibrate(module: GraphModule, calls: Sequence[ExampleInputs]) -> int:
             node.args = original[node]
         module.recompile()
     return len(norms)
-
-
-def _is_running_norm(node: Node) -> bool:
-    """Whether a node is a batch norm that uses running statistics."""
-    return (
-        node.target is torch.ops.aten.batch_norm.default
-        and len(node.args) >= 7
-        and node.args[3] is not None
-        and not node.args[5]
-    )
-
-
-def _least_batch(norms: Sequence[Node]) -> int:
-    """One sample of vectors has no variance to give; one of maps has."""
-    ranks = [node.all_input_nodes[0].meta["val"].dim() for node in norms]
-    return 1 if min(ranks) > 2 else 2

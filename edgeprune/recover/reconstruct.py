@@ -2,11 +2,12 @@
 
 Layer by layer in the order in which they run, the layer's inputs come from the smaller model as it
 is by then, its targets from the original model on the same samples (He et al. 2017, channel
-pruning, arXiv:1707.06168; sequentially as in ThiNet, arXiv:1707.06342). Two things go further:
+pruning, arXiv:1707.06168; sequentially as in ThiNet, arXiv:1707.06342). What goes further:
 
 * A layer that ends in a sum aims at the whole sum: it mends what its shortcut lacks by then.
 * Where a branch was removed, the sum before it stands for the sum behind it, so the layers that
   write there take over what the branch did, as far as they can.
+* In front of a ReLU only the positive part of a target counts.
 
 The fit is a ridge regression towards the weights that the layer has: a change in them costs, and
 how much is chosen on samples that the fit doesn't see. A layer that gains nothing there stays.

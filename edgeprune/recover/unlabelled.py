@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from edgeprune.coupling import Coupling
 from edgeprune.linear.outputs import divergence, outputs
 from edgeprune.linear.replay import Replay
-from edgeprune.linear.sampling import affordable, calls_of
+from edgeprune.linear.sampling import calls_of
 from edgeprune.plan import Plan
 from edgeprune.recover.batch_norms import recalibrate
 from edgeprune.recover.reconstruct import reconstruct
@@ -55,8 +55,7 @@ def recover(
 
     Raises UserError for a batch that doesn't fit the model.
     """
-    most = affordable(traced, SAMPLES)
-    calls, count = calls_of(batches, traced.example_inputs, most, traced.dynamic_batch)
+    calls, count = calls_of(traced, batches, SAMPLES)
     if not calls:
         return Recovery(0, 0, 0, 0.0, 0.0)
     aside = max(len(calls) // _ASIDE, 1)

@@ -29,13 +29,17 @@ from edgeprune.batches import arrange, class_labels, split_batch
 from edgeprune.coupling import Coupling, Group
 from edgeprune.errors import UserError
 from edgeprune.importing import one_line
-from edgeprune.scoring.magnitude import Scores
+from edgeprune.scoring.magnitude import Scores, sum_of_others
 from edgeprune.trace import TracedModel
 
 Array = NDArray[np.float64]
 
 #: Batches for `gradient`, single samples for `saliency`.
 BATCHES, SAMPLES = 16, 128
+
+
+class _NoGradients(Exception):
+    """Why a model has none."""
 
 
 def by_gradients(
@@ -56,10 +60,9 @@ def by_gradients(
     for inputs, labels in _parts(traced, batches, second):
         try:
             found, found_branches = gates.derivatives(inputs, labels, generator, scales)
-        except (RuntimeError, NotImplementedError) as error:
+        except _NoGradients as error:
             raise UserError(
-                f"--importance {criterion}: this model has no gradients ({one_line(error)}): "
-                "use sensitivity"
+                f"--importance {criterion}: this model has no gradients ({error}): use sensitivity"
             ) from error
         for total, derivative in zip(units, found, strict=True):
             total += derivative**2 / 2 if second else np.abs(derivative)
@@ -124,7 +127,10 @@ class _Gates:
         with torch.enable_grad():
             output = self._run.run(*leaves, enable_io_processing=False)
             loss = _loss(output, labels, generator, scales)
-            loss.backward()
+            try:
+                loss.backward()
+            except RuntimeError as error:  # an op without a derivative
+                raise _NoGradients(one_line(error)) from error
         products = {
             name: (leaf.detach() * leaf.grad).double()
             for name, leaf in self._run.parameters.items()
@@ -145,19 +151,11 @@ class _Gates:
         self, group: Group, slots: Sequence[tuple[str, int]], products: dict[str, Tensor]
     ) -> Array:
         total = np.zeros(group.size)
-        unit_of = np.full(int(group.units.max()) + 1, -1)
-        unit_of[group.units] = np.arange(group.size)
         for name, dim in slots:
             label = self._coupling.parameters[name][dim]
-            if name not in products or label is None:
-                continue
-            others = tuple(d for d in range(products[name].dim()) if d != dim)
-            sums = products[name].sum(others) if others else products[name]
-            rows = self._coupling.atoms.resolve(label)
-            for atoms in rows.T:
-                known = (atoms >= 0) & (atoms < len(unit_of))
-                unit = np.where(known, unit_of[np.where(known, atoms, 0)], -1)
-                np.add.at(total, unit[unit >= 0], sums.numpy()[unit >= 0])
+            if name in products and label is not None:
+                sums = sum_of_others(products[name], dim).numpy()
+                total += group.by_unit(self._coupling.atoms.resolve(label), sums)
         return total
 
 
@@ -200,7 +198,7 @@ def _loss(
     leaves = _floating(output)
     found = [leaf for leaf in leaves if leaf.requires_grad]
     if not found:
-        raise RuntimeError("no output depends on a weight")
+        raise _NoGradients("no output depends on a weight")
     if labels is not None:
         classes = class_labels(labels, found)
         if classes is not None:

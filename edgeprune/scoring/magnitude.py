@@ -117,19 +117,12 @@ class _Weights:
     def by_slot(self, group: Group) -> dict[tuple[str, int], Array]:
         """For each learnt (parameter, dimension) of a group, the share of all its squared weights
         that each unit has: (units,)."""
-        position = np.full(int(group.units.max()) + 1, -1)
-        position[group.units] = np.arange(group.size)
         found = {}
         for name, dim in dict.fromkeys((s.parameter, s.dim) for s in group.slots):
             if not isinstance(attribute(self._traced.graph_module, name), torch.nn.Parameter):
                 continue
             weighed, rows = self._by_index(name, dim)
-            share = np.zeros(group.size)
-            for column in range(rows.shape[1]):
-                atoms = rows[:, column]
-                known = (atoms >= 0) & (atoms < len(position))
-                unit = np.where(known, position[np.where(known, atoms, 0)], -1)
-                np.add.at(share, unit[unit >= 0], weighed[unit >= 0])
+            share = group.by_unit(rows, weighed)
             found[name, dim] = share / max(float(weighed.sum()), np.finfo(float).tiny)
         return found
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeprune.coupling import Coupling, Group
 from edgeprune.linear.replay import Replay
-from edgeprune.linear.sampling import affordable, calls_of
+from edgeprune.linear.sampling import calls_of
 from edgeprune.plan import Plan, keep_best
 from edgeprune.scoring.magnitude import Scores, from_energies
 from edgeprune.scoring.readers import eliminations
@@ -39,6 +39,7 @@ SECONDS = 120.0
 _SHARES = (0.5, 0.25)  # of a group's width: where its loss is measured
 _FEWEST = 4
 _LARGEST_RATIO = 4.0
+_INNER_LAYERS = 8  # a group that reaches into more is a stream: it shrinks alone
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,7 @@ def measured(
     """Scores from samples; `weights`: scores from weights alone, for groups that nothing linear
     reads. Raises UserError for a batch that doesn't fit the model."""
     say = note or (lambda _words, _share: None)
-    calls, _ = calls_of(
-        batches, traced.example_inputs, affordable(traced, SAMPLES), traced.dynamic_batch
-    )
+    calls, _ = calls_of(traced, batches, SAMPLES)
     say("covariances", 0.0)
     shapes = _shapes(traced, coupling, calls, weights, seed)
     widths = [(g.index, n) for g in coupling.groups for n in _widths(g)]
@@ -91,9 +90,7 @@ def reconstruction(
     """Scores from what each group's readers lack once they are fitted anew, without a look at the
     outputs (He et al. 2017, arXiv:1707.06168): what is kept takes the place of magnitude's energy,
     branches are magnitude's."""
-    calls, _ = calls_of(
-        batches, traced.example_inputs, affordable(traced, SAMPLES), traced.dynamic_batch
-    )
+    calls, _ = calls_of(traced, batches, SAMPLES)
     energies = []
     for shape in _shapes(traced, coupling, calls, weights, seed):
         # What the unit that is the n-th to stay adds; units keep their order where it adds nothing.
@@ -209,7 +206,6 @@ def _ratios(
 
     every = Plan.everything(coupling)
     halves = {g.index: max(_widths(g), default=g.size) for g in coupling.groups}
-    # Groups that reach into many layers, such as a residual stream, shrink alone.
     inner = {
         g.index: halves[g.index] if touching(g) <= _INNER_LAYERS else g.size
         for g in coupling.groups
@@ -219,6 +215,3 @@ def _ratios(
     cheapest = np.argsort(of_branches, kind="stable")[: len(of_branches) // 2]
     short = Plan(every.keep, frozenset(int(b) for b in cheapest))
     return ratio(thin, apart), ratio(short, float(of_branches[cheapest].sum()))
-
-
-_INNER_LAYERS = 8

@@ -19,7 +19,6 @@ from torch.utils.data import (
 
 from edgeprune.batches import Rebatched, split_batch
 from edgeprune.trace import ExampleInputs
-from edgeprune.training.graphs import is_batch_norm
 from edgeprune.training.seeds import seed_epoch
 
 if TYPE_CHECKING:
@@ -34,13 +33,6 @@ def fixed_batch(graph: GraphModule, example_inputs: ExampleInputs) -> int | None
         isinstance(size, torch.SymInt) and size.node.expr.free_symbols for size in sizes
     )
     return None if any_size else example_inputs.batch or 1
-
-
-def least_batch(graph: GraphModule) -> int:
-    """One sample of vectors has no variance for a batch norm to divide by; one of maps has."""
-    norms = [node for node in graph.graph.nodes if is_batch_norm(node)]
-    ranks = [node.all_input_nodes[0].meta["val"].dim() for node in norms]
-    return 2 if ranks and min(ranks) <= 2 else 1
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.coupling.walk import attribute
 from edgeprune.trace import ExampleInputs
-from edgeprune.trainable import TrainableGraph
+from edgeprune.trainable import TrainableGraph, is_batch_norm
 
 #: More compared values than this add cost and little else.
 MOST_FEATURES = 4
@@ -100,11 +100,6 @@ def with_features(
         move(tapped, device)
     tapped.train(False)
     return tapped
-
-
-def is_batch_norm(node: Node) -> bool:
-    """Whether a node is a batch norm with running statistics."""
-    return node.target is aten.batch_norm.default and node.args[3] is not None
 
 
 def freeze_batch_norms(module: GraphModule) -> None:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from edgeprune.coupling.walk import attribute
 from edgeprune.errors import UserError
 from edgeprune.importing import one_line
-from edgeprune.training.graphs import is_batch_norm
+from edgeprune.trainable import is_batch_norm
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -17,9 +17,10 @@ from edgeprune.batches import arrange
 from edgeprune.data import Data
 from edgeprune.errors import UserError
 from edgeprune.trace import ExampleInputs
+from edgeprune.trainable import least_batch
 from edgeprune.training.augment import augments
 from edgeprune.training.checkpoint import identity
-from edgeprune.training.feed import Batch, Feed, fixed_batch, least_batch
+from edgeprune.training.feed import Batch, Feed, fixed_batch
 from edgeprune.training.graphs import device_of, move, shared_features, with_features
 from edgeprune.training.objective import VARIANCE_SAMPLES, Loss, Objective, Values, Variances
 from edgeprune.training.recipe import Recipe, Steps

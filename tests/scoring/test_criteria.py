@@ -203,3 +203,21 @@ def test_other_types_of_numbers(criterion: str, dtype: torch.dtype) -> None:
     graph = traced(module, batches[0])
     (curve,) = score(graph, couple(graph), criterion, batches).curves
     assert np.isfinite(curve).all() and curve[8] == 0
+
+
+class Stepped(nn.Module):
+    """The last layer's weights are cut off from the output's gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.tanh(self.up(x))).detach()
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "saliency"])
+def test_a_model_without_gradients_is_told_so(criterion: str) -> None:
+    graph = traced(randomized(Stepped()), torch.randn(4, 3))
+    with pytest.raises(UserError, match=f"--importance {criterion}: this model has no gradients"):
+        score(graph, couple(graph), criterion, [torch.randn(4, 3)])
