@@ -166,7 +166,7 @@ class Fitting:
     def _solve(self, problem: Problem, limits: Limits, before: Solution | None) -> Solution:
         seconds = self._settings.solver_seconds
         with self._steps.step("solve"):
-            return solve(
+            solution = solve(
                 problem,
                 limits,
                 seconds,
@@ -176,6 +176,9 @@ class Fitting:
                     "solve", f"loss {objective:.3g}, at least {bound:.3g}"
                 ),
             )
+        if solution.remark is not None:
+            self._warnings.append(solution.remark)
+        return solution
 
     def _draft(self, problem: Problem, solution: Solution) -> Draft:
         plan = problem.plan(solution.values)

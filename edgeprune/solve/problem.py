@@ -210,10 +210,11 @@ class Problem:
         free = [v for v in reduced.variables | present.variables if len(self.options[v]) > 1]
         form = PolynomialForm.analytic if self.profile.tables is None else PolynomialForm.fitted
         whole = form(reduced, present, self.profile, {v: self.options[v] for v in self.options})
-        tables = {v: self.options[v] for v in sorted(free)}
+        implied = {self.holder[g]: g for g in free if self.holder.get(g) in free}
+        tables = {v: self.options[v] for v in sorted(free) if v not in implied}
         combinations = prod(len(options) for options in tables.values())
-        lookup = len(free) <= 3 and combinations <= LARGEST_TABLE
-        return LatencyTerm(reduced, source, whole, tables if lookup else None)
+        lookup = len(tables) <= 3 and combinations <= LARGEST_TABLE
+        return LatencyTerm(reduced, source, whole, tables if lookup else None, implied)
 
     def _reduced(self, poly: Poly) -> Poly:
         """Without branch bits that a group's own 0, or an inner branch's, already implies."""

@@ -33,6 +33,11 @@ _DESCENTS = 4  # this often at most with tighter limits
 # The model leaves a little out of kernels of many variables: an answer over a limit is forbidden,
 # this often at most, and the search goes on.
 _ROUNDS = 12
+# The search is ended by the work it counts, not by the clock, so that a busy machine gives the same
+# answer as an idle one. So much work is about a second on two cores; by the clock a search may take
+# this many times its seconds before it is ended all the same.
+_WORK_PER_SECOND = 0.75
+_PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Solution:
 
     status: optimal (within GAP_LIMIT), feasible (time ran out) or infeasible (smallest values).
     gap: (objective - bound) / objective.
+    remark: what a user should know of the search, if anything.
     """
 
     values: Mapping[int, int]
@@ -48,6 +54,7 @@ class Solution:
     objective: float
     bound: float
     seconds: float
+    remark: str | None = None
 
     @property
     def gap(self) -> float:
@@ -77,27 +84,64 @@ def solve(
         loss = problem.loss(least)
         return Solution(least, "infeasible", loss, loss, time.perf_counter() - began)
     known = _better(problem, limits, _descended(problem, limits), start) or problem.smallest
+    clock = _Clock(seconds)
     model, bound = _Model(problem, limits), 0.0
     tighter = limits
     for _ in range(_ROUNDS):
-        left = seconds - (time.perf_counter() - began)
-        answer = model.search(known, max(left, 0.01), seed, progress)
+        answer = model.search(known, clock, seed, progress)
         bound = max(bound, answer.bound)
         known = _better(problem, limits, answer.values, known) or known
-        if answer.values is None or left <= 0 or _near(problem.loss(known), bound):
+        if answer.values is None or clock.done or _near(problem.loss(known), bound):
             break
         if problem.within(answer.values, limits):
             break
         model.forbid(answer.values)
         tighter = _tighter(problem, tighter, limits, answer.values)
-        left = seconds - (time.perf_counter() - began)
-        inner = _Model(problem, tighter).search(known, max(left, 0.01), seed, None)
+        inner = _Model(problem, tighter).search(known, clock, seed, None)
         known = _better(problem, limits, inner.values, known) or known
-        if _near(problem.loss(known), bound):
+        if clock.done or _near(problem.loss(known), bound):
             break
     loss = problem.loss(known)
     status = "optimal" if _near(loss, bound) else "feasible"
-    return Solution(known, status, loss, min(bound, loss), time.perf_counter() - began)
+    took = time.perf_counter() - began
+    return Solution(known, status, loss, min(bound, loss), took, clock.remark)
+
+
+class _Clock:
+    """What is left of a time limit, in the work that the solver counts, and by the clock."""
+
+    def __init__(self, seconds: float) -> None:
+        self._work = seconds * _WORK_PER_SECOND
+        self._end = time.perf_counter() + seconds * _PATIENCE
+        self.remark: str | None = None
+
+    @property
+    def work(self) -> float:
+        """Units of counted work left, a little above 0."""
+        return max(self._work, 1e-3)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds left by the clock, a little above 0."""
+        return max(self._end - time.perf_counter(), 0.01)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left."""
+        return self._work <= 0 or self.remark is not None
+
+    def spend(self, work: float) -> None:
+        """A search that did so much work is over."""
+        self._work -= work
+        if time.perf_counter() >= self._end:
+            self.remark = (
+                "the clock ended the solver's search on a busy machine: another run may find "
+                "another plan (--solver-seconds gives it longer)"
+            )
+
+    def give_up(self, why: str) -> None:
+        """The search can't be had at all."""
+        self.remark = f"the solver refused the problem, so nothing is known of its best: {why}"
 
 
 def _descended(problem: Problem, limits: Limits) -> Mapping[int, int] | None:
@@ -223,7 +267,7 @@ class _Model:
                 yield v, float(self._values(v, tiled)[0])
 
     def _tabled(self, free: tuple[int, ...], table: NDArray[np.float64]) -> Expression:
-        whole = np.ceil(table).astype(int)
+        whole = _whole(table)
         if not free:
             return int(whole)
         if len(free) == 1:
@@ -282,11 +326,9 @@ class _Model:
     def _linear(self, poly: Poly, unit: float, tiled: frozenset[int] = _NONE) -> Expression:
         """A polynomial in whole units, rounded up, as a linear expression over options."""
         constant, single, rest = self._sorted_terms(poly, tiled)
-        parts: list[Expression] = [int(np.ceil(constant / unit))]
+        parts: list[Expression] = [int(_whole(constant / unit))]
         for v, c in single.items():
-            parts.append(
-                _weighted(self._select[v], np.ceil(c * self._values(v, tiled) / unit).astype(int))
-            )
+            parts.append(_weighted(self._select[v], _whole(c * self._values(v, tiled) / unit)))
         while rest:
             pivot = Counter(v for m in rest for v in set(m)).most_common(1)[0][0]
             having = {m: c for m, c in rest.items() if pivot in m}
@@ -305,10 +347,12 @@ class _Model:
             ]
         inner = Poly({others[m]: c for m, c in terms.items()})
         top = inner({v: float(self._values(v, tiled).max()) for v in inner.variables})
+        values = self._values(pivot, tiled)
+        if top * values.max() <= unit:  # nothing beside the limit
+            return [1]
         step = top / 1_000_000
         factor = self._model.new_int_var(0, 2_000_000, "")
         self._model.add(factor == self._linear(inner, step, tiled))
-        values = self._values(pivot, tiled)
         pieces = []
         for chosen in self._select[pivot]:
             piece = self._model.new_int_var(0, 2_000_000, "")
@@ -317,7 +361,7 @@ class _Model:
         self._model.add(sum(pieces) == factor)
         scale = max(1, int(np.ceil(1_000_000 * unit / (top * values.max()))))
         # A coefficient under one whole unit would round to nothing: the product is scaled up first.
-        weights = np.ceil(values * step / unit * scale * 1000).astype(int)
+        weights = np.ceil(np.minimum(values * step / unit, 4 * _UNITS) * scale * 1000).astype(int)
         out = self._model.new_int_var(0, 4 * _UNITS, "")
         self._model.add(out * (scale * 1000) >= _weighted(pieces, weights))
         return [out]
@@ -363,16 +407,19 @@ class _Model:
     def search(
         self,
         known: Mapping[int, int],
-        seconds: float,
+        clock: _Clock,
         seed: int,
         progress: Callable[[float, float], None] | None,
     ) -> _Answer:
+        """The best choice within the limits that the clock gives time to find."""
         self._model.clear_hints()
         for v, chosen in self._select.items():
             for option, variable in zip(self._problem.options[v], chosen, strict=True):
                 self._model.add_hint(variable, int(option) == known[v])
         solver = cp_model.CpSolver()
-        solver.parameters.max_time_in_seconds = seconds
+        solver.parameters.max_deterministic_time = clock.work
+        solver.parameters.max_time_in_seconds = clock.seconds
+        solver.parameters.interleave_search = True
         solver.parameters.relative_gap_limit = GAP_LIMIT
         solver.parameters.random_seed = seed
         solver.parameters.linearization_level = 2
@@ -383,6 +430,10 @@ class _Model:
                 self._problem.loss(known), bound * _LOSS_UNIT
             )
         status = solver.solve(self._model)
+        if status == cp_model.MODEL_INVALID:
+            clock.give_up(self._model.validate()[:200])
+            return _Answer(None, 0.0)
+        clock.spend(solver.deterministic_time)
         bound = max(solver.best_objective_bound, 0.0) * _LOSS_UNIT
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return _Answer(None, bound if status != cp_model.INFEASIBLE else 0.0)
@@ -391,6 +442,11 @@ class _Model:
             picked = next(i for i, x in enumerate(chosen) if solver.value(x))
             values[v] = int(self._problem.options[v][picked])
         return _Answer(values, bound)
+
+
+def _whole(amounts: Any) -> NDArray[np.int64]:
+    """Whole units, rounded up; what alone is over a limit needn't be told apart."""
+    return np.ceil(np.minimum(amounts, 2 * _UNITS)).astype(np.int64)
 
 
 def _weighted(variables: list[Any], weights: NDArray[np.int64]) -> Expression:

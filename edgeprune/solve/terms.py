@@ -8,7 +8,7 @@ analytic model is two of them, and measured tables are met by one that stays bel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 Options = Mapping[int, NDArray[np.int64]]
 
 #: Combinations of three variables' options that are still written out.
-LARGEST_TABLE = 4096
+LARGEST_TABLE = 600
 
 _SAMPLES = 64  # choices at which a polynomial is fitted to a table
 
@@ -116,12 +116,14 @@ def _where(present: Poly, poly: Poly) -> Poly:
 @dataclass(frozen=True)
 class LatencyTerm:
     """One kernel. source: what prices it. options: its variables' choices where those are few
-    enough to write out its latency for each combination, else None."""
+    enough to write out its latency for each combination, else None. implied: bits of branches that
+    are no option of their own, as a group's width of 0 says the same (bit: group)."""
 
     kernel: Kernel
     source: Source
     form: PolynomialForm
     options: Options | None
+    implied: Mapping[int, int] = field(default_factory=dict)
 
     def at(self, values: Mapping[int, Any]) -> Array:
         """Milliseconds at these values, which may be arrays that broadcast against each other."""
@@ -133,7 +135,8 @@ class LatencyTerm:
         form = self.form
         polys = (form.overhead, form.compute, form.memory)
         # A table also has the bit of a branch whose launch the polynomials price at nothing.
-        return self.kernel.variables.union(self.options or (), *(p.variables for p in polys))
+        read = (*(self.options or ()), *self.implied)
+        return self.kernel.variables.union(read, *(p.variables for p in polys))
 
     def table(self, fixed: Mapping[int, float]) -> Array:
         """Milliseconds for each combination of the options; `fixed`: the other variables."""
@@ -143,4 +146,6 @@ class LatencyTerm:
             along = [1] * len(self.options)
             along[axis] = -1
             values[v] = options.astype(float).reshape(along)
+        for bit, group in self.implied.items():
+            values[bit] = (values[group] > 0).astype(float)
         return np.broadcast_to(self.at(values), tuple(map(len, self.options.values())))

@@ -14,7 +14,7 @@ from edgeprune.solve import Limits, solve
 from edgeprune.solve.compiled import Columns, Latency, Lookups
 from edgeprune.solve.descent import descend
 from edgeprune.solve.solver import GAP_LIMIT
-from tests.solve.problems import MODELS, choices, consistent, keeps, limits_at, problem_of
+from tests.solve.problems import MODELS, PROFILE, choices, consistent, keeps, limits_at, problem_of
 
 COSTS = ("latency_ms", "memory_mb", "parameters")
 
@@ -149,4 +149,38 @@ def test_a_better_start_is_never_made_worse() -> None:
 def test_the_same_seed_gives_the_same_answer() -> None:
     problem = problem_of("chain")
     limits = limits_at(problem, 0.4, "latency_ms")
-    assert solve(problem, limits, seed=3).objective == solve(problem, limits, seed=3).objective
+    first, second = (solve(problem, limits, seed=3) for _ in range(2))
+    assert first.values == second.values
+
+
+def test_the_work_done_ends_the_search_so_that_its_answer_is_repeated() -> None:
+    problem = problem_of("dense")
+    limits = limits_at(problem, 0.3, "latency_ms", "memory_mb")
+    first, second = (solve(problem, limits, seconds=0.05) for _ in range(2))
+    assert first.remark is None
+    assert (first.values, first.bound) == (second.values, second.bound)
+
+
+def test_the_clock_ends_a_search_that_takes_too_long_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgeprune.solve.solver._PATIENCE", 0.0)
+    problem = problem_of("residual")
+    limits = limits_at(problem, 0.4, "latency_ms")
+    found = solve(problem, limits, seconds=20)
+    assert problem.within(found.values, limits)
+    assert found.remark is not None and "--solver-seconds" in found.remark
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e9])
+@pytest.mark.parametrize("name", MODELS)
+def test_extreme_figures_of_a_device_are_no_trouble(name: str, factor: float) -> None:
+    """One rate a billion times the usual: some kernels cost nothing, or all there is."""
+    bandwidth = PROFILE.memory_bandwidth_gb_s
+    other = bandwidth.model_copy(update={"value": bandwidth.value * factor})
+    problem = problem_of(name, profile=PROFILE.model_copy(update={"memory_bandwidth_gb_s": other}))
+    limits = limits_at(problem, 0.5, "latency_ms")
+    found = solve(problem, limits, seconds=20)
+    assert found.remark is None
+    assert problem.within(found.values, limits)
+    assert found.status == "optimal"

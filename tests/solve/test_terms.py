@@ -96,6 +96,8 @@ def test_a_table_holds_the_exact_latency_of_each_combination(name: str) -> None:
             values = dict(made.full)
             for (v, options), i in zip(term.options.items(), at, strict=True):
                 values[v] = int(options[i])
+            for bit, group in term.implied.items():
+                values[bit] = int(values[group] > 0)
             assert table[at] == pytest.approx(float(term.at(values)))
 
 
@@ -146,8 +148,8 @@ def test_a_fitted_polynomial_is_gone_with_its_branch() -> None:
 def test_a_term_depends_on_all_that_its_table_is_over() -> None:
     """Also on the bit of a branch whose launch the fitted polynomials price at nothing."""
     made = problem("residual")
-    term = next(t for t in made.terms if t.options and any(v < 0 for v in t.options))
+    term = next(t for t in made.terms if t.implied)
     nothing = replace(term.form, overhead=Poly({}), compute=Poly({}), memory=Poly({}))
     still = replace(term.kernel, macs=Poly({}), moved=Poly({}), weights=Poly({}))
     bare = replace(term, kernel=still, form=nothing)
-    assert set(bare.options or ()) <= bare.variables
+    assert {*(bare.options or ()), *bare.implied} <= bare.variables
