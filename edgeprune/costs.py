@@ -12,10 +12,15 @@ from edgeprune.device.profile import Profile
 from edgeprune.export import Exported
 from edgeprune.running import run_runner
 
+_FOR_MEMORY = ("--seconds", "0.3", "--min-runs", "5", "--warmup", "2")  # it stands after two runs
+
 
 @dataclass(frozen=True)
 class Cost:
-    """A model's figures on a device. memory_mb: peak at run time. source: predicted or measured."""
+    """A model's figures on a device. memory_mb: peak at run time. source: predicted or measured.
+
+    ratio: of a measured latency to that of the model as it was, timed turn about.
+    """
 
     parameters: int
     macs: int
@@ -24,6 +29,13 @@ class Cost:
     size_mb: float
     source: str
     remarks: tuple[str, ...] = ()
+    ratio: float | None = None
+
+    def beside(self, before_ms: float) -> Cost:
+        """With the latency that a measured ratio means where the model as it was takes so long."""
+        if self.ratio is None:
+            return self
+        return replace(self, latency_ms=self.ratio * before_ms)
 
     def figure(self, name: str) -> float:
         """A cost by the name of its budget."""
@@ -53,12 +65,19 @@ def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
 def measured_pair(
     before: Exported, after: Exported, parameters: int, profile: Profile, known: Cost
 ) -> tuple[Cost, Cost]:
-    """Both files' cost with their latency measured on this machine, timed alternately so that noise
-    hits both. Memory stays predicted: a process's own overhead is no part of the model.
+    """Both files' cost with latency and memory measured on this machine, the latency alternately so
+    that noise hits both.
 
-    known: the cost of `before`.
+    known: the cost of `before`, whose memory isn't measured again.
     """
-    timed = run_runner(["compare", before.path, after.path, "--threads", profile.threads or 1])
+    threads = ["--threads", profile.threads or 1]
+    timed = run_runner(["compare", before.path, after.path, *threads])
+    peak_mb = run_runner(["measure", after.path, *threads, *_FOR_MEMORY])["peak_memory_mb"]
     first = replace(known, latency_ms=timed["a"]["latency_ms"], source="measured")
-    second = predicted(after, parameters, profile)
-    return first, replace(second, latency_ms=timed["b"]["latency_ms"], source="measured")
+    second = replace(
+        predicted(after, parameters, profile),
+        latency_ms=timed["b"]["latency_ms"],
+        source="measured",
+        ratio=timed["ratio"],
+    )
+    return first, second if peak_mb is None else replace(second, memory_mb=peak_mb)

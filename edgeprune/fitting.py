@@ -4,7 +4,7 @@ if the file costs more than its plan promised (the solver prices the graph, a de
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from torch.fx import GraphModule
 
 from edgeprune import __version__
+from edgeprune.aiming import Aim, over
 from edgeprune.batches import accuracy, as_batches
 from edgeprune.budgets import Budgets
 from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
@@ -30,8 +31,9 @@ from edgeprune.task import Task
 from edgeprune.trace import TracedModel
 
 ROUNDS = 3
-# The solver aims this far below a budget: the file's kernels differ from its own by a percent.
-_MARGIN = 0.99
+# The model as it was is timed beside each candidate. If it runs this much faster than at first, the
+# machine was busy then, and latencies count from now on beside the faster one.
+_CALMER = 0.95
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,10 @@ class Fitting:
     def run(self) -> Candidate:
         """The candidate that keeps the budgets, or the last one that is good."""
         self.baseline = self._baseline()
-        limits = self._first_limits()
+        self._aim = Aim(self._settings, self._problem.costs(self._problem.full), self.baseline.cost)
         best: Draft | None = None
         for number in range(1, self._settings.steps + 1):
-            draft = self._step(limits, number, best)
+            draft = self._step(number, best)
             if not self._bearable(draft, number):
                 break
             best = draft
@@ -137,31 +139,49 @@ class Fitting:
 
     # -- steps of a progression -----------------------------------------------------------------
 
-    def _step(self, limits: Limits, number: int, before: Draft | None) -> Draft:
+    def _step(self, number: int, before: Draft | None) -> Draft:
         """The model at its share of the way to the limits, its accuracy won back."""
         count = self._settings.steps
         problem = self._problem
         if before is not None:  # what is gone stays so
             problem = problem.at_most(before.solution.values)
         if number == count:
-            draft = self._fitted(problem, limits)
+            draft = self._fitted(problem)
         else:
-            eased = limits.eased(self._problem.costs(self._problem.full), number / count)
+            eased = self._aim.limits().eased(
+                self._problem.costs(self._problem.full), number / count
+            )
             draft = self._draft(problem, self._solve(problem, eased, None))
         return self._mended(draft, before, number)
 
-    def _fitted(self, problem: Problem, limits: Limits) -> Draft:
-        """A draft whose file keeps the budgets, if some round finds one."""
-        solution: Solution | None = None
+    def _fitted(self, problem: Problem) -> Draft:
+        """The draft of least loss whose file keeps the budgets, or the last one if none does.
+
+        Each file tells what the next limits must be: lower where it came out over a budget, higher
+        where it stayed well below all of them.
+        """
+        drafts: list[Draft] = []
         for _ in range(ROUNDS):
-            solution = self._solve(problem, limits, solution)
+            limits = self._aim.limits()
+            solution = self._solve(problem, limits, drafts[-1].solution if drafts else None)
             draft = self._draft(problem, solution)
             cost = self._priced(draft)[1]
-            exceeded = over(cost, self._settings.budgets)
-            if not exceeded or solution.status == "infeasible":
+            drafts.append(replace(draft, cost=cost))
+            own = problem.costs(solution.values)
+            self._aim.learn(own, cost)
+            if over(cost, self._settings.budgets):
+                if solution.status == "infeasible":
+                    break
+            elif not self._aim.leaves_room(limits, own, cost):
                 break
-            limits = _tightened(limits, exceeded)
-        return replace(draft, cost=cost)
+        return self._best(drafts)
+
+    def _best(self, drafts: Sequence[Draft]) -> Draft:
+        """The least loss among those that keep the budgets, else the last one."""
+        now = self.baseline.cost.latency_ms
+        drafts = [replace(d, cost=d.cost.beside(now)) for d in drafts if d.cost is not None]
+        kept = [d for d in drafts if d.cost and not over(d.cost, self._settings.budgets)]
+        return min(kept, key=lambda d: d.solution.objective, default=drafts[-1])
 
     def _solve(self, problem: Problem, limits: Limits, before: Solution | None) -> Solution:
         seconds = self._settings.solver_seconds
@@ -282,6 +302,8 @@ class Fitting:
     def _priced(self, draft: Draft) -> tuple[Exported, Cost]:
         with self._steps.step("export"):
             exported = self._exported(draft.module, draft.plan)
+        if draft.plan.removes_nothing:
+            return exported, self.baseline.cost
         with self._steps.step("price"):
             return exported, self._price(exported, draft.module)
 
@@ -302,8 +324,11 @@ class Fitting:
         before, after = measured_pair(
             self.baseline.exported, exported, parameters, self._settings.profile, self.baseline.cost
         )
-        self.baseline = replace(self.baseline, cost=before)
-        return after
+        calm = before.latency_ms / self.baseline.cost.latency_ms
+        if calm < _CALMER:
+            self._aim.rescale(calm)
+            self.baseline = replace(self.baseline, cost=before)
+        return after.beside(self.baseline.cost.latency_ms)
 
     # -- the model as it was --------------------------------------------------------------------
 
@@ -321,37 +346,6 @@ class Fitting:
                 )
         with self._steps.step("evaluate"):
             return Baseline(exported, cost, self._metric(module))
-
-    def _first_limits(self) -> Limits:
-        """The budgets in the solver's terms: its own figures for the full model fall short of, or
-        exceed, the file's by a factor that holds for smaller ones as well."""
-        own = self._problem.costs(self._problem.full)
-        budgets, cost = self._settings.budgets, self.baseline.cost
-
-        def limit(name: str, budget: float | None) -> float | None:
-            if budget is None:
-                return None
-            if cost.figure(name) <= budget:  # nothing to do here, and no margin to keep
-                return max(own[name], own[name] * budget / cost.figure(name) * _MARGIN)
-            return budget * own[name] / cost.figure(name) * _MARGIN
-
-        return Limits(
-            limit("latency_ms", budgets.latency_ms),
-            limit("memory_mb", budgets.memory_mb),
-            self._parameter_limit(cost, own["parameters"]),
-        )
-
-    def _parameter_limit(self, cost: Cost, count: float) -> float | None:
-        """How many parameters may stay, by --rate or by the file's size."""
-        if self._settings.rate is not None:
-            return count * (1 - self._settings.rate)
-        size = self._settings.budgets.size_mb
-        if size is None:
-            return None
-        beside = max(cost.size_mb - count * 4 / 1e6, 0.0)  # the graph itself, in MB
-        if cost.size_mb <= size:
-            return count
-        return max((size * _MARGIN - beside) * 1e6 / 4, 1.0)
 
     def _export(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
         settings = self._settings
@@ -383,25 +377,3 @@ class Fitting:
 
     def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
         return as_batches(batches, self._traced)
-
-
-def over(cost: Cost, budgets: Budgets) -> dict[str, float]:
-    """By how much each budget is exceeded, as a factor."""
-    return {
-        name: cost.figure(name) / limit
-        for name, limit in budgets.as_dict().items()
-        if limit is not None and cost.figure(name) > limit
-    }
-
-
-def _tightened(limits: Limits, exceeded: Mapping[str, float]) -> Limits:
-    """Limits lowered where the file came out too costly."""
-
-    def lower(limit: float | None, name: str) -> float | None:
-        return limit if limit is None or name not in exceeded else limit / exceeded[name] * _MARGIN
-
-    return Limits(
-        lower(limits.latency_ms, "latency_ms"),
-        lower(limits.memory_mb, "memory_mb"),
-        lower(limits.parameters, "size_mb"),
-    )
