@@ -31,6 +31,7 @@ from edgeprune.task import Task
 from edgeprune.trace import TracedModel
 
 ROUNDS = 3
+_TRIALS = 5  # latencies that are tried where the fastest model of a given loss is sought
 # The model as it was is timed beside each candidate. If it runs this much faster than at first, the
 # machine was busy then, and latencies count from now on beside the faster one.
 _CALMER = 0.95
@@ -128,6 +129,12 @@ class Fitting:
         """The candidate that keeps the budgets, or the last one that is good."""
         self.baseline = self._baseline()
         self._aim = Aim(self._settings, self._problem.costs(self._problem.full), self.baseline.cost)
+        kept_already = not over(self.baseline.cost, self._settings.budgets)
+        best = self._fastest() if self._settings.fastest and kept_already else self._stepped()
+        return self._as_file(best or self._untouched())
+
+    def _stepped(self) -> Draft | None:
+        """The draft at the end of all steps, or the last one that --max-drop can bear."""
         best: Draft | None = None
         for number in range(1, self._settings.steps + 1):
             draft = self._step(number, best)
@@ -135,7 +142,28 @@ class Fitting:
                 break
             best = draft
             self._history.append(self._record(number, draft))
-        return self._as_file(best or self._untouched())
+        return best
+
+    def _fastest(self) -> Draft | None:
+        """The fastest draft found that loses no more than --max-drop: its latency is bisected."""
+        whole = self._problem.costs(self._problem.full)["latency_ms"]
+        low, high = self._problem.reachable().costs["latency_ms"] / whole, 1.0
+        allowed, best, beyond = self._settings.max_drop, None, ""
+        for _ in range(_TRIALS):
+            share = (low + high) / 2
+            limits = replace(self._aim.limits(), latency_ms=share * whole)
+            draft = self._draft(self._problem, self._solve(self._problem, limits, None))
+            draft = self._mended(draft, None, self._settings.epochs)
+            drop = self._drop(draft)
+            if drop <= (allowed or 0.0):
+                best, high = draft, share
+            else:
+                low, beyond = share, f"; at {share:.0%} it lost {drop:.3g}"
+        self._warnings.append(
+            f"--max-drop {allowed:g} was the only limit: the least latency found to keep it is "
+            f"{high:.0%} of the model's own{beyond}"
+        )
+        return best
 
     # -- steps of a progression -----------------------------------------------------------------
 
@@ -152,7 +180,8 @@ class Fitting:
                 self._problem.costs(self._problem.full), number / count
             )
             draft = self._draft(problem, self._solve(problem, eased, None))
-        return self._mended(draft, before, number)
+        epochs = share_of_epochs(self._settings.epochs, count, number)
+        return self._mended(draft, before, epochs)
 
     def _fitted(self, problem: Problem) -> Draft:
         """The draft of least loss whose file keeps the budgets, or the last one if none does.
@@ -213,7 +242,7 @@ class Fitting:
         nothing = Solution(full, "feasible", 0.0, 0.0, 0.0)
         return replace(self._draft(self._problem, nothing), metric=self.baseline.metric)
 
-    def _mended(self, draft: Draft, before: Draft | None, number: int) -> Draft:
+    def _mended(self, draft: Draft, before: Draft | None, epochs: int) -> Draft:
         """A draft with its accuracy won back where there is data."""
         settings, data = self._settings, self._task.data
         if data is not None and not draft.plan.removes_nothing:
@@ -230,7 +259,6 @@ class Fitting:
                     lambda words, share: self._steps.note("recover", words, share),
                 )
             draft = replace(draft, recovery=recovery)
-            epochs = share_of_epochs(settings.epochs, settings.steps, number)
             if epochs:
                 draft = replace(draft, trained=self._tuned(draft, epochs))
         with self._steps.step("evaluate"):
@@ -253,13 +281,8 @@ class Fitting:
 
     def _bearable(self, draft: Draft, number: int) -> bool:
         """Whether a step loses no more of the metric than --max-drop allows."""
-        allowed, before = self._settings.max_drop, self.baseline.metric
-        if allowed is None:
-            return True
-        if before is None or draft.metric is None:
-            raise AssertionError("--max-drop without a metric: check_teachable refuses that")
-        drop = before - draft.metric
-        if drop <= allowed:
+        allowed = self._settings.max_drop
+        if allowed is None or (drop := self._drop(draft)) <= allowed:
             return True
         count = self._settings.steps
         self._warnings.append(
@@ -268,6 +291,13 @@ class Fitting:
             + (f"step {number - 1}" if number > 1 else "the model as it was")
         )
         return False
+
+    def _drop(self, draft: Draft) -> float:
+        """Points of the metric that a draft loses."""
+        before = self.baseline.metric
+        if before is None or draft.metric is None:
+            raise AssertionError("--max-drop without a metric: check_teachable refuses that")
+        return before - draft.metric
 
     def _record(self, number: int, draft: Draft) -> StepRecord:
         count = count_parameters(draft.module)

@@ -28,7 +28,9 @@ class Settings:
     step_seconds: that of tracing, coupling, resizing and writing back, each. cautious: budgets are
     held at the upper end of the predictions' intervals, and have been lowered for that. steps: on
     the way to the budgets, with recovery in each. epochs: of fine-tuning, in all. max_drop: the
-    most points of the metric that may be lost; the last step that keeps it stands."""
+    most points of the metric that may be lost; the last step that keeps it stands. fastest: that is
+    the only limit asked for, so where the profile's own budgets hold already latency is made small.
+    """
 
     profile: Profile
     budgets: Budgets
@@ -44,6 +46,7 @@ class Settings:
     steps: int = 1
     epochs: int = 0
     max_drop: float | None = None
+    fastest: bool = False
 
     @staticmethod
     def build(
@@ -84,10 +87,10 @@ class Settings:
             limits = Budgets()
         else:
             limits = profile.budgets.overridden_by(asked)
-            if limits.is_empty:
+            if limits.is_empty and max_drop is None:
                 raise UserError(
                     f"nothing to reach: profile {profile.name} has no budgets of its own, "
-                    "so give --latency-ms, --memory-mb, --size-mb or --rate"
+                    "so give --latency-ms, --memory-mb, --size-mb, --rate or --max-drop"
                 )
         if cautious:
             limits = profile.lowered(limits, measured=profile.name == HOST)
@@ -106,6 +109,7 @@ class Settings:
             steps if steps is not None else (1 if max_drop is None else _STEPS_TO_STOP_AT),
             epochs or 0,
             max_drop,
+            max_drop is not None and rate is None and asked.is_empty,
         )
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
+from edgeprune import Budgets
 from edgeprune.errors import UserError
 from edgeprune.recover import share_of_epochs
 
@@ -99,6 +100,24 @@ def test_a_drop_within_the_limit_stands(task: tuple[nn.Module, tuple[Any, Any]])
     report = pruned(task, rate=0.5, max_drop=40.0).report
     assert report["rate"]["achieved"] >= 0.5 and not report["warnings"]
     assert len(report["history"]) == 4  # the steps at which it could have stopped
+
+
+def test_max_drop_alone_seeks_the_fastest(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
+    """Each point of the metric is a percent of the parameters: a drop of 50 leaves half of them."""
+
+    def size(module: nn.Module) -> float:
+        return 100 * sum(p.numel() for p in module.parameters()) / whole
+
+    model, _ = task
+    whole = sum(p.numel() for p in model.parameters())
+    report = pruned(task, max_drop=50.0, metric=size).report
+    assert 30 <= report["before"]["metric"] - report["after"]["metric"] <= 50
+    assert report["after"]["latency_ms"] < report["before"]["latency_ms"]
+    assert any("--max-drop 50 was the only limit" in w for w in report["warnings"])
+    none = pruned(task, max_drop=0.0, metric=size).report
+    assert none["after"]["params"] == none["before"]["params"]
+    budgeted = pruned(task, max_drop=50.0, metric=size, budgets=Budgets(size_mb=1.0)).report
+    assert budgeted["after"]["params"] == budgeted["before"]["params"]  # it is kept already
 
 
 def test_the_users_own_loss_teaches(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
