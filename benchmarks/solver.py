@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import accuracy_peer
+import numpy as np
 import torch
 from main_job import IMAGE, build
+from numpy.typing import NDArray
 from torch import nn
 
 from edgeprune.coupling import couple
@@ -36,6 +38,7 @@ from edgeprune.device.from_graph import kernel_graph, parameter_count
 from edgeprune.device.profile import load_profile
 from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem, solve
+from edgeprune.solve.compiled import Columns, Latency, Lookups
 from edgeprune.trace import ExampleInputs, trace
 
 NAMES = (
@@ -44,7 +47,9 @@ NAMES = (
 ).split()
 
 Values = Mapping[int, int]
-Price = Callable[[Values, int, int], float]
+Array = NDArray[np.float64]
+Move = tuple[int, dict[int, int]]  # the variable that shrinks, and all values then
+Price = Callable[[Values, Sequence[Move]], Array]
 
 
 def main() -> None:
@@ -117,8 +122,9 @@ def uniform(problem: Problem, model: nn.Module, limits: Limits) -> float | None:
 def ranking(problem: Problem, model: nn.Module, limits: Limits) -> float | None:
     """The loss of taking what loses least per unit, one option at a time."""
 
-    def price(values: Values, v: int, to: int) -> float:
-        return _added(problem, v, values[v], to) / (values[v] - to)
+    def price(values: Values, moves: Sequence[Move]) -> Array:
+        gone = [values[v] - after[v] for v, after in moves]
+        return _lost(problem, values, moves) / gone
 
     return _one_by_one(problem, limits, price, branches=False)
 
@@ -134,18 +140,22 @@ def greedy(problem: Problem, model: nn.Module, limits: Limits) -> float | None:
 
 
 def _per_millisecond(problem: Problem) -> Price:
-    by_variable: dict[int, list[Any]] = {}
-    for term in problem.terms:
-        for v in term.variables:
-            by_variable.setdefault(v, []).append(term)
+    columns = Columns(list(problem.options))
+    fixed = {v: float(o[0]) for v, o in problem.options.items() if len(o) == 1}
+    exact = problem.profile.tables is None
+    latency = Latency(problem.terms, columns, Lookups(columns, fixed, exact))
 
-    def price(values: Values, v: int, to: int) -> float:
-        after = _changed(problem, values, v, to)
-        touched = {id(t): t for x in after for t in by_variable.get(x, ()) if after[x] != values[x]}
-        saved = sum(float(t.at(values) - t.at(after)) for t in touched.values())
-        return (problem.loss(after) - problem.loss(values)) / max(saved, 1e-12)
+    def price(values: Values, moves: Sequence[Move]) -> Array:
+        rows = np.stack([columns.row(x) for x in (values, *(after for _, after in moves))])
+        ms = latency(rows)
+        return _lost(problem, values, moves) / np.maximum(ms[0] - ms[1:], 1e-12)
 
     return price
+
+
+def _lost(problem: Problem, values: Values, moves: Sequence[Move]) -> Array:
+    before = problem.loss(values)
+    return np.array([problem.loss(after) - before for _, after in moves])
 
 
 def torch_pruning(problem: Problem, model: nn.Module, limits: Limits) -> float | None:
@@ -196,15 +206,14 @@ def _widths(problem: Problem, model: nn.Module, smaller: nn.Module) -> Values:
 def _one_by_one(problem: Problem, limits: Limits, price: Price, branches: bool) -> float | None:
     values: Values = problem.full
     while not problem.within(values, limits):
-        steps = [
-            (price(values, v, to), v, to)
+        moves = [
+            (v, _changed(problem, values, v, to))
             for v, to in _narrower(problem, values)
             if branches or v >= 0
         ]
-        if not steps:
+        if not moves:
             return None
-        _, v, to = min(steps)
-        values = _changed(problem, values, v, to)
+        values = moves[int(np.argmin(price(values, moves)))][1]
     return problem.loss(values)
 
 
@@ -225,11 +234,6 @@ def _changed(problem: Problem, values: Values, v: int, to: int) -> dict[int, int
                 after = _changed(problem, after, inner, 0)
         after.update({g: 0 for g, branch in problem.holder.items() if branch == v})
     return after
-
-
-def _added(problem: Problem, v: int, now: int, to: int) -> float:
-    options, losses = list(problem.options[v]), problem.losses[v]
-    return float(losses[options.index(to)] - losses[options.index(now)])
 
 
 def _least(options: Any) -> int:

@@ -10,9 +10,7 @@ from torch.fx import GraphModule
 from edgeprune.device.from_onnx import kernel_graph, load_onnx, pricing_remarks
 from edgeprune.device.profile import Profile
 from edgeprune.export import Exported
-from edgeprune.running import run_runner
-
-_FOR_MEMORY = ("--seconds", "0.3", "--min-runs", "5", "--warmup", "2")  # it stands after two runs
+from edgeprune.measuring import Machine
 
 
 @dataclass(frozen=True)
@@ -63,16 +61,20 @@ def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
 
 
 def measured_pair(
-    before: Exported, after: Exported, parameters: int, profile: Profile, known: Cost
+    before: Exported,
+    after: Exported,
+    parameters: int,
+    profile: Profile,
+    known: Cost,
+    machine: Machine,
 ) -> tuple[Cost, Cost]:
-    """Both files' cost with latency and memory measured on this machine, the latency alternately so
-    that noise hits both.
+    """Both files' cost with latency and memory measured on a machine.
 
     known: the cost of `before`, whose memory isn't measured again.
     """
-    threads = ["--threads", profile.threads or 1]
-    timed = run_runner(["compare", before.path, after.path, *threads])
-    peak_mb = run_runner(["measure", after.path, *threads, *_FOR_MEMORY])["peak_memory_mb"]
+    threads = profile.threads or 1
+    timed = machine.compare(before.path, after.path, threads)
+    peak_mb = machine.peak_memory_mb(after.path, threads)
     first = replace(known, latency_ms=timed["a"]["latency_ms"], source="measured")
     second = replace(
         predicted(after, parameters, profile),

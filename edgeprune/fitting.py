@@ -20,6 +20,7 @@ from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import kernel_graph, parameter_count
 from edgeprune.export import Exported, export
+from edgeprune.measuring import Here
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
 from edgeprune.recover import Recovery, recover, share_of_epochs, tune
@@ -113,6 +114,9 @@ class Fitting:
         self._settings = task.settings
         self._traced = traced
         self._coupling = coupling
+        self._machine = task.machine
+        if self._machine is None and task.settings.measures:
+            self._machine = Here()
         self._folder = folder
         self._steps = steps
         self._warnings: list[str] = []
@@ -349,10 +353,15 @@ class Fitting:
     def _price(self, exported: Exported, module: GraphModule) -> Cost:
         """Predicted from the file, or both files measured side by side if this is the device."""
         parameters = count_parameters(module)
-        if not self._settings.measures:
+        if self._machine is None:
             return predicted(exported, parameters, self._settings.profile)
         before, after = measured_pair(
-            self.baseline.exported, exported, parameters, self._settings.profile, self.baseline.cost
+            self.baseline.exported,
+            exported,
+            parameters,
+            self._settings.profile,
+            self.baseline.cost,
+            self._machine,
         )
         calm = before.latency_ms / self.baseline.cost.latency_ms
         if calm < _CALMER:
@@ -370,10 +379,9 @@ class Fitting:
             exported = self._export(module, folder, Plan.everything(self._coupling))
         with self._steps.step("price"):
             cost = predicted(exported, count_parameters(module), self._settings.profile)
-            if self._settings.measures:
-                _, cost = measured_pair(
-                    exported, exported, count_parameters(module), self._settings.profile, cost
-                )
+            if self._machine is not None:
+                profile, count = self._settings.profile, count_parameters(module)
+                _, cost = measured_pair(exported, exported, count, profile, cost, self._machine)
         with self._steps.step("evaluate"):
             return Baseline(exported, cost, self._metric(module))
 

@@ -64,8 +64,12 @@ class Settings:
         steps: int | None = None,
         epochs: int | None = None,
         max_drop: float | None = None,
+        remote: bool = False,
     ) -> Settings:
-        """Settings from what was asked. Raises UserError for what can't be or isn't there yet."""
+        """Settings from what was asked. remote: costs are measured on the device.
+
+        Raises UserError for what can't be or isn't there yet.
+        """
         asked = budgets or Budgets()
         if not 0 <= seed < 2**31:
             raise UserError(f"--seed {seed}: give a whole number from 0 to {2**31 - 1}")
@@ -93,7 +97,7 @@ class Settings:
                     "so give --latency-ms, --memory-mb, --size-mb, --rate or --max-drop"
                 )
         if cautious:
-            limits = profile.lowered(limits, measured=profile.name == HOST)
+            limits = profile.lowered(limits, measured=remote or profile.name == HOST)
         return Settings(
             profile,
             limits,
@@ -114,7 +118,7 @@ class Settings:
 
     @property
     def measures(self) -> bool:
-        """Whether the profile's device is this machine, so that latency is measured."""
+        """Whether the profile's device is this machine, so that costs are measured here."""
         return self.profile.name == HOST
 
     def kept_parameters(self, names: Iterable[str]) -> frozenset[str]:

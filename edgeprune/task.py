@@ -10,6 +10,7 @@ from torch import nn
 
 from edgeprune.data import Data
 from edgeprune.errors import UserError
+from edgeprune.measuring import Machine
 from edgeprune.scoring.names import check_criterion
 from edgeprune.settings import Settings
 from edgeprune.trace import ExampleInputs
@@ -35,6 +36,7 @@ class Task:
     metric_name: str | None = None
     remarks: tuple[str, ...] = ()
     loss: Loss | None = None
+    machine: Machine | None = None
 
 
 def check_teachable(task: Task) -> None:

@@ -122,7 +122,9 @@ def test_a_machine_whose_latency_bends_is_met_while_its_speed_changes(
     speeds = iter([2.0, 1.0, 1.3, 1.0, 1.0, 1.0])
     whole: dict[str, float] = {}
 
-    def pair(before: Any, after: Any, parameters: int, profile: Any, known: Cost) -> Any:
+    def pair(
+        before: Any, after: Any, parameters: int, profile: Any, known: Cost, machine: Any
+    ) -> Any:
         slow = next(speeds)
         first, second = predicted(before, 0, profile), predicted(after, parameters, profile)
         whole["ms"] = first.latency_ms
