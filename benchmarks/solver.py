@@ -16,12 +16,15 @@ limit, all by the same scores and the same latency model:
 Beside them "greedy": HALP's rule with whole branches as items too, which nobody offers; it shows
 what is left to the search alone.
 
-"-": it doesn't come within the limit, or breaks on the network. Run it on two idle cores.
+"-": it doesn't come within the limit, or breaks on the network (or takes over 12 GB or 5 minutes).
+Run it on two idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -45,6 +48,9 @@ NAMES = (
     "resnet18 resnet50 mobilenet_v2 efficientnet_b0 densenet121 vit_tiny_patch16_224 swin_t "
     "convnext_tiny regnet_y_400mf"
 ).split()
+
+_PEER_SECONDS = 300
+_PEER_BYTES = 12 * 10**9
 
 Values = Mapping[int, int]
 Array = NDArray[np.float64]
@@ -159,8 +165,24 @@ def _lost(problem: Problem, values: Values, moves: Sequence[Move]) -> Array:
 
 
 def torch_pruning(problem: Problem, model: nn.Module, limits: Limits) -> float | None:
-    """The loss of the widths that its global magnitude pruner leaves at the limit."""
+    """The loss of the widths that its global magnitude pruner leaves at the limit.
 
+    In a process of its own, as it takes all the memory there is on some transformers.
+    """
+    with multiprocessing.get_context("fork").Pool(1, _bounded) as pool:
+        waiting = pool.apply_async(_torch_pruning, (problem, model, limits))
+        try:
+            return waiting.get(timeout=_PEER_SECONDS)
+        except (multiprocessing.TimeoutError, MemoryError):
+            return None
+
+
+def _bounded() -> None:
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (_PEER_BYTES, _PEER_BYTES))
+
+
+def _torch_pruning(problem: Problem, model: nn.Module, limits: Limits) -> float | None:
     def values(smaller: nn.Module) -> Values:
         return _widths(problem, model, smaller)
 
