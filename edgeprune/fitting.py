@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from edgeprune import __version__
@@ -96,7 +97,7 @@ class Draft:
 class Fitting:
     """Carries out plans until one fits. `baseline` is there once `run` has begun.
 
-    kernels: what the solver prices, under any plan.
+    kernels: what the solver prices, under any plan. made_up: batches to recover on without data.
     """
 
     baseline: Baseline
@@ -109,8 +110,10 @@ class Fitting:
         scores: Scores,
         folder: Path,
         steps: Steps,
+        made_up: Sequence[Tensor] = (),
     ) -> None:
         self._task = task
+        self._samples = task.data.train if task.data is not None else made_up or None
         self._settings = task.settings
         self._traced = traced
         self._coupling = coupling
@@ -247,9 +250,9 @@ class Fitting:
         return replace(self._draft(self._problem, nothing), metric=self.baseline.metric)
 
     def _mended(self, draft: Draft, before: Draft | None, epochs: int) -> Draft:
-        """A draft with its accuracy won back where there is data."""
-        settings, data = self._settings, self._task.data
-        if data is not None and not draft.plan.removes_nothing:
+        """A draft with its accuracy won back where there are samples."""
+        settings, samples = self._settings, self._samples
+        if samples is not None and not draft.plan.removes_nothing:
             if before is not None:
                 inherit(draft.module, draft.plan, before.module, before.plan, self._coupling)
             with self._steps.step("recover"):
@@ -258,7 +261,7 @@ class Fitting:
                     self._coupling,
                     draft.plan,
                     draft.module,
-                    self._batches(data.train),
+                    self._batches(samples),
                     settings.seed,
                     lambda words, share: self._steps.note("recover", words, share),
                 )

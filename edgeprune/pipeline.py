@@ -6,7 +6,7 @@ Loading is the caller's (a file on the command line, a module in Python); from t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from edgeprune.reporting import build_report
 from edgeprune.scoring import Scores, score
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
+from edgeprune.synthetic import MadeUp, made_up
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel, trace
 from edgeprune.validate import Validation, validate
@@ -44,11 +45,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model that is traced, coupled and scored: any number of budgets can be met from here."""
+    """A model that is traced, coupled and scored: any number of budgets can be met from here.
+
+    made: the samples made up for it, where there are no data and it is a model that this is for.
+    """
 
     traced: TracedModel
     coupling: Coupling
     scores: Scores
+    made: MadeUp | None = None
 
 
 def run(task: Task, folder: Path, steps: Steps) -> Outcome:
@@ -69,22 +74,26 @@ def prepare(task: Task, steps: Steps) -> Prepared:
     with steps.step("couple"), deadline("couple", settings.step_seconds):
         coupling = couple(traced)
         _check_prunable(coupling, settings)
+
+    def note(words: str, share: float) -> None:
+        steps.note("score", words, share)
+
     with steps.step("score"):
-        scores = score(
-            traced,
-            coupling,
-            settings.importance,
-            _samples(task, traced),
-            settings.seed,
-            lambda words, share: steps.note("score", words, share),
-        )
-    return Prepared(traced, coupling, scores)
+        made = None
+        if task.data is None and settings.rate != 0:
+            made = made_up(traced, settings.seed, note)
+        samples = _samples(task, traced, made)
+        scores = score(traced, coupling, settings.importance, samples, settings.seed, note)
+    return Prepared(traced, coupling, scores, made)
 
 
 def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
     """Prunes a prepared model to the task's budgets, as `run` does."""
-    traced, coupling = prepared.traced, prepared.coupling
-    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps)
+    traced, coupling, made = prepared.traced, prepared.coupling, prepared.made
+    if made is not None:
+        task = replace(task, remarks=(*task.remarks, made.remark))
+    batches = made.batches if made is not None else ()
+    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps, batches)
     best = fitting.run()  # solve → resize → recover → export, until the exported file fits
     if not best.met(task.settings.budgets):
         mark_unmet(best.exported.path)
@@ -105,9 +114,11 @@ def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
     return _outcome(best, written, report, traced.dynamic_batch)
 
 
-def _samples(task: Task, traced: TracedModel) -> Iterable[Any] | None:
+def _samples(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[Any] | None:
     """Batches that scores can be measured on, as the graph takes them."""
-    if task.data is None or (task.settings.rate == 0 and task.settings.importance == "auto"):
+    if task.data is None:
+        return (made.for_scores or None) if made is not None else None
+    if task.settings.rate == 0 and task.settings.importance == "auto":
         return None
     return as_batches(task.data.train, traced)
 

@@ -89,7 +89,7 @@ def build_report(
         remarks=[
             *task.remarks,
             *_predicted(task, best),
-            *_recovered(best),
+            *_recovered(task, best),
             *best.trained,
             *_steps(best),
         ],
@@ -197,12 +197,13 @@ def _obstacles(task: Task, best: Candidate) -> list[str]:
     ]
 
 
-def _recovered(best: Candidate) -> list[str]:
+def _recovered(task: Task, best: Candidate) -> list[str]:
     if best.plan.removes_nothing:
         return ["nothing had to be removed: the model is exported as it is"]
     if best.recovery is None:
         return []
     done = best.recovery
+    kind = "made-up samples" if task.data is None else "samples of --data"
     if not done.samples:
         return ["--data holds too few samples to win accuracy back with"]
     figures = f"outputs miss {_percent(done.error_before)} of their variance before, "
@@ -212,8 +213,8 @@ def _recovered(best: Candidate) -> list[str]:
     elif done.batch_norms:
         what = f"{done.batch_norms} batch norms re-estimated"
     else:
-        return [f"nothing that recovery tried on {done.samples:,} samples of --data helped"]
-    return [f"{what} on {done.samples:,} samples of --data: {figures}"]
+        return [f"nothing that recovery tried on {done.samples:,} {kind} helped"]
+    return [f"{what} on {done.samples:,} {kind}: {figures}"]
 
 
 def _steps(best: Candidate) -> list[str]:
