@@ -149,7 +149,7 @@ def prune(
         model,
         inputs,
         settings,
-        _as_data(data, inputs),
+        as_data(data, inputs),
         metric,
         None if metric is None else getattr(metric, "__name__", "metric"),
         loss=loss,
@@ -166,12 +166,7 @@ def prune(
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
     """Runs a task; writes its results to `target`, if given, at once when everything is proved."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Each process would solve on its own, and train another model than its fellows.
-        raise UserError(
-            "edgeprune runs as one process so far: start it without torchrun, and train "
-            "result.graph_module with edgeprune.training.fine_tune under torchrun"
-        )
+    check_alone()
     check_teachable(task)
     torch.manual_seed(task.settings.seed)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
@@ -180,14 +175,30 @@ def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
         return outcome if target is None else written(outcome, folder, target)
 
 
+def check_alone() -> None:
+    """Raises UserError under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Each process would solve on its own, and train another model than its fellows.
+        raise UserError(
+            "edgeprune runs as one process so far: start it without torchrun, and train "
+            "result.graph_module with edgeprune.training.fine_tune under torchrun"
+        )
+
+
 def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     """Adds the reports to what lies in `folder`, and moves all of it to `target` at once."""
+    outcome = with_reports(outcome, folder, target)
+    publish(folder, target)
+    return outcome
+
+
+def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
+    """Writes report.json and report.html into `folder`; they name the files as in `target`."""
     report = outcome.report.model_copy(
         update={"files": {kind: str(target / name) for kind, name in RESULTS.items()}}
     )
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
     write_html(report, folder / "report.html")
-    publish(folder, target)
     return replace(outcome, report=report)
 
 
@@ -216,7 +227,8 @@ def as_example_inputs(value: Any) -> ExampleInputs:
     )
 
 
-def _as_data(value: Any, inputs: ExampleInputs) -> Data | None:
+def as_data(value: Any, inputs: ExampleInputs) -> Data | None:
+    """Data from loaders, or from what --data takes."""
     if value is None or isinstance(value, Data):
         return value
     return (

@@ -60,7 +60,7 @@ class Request:
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
     """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met."""
-    with _standard_output_kept(as_json):
+    with standard_output_kept(as_json):
         report, target = _pruned(request, quiet or as_json)
     if as_json:
         print(report.to_json())
@@ -86,7 +86,7 @@ def _missed_rate(report: Report) -> list[str]:
 
 def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
     """The report of a run, and the folder that it wrote to."""
-    with _listener(silent) as listener:
+    with bars(silent) as listener:
         steps = Steps(listener)
         with steps.step("load"):
             task, target = _task(request)
@@ -95,11 +95,20 @@ def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
 
 def _task(request: Request) -> tuple[Task, Path]:
     """What to do, with everything loaded, and the folder for the results."""
+    if request.output is not None:
+        check_target(request.output)
+    task = task_of(request)
+    target = request.output or Path(f"{_stem(task.name)}-{task.settings.profile.name}")
+    check_target(target)
+    return task, target
+
+
+def task_of(request: Request) -> Task:
+    """What to do, with everything loaded. Raises UserError, in one line, for what can't be."""
     # The model first: the profile of this machine takes a while to measure.
     loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
-    profile = load_profile(request.profile)
     settings = Settings.build(
-        profile,
+        load_profile(request.profile),
         request.budgets,
         request.rate,
         request.method,
@@ -114,10 +123,8 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.epochs,
         request.max_drop,
     )
-    target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
-    check_target(target)
     data = load_data(request.data, inputs) if request.data else None
-    task = Task(
+    return Task(
         loaded.name,
         loaded.module,
         inputs,
@@ -127,7 +134,6 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.metric or ("accuracy, %" if data and data.test else None),
         (*remarks, *(data.remarks if data else ())),
     )
-    return task, target
 
 
 def inspect_model(
@@ -140,7 +146,7 @@ def inspect_model(
     step_seconds: float,
 ) -> int:
     """Prints what can be pruned in a model, and what it costs."""
-    with _standard_output_kept(as_json):
+    with standard_output_kept(as_json):
         loaded, example, remarks = _ready(model, inputs, arch, trust)
         device = load_profile(profile)
         with deadline("trace", step_seconds):
@@ -162,7 +168,7 @@ def _ready(
     return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
 
 
-def _standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
+def standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
     """Sends what the user's own code prints to standard error where JSON alone is promised."""
     return contextlib.redirect_stdout(sys.stderr) if for_json else contextlib.nullcontext()
 
@@ -177,5 +183,6 @@ def _stem(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
-def _listener(silent: bool) -> Bars:
+def bars(silent: bool) -> Bars:
+    """Progress on standard error."""
     return Bars(Console(stderr=True, quiet=silent))
