@@ -26,6 +26,8 @@ _HOMES = {
     "load_profile": "edgeprune.device.profile",
     "prune": "edgeprune.api",
     "Result": "edgeprune.api",
+    "SweepResult": "edgeprune.sweeping.api",
+    "sweep": "edgeprune.sweeping.api",
 }
 
 __all__ = [
@@ -34,12 +36,14 @@ __all__ = [
     "EdgePruneError",
     "ParityError",
     "Result",
+    "SweepResult",
     "UserError",
     "__version__",
     "check",
     "couple",
     "load_profile",
     "prune",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from edgeprune.checking import check
     from edgeprune.device.profile import load_profile
     from edgeprune.errors import BudgetError, EdgePruneError, ParityError, UserError
+    from edgeprune.sweeping.api import SweepResult, sweep
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from edgeprune import coupling as coupling_step
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import Coupling
-from edgeprune.data import Data, data_from, load_data
+from edgeprune.data import NO_DATA, Data, data_from, load_data
 from edgeprune.deadline import deadline
 from edgeprune.device.profile import Profile, load_profile
 from edgeprune.errors import ParityError, UserError
@@ -118,7 +118,8 @@ def prune(
 
     example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments; batch in
     dimension 0. budgets override the profile's; `rate` (a share of the parameters) goes instead.
-    data: DataLoader(s) or what --data takes. metric: a function of the module, higher is better.
+    data: DataLoader(s) or what --data takes ("none": nothing is made up in its place either).
+    metric: a function of the module, higher is better.
     cautious: budgets are lowered so that they hold at the upper end of the predictions' intervals.
     steps: progressive pruning in so many steps. epochs: of fine-tuning, in all. max_drop: the most
     points of the metric that may be lost. loss: for fine-tuning, of what the model returns and the
@@ -149,10 +150,11 @@ def prune(
         model,
         inputs,
         settings,
-        _as_data(data, inputs),
+        as_data(data, inputs),
         metric,
         None if metric is None else getattr(metric, "__name__", "metric"),
         loss=loss,
+        makes_samples_up=not (isinstance(data, str) and data == NO_DATA),
     )
     outcome = carry_out(task, None if output is None else Path(output), Steps(listener))
     return Result(
@@ -166,12 +168,7 @@ def prune(
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
     """Runs a task; writes its results to `target`, if given, at once when everything is proved."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Each process would solve on its own, and train another model than its fellows.
-        raise UserError(
-            "edgeprune runs as one process so far: start it without torchrun, and train "
-            "result.graph_module with edgeprune.training.fine_tune under torchrun"
-        )
+    check_alone()
     check_teachable(task)
     torch.manual_seed(task.settings.seed)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
@@ -180,14 +177,30 @@ def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
         return outcome if target is None else written(outcome, folder, target)
 
 
+def check_alone() -> None:
+    """Raises UserError under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Each process would solve on its own, and train another model than its fellows.
+        raise UserError(
+            "edgeprune runs as one process so far: start it without torchrun, and train "
+            "result.graph_module with edgeprune.training.fine_tune under torchrun"
+        )
+
+
 def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     """Adds the reports to what lies in `folder`, and moves all of it to `target` at once."""
+    outcome = with_reports(outcome, folder, target)
+    publish(folder, target)
+    return outcome
+
+
+def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
+    """Writes report.json and report.html into `folder`; they name the files as in `target`."""
     report = outcome.report.model_copy(
         update={"files": {kind: str(target / name) for kind, name in RESULTS.items()}}
     )
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
     write_html(report, folder / "report.html")
-    publish(folder, target)
     return replace(outcome, report=report)
 
 
@@ -216,9 +229,12 @@ def as_example_inputs(value: Any) -> ExampleInputs:
     )
 
 
-def _as_data(value: Any, inputs: ExampleInputs) -> Data | None:
+def as_data(value: Any, inputs: ExampleInputs) -> Data | None:
+    """Data from loaders, or from what --data takes."""
     if value is None or isinstance(value, Data):
         return value
+    if isinstance(value, str) and value == NO_DATA:
+        return None
     return (
         load_data(str(value), inputs) if isinstance(value, str | Path) else data_from(value, inputs)
     )

@@ -51,6 +51,25 @@ _Cautious = Annotated[
     bool,
     Parameter(negative="", help="Hold budgets at the upper end of the predictions' intervals."),
 ]
+_Method = Annotated[str, Parameter(help="channel, layer or structured (both).")]
+_Importance = Annotated[
+    str, Parameter(help="Scoring criterion; auto takes the best that --data allows.")
+]
+_Data = Annotated[
+    str | None,
+    Parameter(
+        help="DataLoaders (module:function), an image folder, or an .npz; `none`: make nothing up."
+    ),
+]
+_Eval = Annotated[str | None, Parameter(help="module:function(model) -> float, higher is better.")]
+_Keep = Annotated[
+    list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")
+]
+_Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets.")]
+_Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
+_Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32.")]
+_Output = Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")]
+_SolverSeconds = Annotated[float, Parameter(help="Time limit of the solver.")]
 _Json = Annotated[
     bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")
 ]
@@ -85,32 +104,26 @@ def prune(
     max_drop: Annotated[
         float | None, Parameter(help="Most points of the metric that may be lost.")
     ] = None,
-    method: Annotated[str, Parameter(help="channel, layer or structured (both).")] = "structured",
-    importance: Annotated[
-        str, Parameter(help="Scoring criterion; auto takes the best that --data allows.")
-    ] = "auto",
-    data: Annotated[
-        str | None, Parameter(help="DataLoaders (module:function), an image folder, or an .npz.")
-    ] = None,
-    eval: Annotated[
-        str | None, Parameter(help="module:function(model) -> float, higher is better.")
-    ] = None,
+    method: _Method = "structured",
+    importance: _Importance = "auto",
+    data: _Data = None,
+    eval: _Eval = None,
     require: Annotated[
         str | None, Parameter(help="The limits in a sentence (not supported yet).")
     ] = None,
-    keep: Annotated[
-        list[str] | None,
-        Parameter(negative="", help="Layers that stay as they are (a glob; repeat)."),
-    ] = None,
-    steps: Annotated[int | None, Parameter(help="Steps on the way to the budgets.")] = None,
-    epochs: Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")] = None,
-    precision: Annotated[str, Parameter(help="Numeric type of the file: fp32.")] = "fp32",
-    output: Annotated[
-        Path | None, Parameter(["--output", "-o"], help="Folder for the results.")
-    ] = None,
-    solver_seconds: Annotated[float, Parameter(help="Time limit of the solver.")] = 20.0,
+    keep: _Keep = None,
+    steps: _Steps = None,
+    epochs: _Epochs = None,
+    precision: _Precision = "fp32",
+    output: _Output = None,
+    solver_seconds: _SolverSeconds = 20.0,
     step_seconds: _StepSeconds = STEP_SECONDS,
     cautious: _Cautious = False,
+    remote: Annotated[
+        str | None,
+        Parameter(help="Measure on the device itself: ssh://user@host[:port][/folder]."),
+    ] = None,
+    ssh_options: _SshOptions = "",
     json: _Json = False,
     seed: int = 0,
     quiet: _Quiet = False,
@@ -147,8 +160,85 @@ def prune(
         data,
         eval,
         output,
+        remote,
+        ssh_options,
     )
     return prune_model(request, json, quiet)
+
+
+@app.command
+def sweep(
+    model: str,
+    /,
+    *,
+    profile: _Profile = "host",
+    points: Annotated[int, Parameter(help="How many latency budgets, at least 2.")] = 6,
+    least: Annotated[
+        float | None,
+        Parameter(help="The lowest budget, as a share of the model's latency (0.2, if reachable)."),
+    ] = None,
+    input: _Inputs = None,
+    arch: _Arch = None,
+    trust: _Trust = False,
+    memory_mb: _Memory = None,
+    size_mb: _Size = None,
+    method: _Method = "structured",
+    importance: _Importance = "auto",
+    data: _Data = None,
+    eval: _Eval = None,
+    keep: _Keep = None,
+    steps: _Steps = None,
+    epochs: _Epochs = None,
+    precision: _Precision = "fp32",
+    output: _Output = None,
+    solver_seconds: _SolverSeconds = 20.0,
+    step_seconds: _StepSeconds = STEP_SECONDS,
+    jobs: Annotated[int, Parameter(help="Points side by side, in processes here.")] = 1,
+    cluster: Annotated[
+        str | None, Parameter(help="Points on a Dask cluster: its scheduler's address.")
+    ] = None,
+    fresh: Annotated[
+        bool, Parameter(negative="", help="Begin anew where the folder holds a sweep.")
+    ] = False,
+    json: _Json = False,
+    seed: int = 0,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> int:
+    """Prune MODEL to several latencies: the curve of loss and accuracy against latency.
+
+    Scores are made once. What is there already is kept: an interrupted sweep goes on.
+    """
+    from edgeprune.budgets import Budgets
+    from edgeprune.commands import Request
+    from edgeprune.sweeping.command import sweep_model
+    from edgeprune.sweeping.curve import Asked
+
+    asked = Asked(profile, points, least, output, jobs, cluster, fresh)
+    request = Request(
+        model,
+        profile,
+        tuple(input or ()),
+        arch,
+        trust,
+        Budgets(None, memory_mb, size_mb),
+        None,
+        method,
+        importance,
+        precision,
+        tuple(keep or ()),
+        seed,
+        solver_seconds,
+        step_seconds,
+        False,
+        steps,
+        epochs,
+        None,
+        data,
+        eval,
+        output,
+    )
+    return sweep_model(request, asked, json, quiet)
 
 
 @app.command

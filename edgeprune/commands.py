@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,18 @@ from rich.console import Console
 from edgeprune.api import carry_out
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import couple
-from edgeprune.data import load_data, load_metric
+from edgeprune.data import NO_DATA, load_data, load_metric
 from edgeprune.deadline import deadline
-from edgeprune.device.profile import load_profile
+from edgeprune.device.profile import HOST, load_profile
+from edgeprune.errors import UserError
 from edgeprune.inputs import describe, example_inputs, parse_input
 from edgeprune.inspection import inspection, print_inspection
 from edgeprune.load import LoadedModel, load
+from edgeprune.measuring import Afar
 from edgeprune.output import check_target
 from edgeprune.printing import print_json
 from edgeprune.progress import Bars
+from edgeprune.remote import Remote
 from edgeprune.report import Report, print_report
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
@@ -56,11 +59,13 @@ class Request:
     data: str | None
     metric: str | None
     output: Path | None
+    remote: str | None = None
+    ssh_options: str = ""
 
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
     """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met."""
-    with _standard_output_kept(as_json):
+    with standard_output_kept(as_json):
         report, target = _pruned(request, quiet or as_json)
     if as_json:
         print(report.to_json())
@@ -86,20 +91,42 @@ def _missed_rate(report: Report) -> list[str]:
 
 def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
     """The report of a run, and the folder that it wrote to."""
-    with _listener(silent) as listener:
+    with bars(silent) as listener:
         steps = Steps(listener)
-        with steps.step("load"):
-            task, target = _task(request)
-        return carry_out(task, target, steps).report, target
+        if request.remote is None:
+            with steps.step("load"):
+                task, target = _task(request)
+            return carry_out(task, target, steps).report, target
+        with steps.step("connect"):
+            device = Remote.parse(request.remote, request.ssh_options)
+            if request.profile == HOST:
+                raise UserError(
+                    "--remote measures another machine, and profile host is this one: give "
+                    "--profile the device's own"
+                )
+        with device:
+            with steps.step("load"):
+                task, target = _task(request)
+            task = replace(task, machine=Afar(device))
+            return carry_out(task, target, steps).report, target
 
 
 def _task(request: Request) -> tuple[Task, Path]:
     """What to do, with everything loaded, and the folder for the results."""
+    if request.output is not None:
+        check_target(request.output)
+    task = task_of(request)
+    target = request.output or Path(f"{_stem(task.name)}-{task.settings.profile.name}")
+    check_target(target)
+    return task, target
+
+
+def task_of(request: Request) -> Task:
+    """What to do, with everything loaded. Raises UserError, in one line, for what can't be."""
     # The model first: the profile of this machine takes a while to measure.
     loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
-    profile = load_profile(request.profile)
     settings = Settings.build(
-        profile,
+        load_profile(request.profile),
         request.budgets,
         request.rate,
         request.method,
@@ -113,11 +140,11 @@ def _task(request: Request) -> tuple[Task, Path]:
         request.steps,
         request.epochs,
         request.max_drop,
+        remote=request.remote is not None,
     )
-    target = request.output or Path(f"{_stem(loaded.name)}-{profile.name}")
-    check_target(target)
-    data = load_data(request.data, inputs) if request.data else None
-    task = Task(
+    given = request.data not in (None, NO_DATA)
+    data = load_data(str(request.data), inputs) if given else None
+    return Task(
         loaded.name,
         loaded.module,
         inputs,
@@ -126,8 +153,8 @@ def _task(request: Request) -> tuple[Task, Path]:
         load_metric(request.metric) if request.metric else None,
         request.metric or ("accuracy, %" if data and data.test else None),
         (*remarks, *(data.remarks if data else ())),
+        makes_samples_up=request.data != NO_DATA,
     )
-    return task, target
 
 
 def inspect_model(
@@ -140,7 +167,7 @@ def inspect_model(
     step_seconds: float,
 ) -> int:
     """Prints what can be pruned in a model, and what it costs."""
-    with _standard_output_kept(as_json):
+    with standard_output_kept(as_json):
         loaded, example, remarks = _ready(model, inputs, arch, trust)
         device = load_profile(profile)
         with deadline("trace", step_seconds):
@@ -162,7 +189,7 @@ def _ready(
     return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
 
 
-def _standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
+def standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
     """Sends what the user's own code prints to standard error where JSON alone is promised."""
     return contextlib.redirect_stdout(sys.stderr) if for_json else contextlib.nullcontext()
 
@@ -177,5 +204,6 @@ def _stem(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
-def _listener(silent: bool) -> Bars:
+def bars(silent: bool) -> Bars:
+    """Progress on standard error."""
     return Bars(Console(stderr=True, quiet=silent))

@@ -27,7 +27,10 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FORMS = "'file.py:function' returning DataLoaders, an image folder, or an .npz with x (and y)"
 
 
-__all__ = ["Data", "accuracy", "arrange", "load_data", "load_metric", "split_batch"]
+#: What --data says to have no data, and none made up either.
+NO_DATA = "none"
+
+__all__ = ["NO_DATA", "Data", "accuracy", "arrange", "load_data", "load_metric", "split_batch"]
 
 
 @dataclass(frozen=True)

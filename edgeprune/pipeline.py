@@ -75,16 +75,29 @@ def prepare(task: Task, steps: Steps) -> Prepared:
         coupling = couple(traced)
         _check_prunable(coupling, settings)
 
-    def note(words: str, share: float) -> None:
-        steps.note("score", words, share)
-
+    made = made_for(task, traced, steps)
     with steps.step("score"):
-        made = None
-        if task.data is None and settings.rate != 0:
-            made = made_up(traced, settings.seed, note)
-        samples = _samples(task, traced, made)
-        scores = score(traced, coupling, settings.importance, samples, settings.seed, note)
+        scores = score(
+            traced,
+            coupling,
+            settings.importance,
+            _samples(task, traced, made),
+            settings.seed,
+            lambda words, share: steps.note("score", words, share),
+        )
     return Prepared(traced, coupling, scores, made)
+
+
+def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
+    """Samples made up for a model where the user gives none; None where they don't help."""
+    if task.data is not None or not task.makes_samples_up or task.settings.rate == 0:
+        return None
+    with steps.step("make samples up"):
+        return made_up(
+            traced,
+            task.settings.seed,
+            lambda words, share: steps.note("make samples up", words, share),
+        )
 
 
 def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:

@@ -22,6 +22,8 @@ _WORDS = {
     "validate": "comparing with onnxruntime",
     "write back": "resizing your own module",
     "train": "training",
+    "compare": "comparing with the sweep that is there",
+    "points": "points of the curve",
 }
 
 

@@ -116,6 +116,8 @@ def _predicted(task: Task, best: Candidate) -> list[str]:
             f"the latency is predicted; in nine cases of ten it lies between {low:.3g} and "
             f"{high:.3g} ms"
         )
+    if task.machine is not None:
+        found.append(f"latency and memory were measured on {task.machine}")
     if settings.cautious:
         found.append("--cautious: the budgets stand lowered to hold at the intervals' upper ends")
     return found

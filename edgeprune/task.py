@@ -37,6 +37,7 @@ class Task:
     remarks: tuple[str, ...] = ()
     loss: Loss | None = None
     machine: Machine | None = None
+    makes_samples_up: bool = True
 
 
 def check_teachable(task: Task) -> None:

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from edgeprune.checking import check
 from edgeprune.cli import main
@@ -93,7 +95,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Remote.run_runner
 
     def run_quickly(self: Remote, arguments: Sequence[Any]) -> dict[str, Any]:
-        timing = ["--seconds", "0.05"] if arguments[0] == "measure" else []
+        timing = ["--seconds", "0.05"] if arguments[0] in ("measure", "compare") else []
         return run(self, [*arguments, *timing])
 
     monkeypatch.setattr(Remote, "run_runner", run_quickly)
@@ -233,6 +235,34 @@ def test_check_measures_on_the_device_and_leaves_nothing_there(
     assert {"noise", "noisy", "temperature_c", "throttled"} <= set(found["measurement"])
     assert found["budgets"]["latency_ms"] == 100 and found["met"] is True
     assert not board.left
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 48, 3), nn.ReLU(), nn.Conv2d(48, 4, 3)
+    )
+
+
+def test_pruning_is_measured_on_the_device(
+    stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tests.test_remote:small", "--input", "1x3x48x48", "--data", "none"]
+    words += ["--profile", "raspberry-pi-4", "--remote", stand_in.url()]
+    words += ["-o", str(tmp_path / "out")]
+    whole = ["--rate", "0", "--json"]
+    assert main([*words, *whole]) == 0
+    before = json.loads(capsys.readouterr().out)["before"]
+    assert before["latency_source"] == "measured"
+    assert main([*words, "--memory-mb", f"{before['peak_memory_mb'] * 0.9}", "--json"]) in (0, 3)
+    report = json.loads(capsys.readouterr().out)
+    assert report["after"]["latency_source"] == "measured"
+    assert report["after"]["params"] < report["before"]["params"]
+    assert any("measured on board" in remark for remark in report["remarks"])
+    assert not stand_in.left
+    here = ["host" if word == "raspberry-pi-4" else word for word in words]
+    assert main([*here, "--rate", "0.5"]) == 2
+    assert "profile host is this one" in capsys.readouterr().err
 
 
 def test_weights_in_files_of_their_own_go_along_and_count(board: Board, tmp_path: Path) -> None:

@@ -56,17 +56,9 @@ def write_html(report: Report, path: str | Path) -> None:
 
 def render(report: Report) -> str:
     """The page as text. Everything that comes from outside is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("edgeprune.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=_finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     changed = words.changed(report)
     kernels, rest = words.kernel_rows(report, MOST_KERNELS)
-    return environment.get_template("template.html.j2").render(
+    return template("edgeprune.report", "template.html.j2").render(
         report=report,
         headline=words.headline(report),
         verdict=words.verdict(report),
@@ -87,6 +79,20 @@ def render(report: Report) -> str:
         seconds=_seconds(report),
         snippet=snippet(report),
     )
+
+
+def template(package: str, name: str) -> jinja2.Template:
+    """A page of some package's; it may include the reports' style.css.j2."""
+    packages = dict.fromkeys((package, "edgeprune.report"))
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(p, ".") for p in packages]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _finalize(value: Any) -> Any:

@@ -32,7 +32,7 @@ class _Printer:
     def __init__(self, report: Report, console: Console) -> None:
         self._report = report
         self._console = console
-        self._plain = not _encodes("".join(map(chr, _PLAIN)), console.encoding)
+        self._plain = not encodes_marks(console)
 
     def run(self) -> None:
         report = self._report
@@ -147,11 +147,7 @@ class _Printer:
     # -- lines ----------------------------------------------------------------------------------
 
     def _text(self, text: str, style: str = "") -> Text:
-        text = words.printable(text)
-        if self._plain:
-            encoding = self._console.encoding
-            text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
-        return Text(text, style=style, overflow="fold")
+        return line(text, self._console, style)
 
     def _line(self, text: str, style: str = "") -> None:
         self._console.print(self._text(text, style))
@@ -172,9 +168,19 @@ class _Printer:
         self._console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
-def _encodes(text: str, encoding: str) -> bool:
+def line(text: str, console: Console, style: str = "") -> Text:
+    """One line that the terminal's encoding has all characters for."""
+    text = words.printable(text)
+    if not encodes_marks(console):
+        encoding = console.encoding
+        text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+    return Text(text, style=style, overflow="fold")
+
+
+def encodes_marks(console: Console) -> bool:
+    """Whether check marks, arrows and the like can be printed."""
     try:
-        text.encode(encoding)
+        "".join(map(chr, _PLAIN)).encode(console.encoding)
     except (UnicodeEncodeError, LookupError):
         return False
     return True

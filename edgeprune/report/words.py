@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
@@ -111,19 +112,26 @@ def _metric(report: Report) -> Row:
     values = (report.before.metric, report.after.metric)
     known = [v for v in values if v is not None]
     name = report.metric_name or "metric"
-    percent = "accuracy" in name.lower() and 1 < max(known) <= 100
-    shown = ["not measured" if v is None else _metric_value(v, percent) for v in values]
+    percent = in_percent(name, known)
+    shown = ["not measured" if v is None else metric_value(v, percent) for v in values]
     moved = DASH
     if len(known) == 2:
-        moved = _metric_change(known[1] - known[0], percent)
+        moved = metric_change(known[1] - known[0], percent)
     return Row(name, shown[0], shown[1], moved)
 
 
-def _metric_value(value: float, percent: bool) -> str:
+def in_percent(name: str, values: Iterable[float]) -> bool:
+    """Whether a metric is an accuracy in percent."""
+    return "accuracy" in name.lower() and 1 < max(values, default=0.0) <= 100
+
+
+def metric_value(value: float, percent: bool) -> str:
+    """A metric as people read it: "91.72 %", "0.8314"."""
     return f"{value:.2f} %" if percent else significant(value, 4)
 
 
-def _metric_change(moved: float, percent: bool) -> str:
+def metric_change(moved: float, percent: bool) -> str:
+    """By how much a metric moved: "same", "−0.42 points", "+0.031"."""
     if moved == 0:
         return "same"
     sign = "+" if moved > 0 else MINUS

@@ -1,0 +1,1 @@
+"""`edgeprune sweep`: the curve of loss and accuracy against latency, from one scoring pass."""

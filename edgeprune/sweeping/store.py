@@ -1,0 +1,176 @@
+"""The folder of a sweep: what is kept there so that an interrupted one goes on, and its results.
+
+prepared.json   what the points depend on, and the unpruned model's cost
+scores.npz      the scores, which take longest to make
+points/0.60/    a point: what `edgeprune prune` writes
+sweep.csv, sweep.json, sweep.html
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgeprune.coupling import Coupling
+from edgeprune.errors import UserError
+from edgeprune.output import RESULTS, publish
+from edgeprune.report import Figures, Report
+from edgeprune.scoring import Scores
+from edgeprune.sweeping.identity import differences
+from edgeprune.sweeping.model import Row, Sweep
+from edgeprune.sweeping.page import write_page
+
+_PREPARED, _SCORES, _POINTS = "prepared.json", "scores.npz", "points"
+_CURVE = ("sweep.csv", "sweep.json", "sweep.html")
+_FILES = (*_CURVE, _PREPARED, _SCORES, _POINTS)
+
+
+class Known(BaseModel):
+    """What a sweep begins with. reachable: the least latency, as a share of the model's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    fingerprint: dict[str, str]
+    baseline: Figures
+    reachable: float
+
+    def budget_ms(self, share: float) -> float:
+        """The latency budget of a point."""
+        return share * self.baseline.latency_ms
+
+
+class Store:
+    """A sweep's folder. Raises UserError if it can't become one, or only by losing other files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        above = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not above.is_dir():
+            raise UserError(f"--output {folder}: {above} is a file: give a folder")
+        if not os.access(above, os.W_OK):
+            raise UserError(f"--output {folder}: {above} can't be written to: give another folder")
+        if folder.is_dir():
+            others = sorted(p.name for p in folder.iterdir() if not _is_own(p.name))
+            if others:
+                raise UserError(
+                    f"--output {folder} holds other files ({', '.join(others[:3])}): "
+                    "give a new folder"
+                )
+
+    # -- what is kept ---------------------------------------------------------------------------
+
+    def known(self) -> Known | None:
+        """What an earlier run began with; None where there was none."""
+        path = self.folder / _PREPARED
+        if not path.exists():
+            return None
+        try:
+            return Known.model_validate_json(path.read_bytes())
+        except (ValidationError, OSError) as error:
+            raise UserError(
+                f"{path} can't be read: --fresh begins the sweep anew, or give another folder "
+                "with -o"
+            ) from error
+
+    def check(self, known: Known, fingerprint: dict[str, str]) -> None:
+        """Raises UserError if what is here belongs to another sweep."""
+        differing = differences(known.fingerprint, fingerprint)
+        if differing:
+            raise UserError(
+                f"{self.folder} holds another sweep: {'; '.join(differing)}: give another folder "
+                "with -o, or --fresh to begin this one anew"
+            )
+
+    def keep(self, known: Known, scores: Scores) -> None:
+        """Begins a sweep; an older one is removed."""
+        shutil.rmtree(self.folder / _POINTS, ignore_errors=True)
+        for name in (*_CURVE, _PREPARED, _SCORES):
+            (self.folder / name).unlink(missing_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._replace(_SCORES, lambda path: _write_scores(scores, path))
+        text = known.model_dump_json(indent=2) + "\n"
+        self._replace(_PREPARED, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def scores(self, coupling: Coupling) -> Scores:
+        """The scores of the sweep that is here. Raises UserError where they are damaged."""
+        path = self.folder / _SCORES
+        try:
+            scores = _read_scores(path)
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} can't be read: --fresh begins the sweep anew") from error
+        sizes = [len(units) for units in scores.importance]
+        if sizes != [group.size for group in coupling.groups]:
+            raise UserError(f"{path} is of other groups: --fresh begins the sweep anew")
+        return scores
+
+    # -- points ---------------------------------------------------------------------------------
+
+    def point(self, share: float) -> Path:
+        """The folder of a point."""
+        return self.folder / _POINTS / f"{share:.2f}"
+
+    def row(self, share: float, budget_ms: float) -> Row | None:
+        """A point that is there as a whole; None if it has to be made."""
+        report = self.report(share)
+        if report is None or report.budgets.latency_ms != budget_ms:
+            return None
+        return Row.of(share, budget_ms, report, f"{_POINTS}/{share:.2f}")
+
+    def report(self, share: float) -> Report | None:
+        """The report of a point that is there."""
+        folder = self.point(share)
+        if not all((folder / name).is_file() for name in RESULTS.values()):
+            return None
+        try:
+            return Report.from_json((folder / "report.json").read_bytes())
+        except UserError:
+            return None  # damaged: it is made again
+
+    def add(self, share: float, work: Path) -> None:
+        """Moves a point's results here, at once."""
+        publish(work, self.point(share))
+
+    def write(self, sweep: Sweep) -> None:
+        """Writes sweep.csv, sweep.json and sweep.html, each at once."""
+        self._replace("sweep.csv", lambda path: path.write_text(sweep.to_csv(), encoding="utf-8"))
+        self._replace("sweep.json", lambda path: path.write_text(sweep.to_json(), encoding="utf-8"))
+        self._replace("sweep.html", lambda path: write_page(sweep, path))
+
+    def _replace(self, name: str, write: Callable[[Path], object]) -> None:
+        """Whoever reads the file sees the old one or the new one."""
+        with tempfile.TemporaryDirectory(prefix=".sweep-", dir=self.folder) as scratch:
+            draft = Path(scratch) / name
+            write(draft)
+            os.replace(draft, self.folder / name)
+
+
+def _is_own(name: str) -> bool:
+    return name in _FILES or name.startswith(".sweep-")  # a draft that a killed run left
+
+
+def _write_scores(scores: Scores, path: Path) -> None:
+    arrays: dict[str, Any] = {
+        "criterion": np.array(scores.criterion),
+        "branches": np.array(scores.branches, dtype=np.float64),
+    }
+    for i, (units, curve) in enumerate(zip(scores.importance, scores.curves, strict=True)):
+        arrays |= {f"importance_{i}": units, f"curve_{i}": curve}
+    np.savez(path, **arrays)
+
+
+def _read_scores(path: Path) -> Scores:
+    with np.load(path, allow_pickle=False) as file:
+        count = sum(name.startswith("curve_") for name in file.files)
+        return Scores(
+            str(file["criterion"]),
+            tuple(file[f"importance_{i}"] for i in range(count)),
+            tuple(file[f"curve_{i}"] for i in range(count)),
+            tuple(float(x) for x in file["branches"]),
+        )
