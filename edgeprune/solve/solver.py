@@ -420,6 +420,7 @@ class _Model:
         solver.parameters.max_deterministic_time = clock.work
         solver.parameters.max_time_in_seconds = clock.seconds
         solver.parameters.interleave_search = True
+        solver.parameters.catch_sigint_signal = False  # it would take Python's own handler away
         solver.parameters.relative_gap_limit = GAP_LIMIT
         solver.parameters.random_seed = seed
         solver.parameters.linearization_level = 2

@@ -17,9 +17,10 @@ def print_sweep(sweep: Sweep, folder: Path, console: Console) -> None:
     """Prints the rows, what isn't met and why, and where the files are."""
     console.print(line(title(sweep), console, "bold"))
     console.print(line(headline(sweep), console))
-    gap = 2 if sweep.met else 1  # 80 columns hold all of it
+    heads = columns(sweep)
+    gap = 2 if len(heads) <= 6 else 1  # with a metric, 80 columns hold just so much
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, gap, 0, 0))
-    for name in columns(sweep):
+    for name in heads:
         table.add_column(line(name, console), justify="left" if name == "share" else "right")
     if not sweep.met:
         table.add_column("")

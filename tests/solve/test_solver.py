@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import time
 from functools import cache
 
 import numpy as np
@@ -184,3 +186,11 @@ def test_extreme_figures_of_a_device_are_no_trouble(name: str, factor: float) ->
     assert found.remark is None
     assert problem.within(found.values, limits)
     assert found.status == "optimal"
+
+
+def test_after_a_search_ctrl_c_is_still_pythons_own() -> None:
+    problem = problem_of("chain")
+    solve(problem, limits_at(problem, 0.4, "latency_ms"))
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(1)
