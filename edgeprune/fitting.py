@@ -318,9 +318,10 @@ class Fitting:
         if draft.cost is None:
             exported, cost = self._priced(draft)
         else:
-            cost = draft.cost
             with self._steps.step("export"):
                 exported = self._exported(draft.module, draft.plan)
+            # Weights that were equal before recovery were stored once, those it changed are not.
+            cost = replace(draft.cost, size_mb=exported.size_mb)
         return Candidate(
             draft.plan,
             draft.solution,

@@ -33,7 +33,7 @@ SAMPLES = 256
 STEPS = 10
 
 #: Scores are measured on no fewer.
-SCORED = 64
+SCORED = 128
 
 _FEWEST = 4
 _BATCHES = 8  # recovery puts every eighth aside to compare on
@@ -78,8 +78,7 @@ def made_up(
     count = _count(traced)
     if count < _FEWEST:
         return MadeUp((), "the model is too large to make samples up for it: give --data")
-    # Full groups, so that each has the statistics of as many images.
-    group = min(_group(traced), count)
+    group = _group(traced, count)
     count -= count % group
     look = _matched(traced, probe, shape, group, seed)
     if look is None:
@@ -187,17 +186,17 @@ def _count(traced: TracedModel) -> int:
     return count if traced.dynamic_batch else count - count % traced.batch
 
 
-def _group(traced: TracedModel) -> int:
-    """How many images a step of descent has room for, in whole batches."""
+def _group(traced: TracedModel, count: int) -> int:
+    """How many images a step of descent takes: as many as there is room for, in whole batches and
+    in groups of one size, so that each has the statistics of as many images."""
     held = 0.0
     for node in traced.graph_module.graph.nodes:
         value = node.meta.get("val")
         if node.op == "call_function" and isinstance(value, Tensor):
             held += math.prod(traced.sizes(node)) * value.element_size()
-    group = min(_GROUP, max(int(MEMORY / max(held / traced.batch, 1.0)), 1))
-    if traced.dynamic_batch:
-        return group
-    return max(group - group % traced.batch, traced.batch)
+    room = max(min(_GROUP, int(MEMORY / max(held / traced.batch, 1.0))), 1)
+    group = max(count // math.ceil(count / room), 1)
+    return group if traced.dynamic_batch else max(group - group % traced.batch, traced.batch)
 
 
 # What they look like ----------------------------------------------------------------------------

@@ -17,6 +17,12 @@ from tests.pruning import Net
 CHANNELS = torch.tensor([90.0, 100.0, 130.0])
 
 
+@pytest.fixture(autouse=True)
+def whole_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as outside of tests."""
+    monkeypatch.setattr(synthetic, "WORK", 1.0e12)
+
+
 class Small(nn.Module):
     """(n, channels, h, w) to (n, 10): two convolutions with batch norm and a head."""
 
@@ -153,7 +159,9 @@ def test_nothing_is_made_up_for_other_models(model: nn.Module, inputs: Tensor) -
 def test_large_models_get_fewer_and_then_none(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = graph(Small().eval(), 3, 12, 12)
     monkeypatch.setattr(synthetic, "WORK", 3.0e8)
-    assert 4 <= len(made(traced)) < synthetic.SAMPLES
+    fewer = made_up(traced)
+    assert fewer is not None and not fewer.for_scores  # they serve recovery alone
+    assert 4 <= sum(map(len, fewer.batches)) < synthetic.SCORED
     monkeypatch.setattr(synthetic, "WORK", 1.0e6)
     samples = made_up(traced)
     assert samples is not None and not samples.batches
