@@ -315,9 +315,9 @@ class Fitting:
 
     def _as_file(self, draft: Draft) -> Candidate:
         """The draft's file; what its sizes cost is known if they were priced before."""
-        if draft.cost is None:
+        if draft.cost is None or self._machine is None:
             exported, cost = self._priced(draft)
-        else:
+        else:  # measured already, and its sizes are the same
             with self._steps.step("export"):
                 exported = self._exported(draft.module, draft.plan)
             # Weights that were equal before recovery were stored once, those it changed are not.
