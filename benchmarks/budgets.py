@@ -2,7 +2,7 @@
 
     python benchmarks/budgets.py [NAME ...] [--json FILE] [--solver-seconds 10]
 
-Each network (torchvision, timm; random weights) is exported as it is and measured; then `edgeprune
+Each network (torchvision, timm; random weights, no samples) is exported and measured; then `edgeprune
 --profile host` gets seven budgets in turn: four shares of its latency, one of its memory, one of
 its file's size, and all three. Afterwards the file is measured anew, in processes of their own: its
 latency turn about with the original's, its memory as the growth of a fresh process. Latency counts
@@ -75,7 +75,7 @@ def network(name: str, scratch: Path, seconds: float) -> Any:
         budgets = {what: share * before[_KEYS[what]] for what, share in case.items()}
         out = scratch / "out"
         words = [x for what, limit in budgets.items() for x in (_OPTIONS[what], f"{limit:.5f}")]
-        words += ["--solver-seconds", str(seconds), "--quiet", "-o", str(out)]
+        words += ["--data", "none", "--solver-seconds", str(seconds), "--quiet", "-o", str(out)]
         code, _, _ = _edgeprune([str(path), "--profile", "host", *words])
         report = json.loads((out / "report.json").read_text())
         yield {"name": name, "asked": case, "exit": code, **judged(base, out, report, budgets)}
