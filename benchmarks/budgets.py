@@ -3,11 +3,12 @@
     python benchmarks/budgets.py [NAME ...] [--json FILE] [--solver-seconds 10]
 
 Each network (torchvision, timm; random weights, no samples) is exported and measured; then
-`edgeprune --profile host` gets seven budgets in turn: four shares of its latency, one of its memory,
-one of its file's size, and all three. Afterwards the file is measured anew, in processes of their
-own: its latency turn about with the original's, its memory as the growth of a fresh process. Latency
-counts as the ratio to the original times what the run took the original's for: a machine that is
-slower today than yesterday breaks no budget. Takes a minute per case; run it on an idle machine.
+`edgeprune --profile host` gets seven budgets in turn: four shares of its latency, one of its
+memory, one of its file's size, and all three. Afterwards the file is measured anew, in processes
+of their own: its latency turn about with the original's, its memory as the growth of a fresh
+process. Latency counts as the ratio to the original times what the run took the original's for: a
+machine that is slower today than yesterday breaks no budget. Takes a minute per case; run it on
+an idle machine.
 """
 
 from __future__ import annotations
