@@ -20,14 +20,16 @@ from edgeprune.budgets import Budgets
 from edgeprune.coupling import Coupling
 from edgeprune.data import NO_DATA, Data, data_from, load_data
 from edgeprune.deadline import deadline
-from edgeprune.device.profile import Profile, load_profile
+from edgeprune.device.profile import HOST, Profile, load_profile
 from edgeprune.errors import ParityError, UserError
 from edgeprune.export import export
 from edgeprune.inputs import check_inputs
-from edgeprune.output import RESULTS, publish
+from edgeprune.output import MASKS, RESULTS, publish
 from edgeprune.pipeline import Outcome, run
 from edgeprune.report import Report, write_html
+from edgeprune.sentence import Requirements, understand
 from edgeprune.settings import Settings
+from edgeprune.sparse.masks import Masks
 from edgeprune.steps import Listener, Steps
 from edgeprune.task import Loss, Metric, Task, check_teachable
 from edgeprune.trace import ExampleInputs, trace
@@ -41,6 +43,8 @@ class Result:
     module: the user's own class where it could follow, else `graph_module`.
     graph_module: the resized torch.fx graph; trains like any module.
     report: what report.json holds, as a dict. facts: the same, typed.
+    masks: which single weights stay, where `method` zeroed some; `masks.apply(module)` after each
+    step of an optimiser of your own keeps the others at zero.
     """
 
     module: nn.Module
@@ -48,6 +52,7 @@ class Result:
     facts: Report
     _example_inputs: ExampleInputs
     _dynamic_batch: bool
+    masks: Masks | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -96,7 +101,7 @@ class Result:
 def prune(
     model: nn.Module,
     example_inputs: Any,
-    profile: str | Path | Profile = "host",
+    profile: str | Path | Profile | None = None,
     budgets: Budgets | None = None,
     rate: float | None = None,
     method: str = "structured",
@@ -111,24 +116,39 @@ def prune(
     epochs: int | None = None,
     max_drop: float | None = None,
     loss: Loss | None = None,
+    schedule: str = "linear",
+    sparse_initializers: bool = False,
+    require: str | None = None,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
     """Shrinks `model` until it keeps the budgets on a device; `model` itself is left as it was.
 
     example_inputs: a tensor, a tuple of positional arguments, a dict of keyword arguments; batch in
-    dimension 0. budgets override the profile's; `rate` (a share of the parameters) goes instead.
+    dimension 0. profile: a device's name, a file, or a Profile; None is this machine. budgets
+    override the profile's; `rate` (a share of the parameters) goes instead. require: the same in a
+    sentence, English or Chinese (docs/require.md).
     data: DataLoader(s) or what --data takes ("none": nothing is made up in its place either).
+    method: channel, layer or structured (both) resize tensors; weight (the same share of each
+    layer), unstructured (one threshold for all) and N:M such as 2:4 zero single weights.
     metric: a function of the module, higher is better.
     cautious: budgets are lowered so that they hold at the upper end of the predictions' intervals.
-    steps: progressive pruning in so many steps. epochs: of fine-tuning, in all. max_drop: the most
-    points of the metric that may be lost. loss: for fine-tuning, of what the model returns and the
-    batch as the data give it; without it, labels and the model as it was teach.
+    steps: progressive pruning in so many steps, by a schedule: linear, cubic or exponential.
+    epochs: of fine-tuning, in all. max_drop: the most points of the metric that may be lost. loss:
+    for fine-tuning, of what the model returns and the batch as the data give it; without it, labels
+    and the model as it was teach. sparse_initializers: store weights that are mostly zeros as
+    values and places.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.
     """
+    asked = Requirements() if require is None else understand(require)
+    asked.beside(profile, budgets, rate, max_drop)
+    profile = profile or asked.profile or HOST
+    budgets = (budgets or Budgets()).overridden_by(asked.budgets)
+    rate = asked.rate if rate is None else rate
+    max_drop = asked.max_drop if max_drop is None else max_drop
     device = profile if isinstance(profile, Profile) else load_profile(profile)
     settings = Settings.build(
         device,
@@ -143,6 +163,8 @@ def prune(
         steps=steps,
         epochs=epochs,
         max_drop=max_drop,
+        schedule=schedule,
+        sparse_initializers=sparse_initializers,
     )
     inputs = check_inputs(model, as_example_inputs(example_inputs))
     task = Task(
@@ -163,6 +185,7 @@ def prune(
         outcome.report,
         inputs,
         outcome.dynamic_batch,
+        outcome.masks,
     )
 
 
@@ -196,8 +219,9 @@ def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
 
 def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     """Writes report.json and report.html into `folder`; they name the files as in `target`."""
+    files = {**RESULTS, **({"masks": MASKS} if outcome.masks is not None else {})}
     report = outcome.report.model_copy(
-        update={"files": {kind: str(target / name) for kind, name in RESULTS.items()}}
+        update={"files": {kind: str(target / name) for kind, name in files.items()}}
     )
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
     write_html(report, folder / "report.html")

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -51,7 +51,12 @@ _Cautious = Annotated[
     bool,
     Parameter(negative="", help="Hold budgets at the upper end of the predictions' intervals."),
 ]
-_Method = Annotated[str, Parameter(help="channel, layer or structured (both).")]
+_Method = Annotated[
+    str,
+    Parameter(
+        help="channel, layer or structured (both); zeros: weight (per layer), unstructured, 2:4."
+    ),
+]
 _Importance = Annotated[
     str, Parameter(help="Scoring criterion; auto takes the best that --data allows.")
 ]
@@ -66,6 +71,7 @@ _Keep = Annotated[
     list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")
 ]
 _Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets.")]
+_Schedule = Annotated[str, Parameter(help="How far each step goes: linear, cubic or exponential.")]
 _Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
 _Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32.")]
 _Output = Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")]
@@ -91,7 +97,13 @@ def prune(
     model: str,
     /,
     *,
-    profile: _Profile = "host",
+    profile: Annotated[
+        str | None,
+        Parameter(
+            ["--profile", "-p"],
+            help="A shipped profile, a YAML file, or `host`: this machine (the default).",
+        ),
+    ] = None,
     input: _Inputs = None,
     arch: _Arch = None,
     trust: _Trust = False,
@@ -109,12 +121,20 @@ def prune(
     data: _Data = None,
     eval: _Eval = None,
     require: Annotated[
-        str | None, Parameter(help="The limits in a sentence (not supported yet).")
+        str | None,
+        Parameter(
+            help='Limits in a sentence, English or Chinese: "under 20 ms, lose at most 3 %".'
+        ),
     ] = None,
     keep: _Keep = None,
     steps: _Steps = None,
+    schedule: _Schedule = "linear",
     epochs: _Epochs = None,
     precision: _Precision = "fp32",
+    sparse_initializers: Annotated[
+        bool,
+        Parameter(negative="", help="Store weights that are mostly zeros as values and places."),
+    ] = False,
     output: _Output = None,
     solver_seconds: _SolverSeconds = 20.0,
     step_seconds: _StepSeconds = STEP_SECONDS,
@@ -134,13 +154,16 @@ def prune(
     MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or
     an importable factory package.module:function.
     """
-    _not_yet(("--require", require))
     from edgeprune.budgets import Budgets
     from edgeprune.commands import Request, prune_model
+    from edgeprune.sentence import understand
 
+    asked = understand(require) if require is not None else None
+    if asked is not None:
+        asked.beside(profile)
     request = Request(
         model,
-        profile,
+        profile or "host",
         tuple(input or ()),
         arch,
         trust,
@@ -162,8 +185,10 @@ def prune(
         output,
         remote,
         ssh_options,
+        schedule,
+        sparse_initializers,
     )
-    return prune_model(request, json, quiet)
+    return prune_model(request if asked is None else request.with_limits(asked), json, quiet)
 
 
 @app.command
@@ -385,12 +410,6 @@ def demo(
     from edgeprune.demo import run_demo
 
     return run_demo(output, seed, quiet)
-
-
-def _not_yet(*options: tuple[str, Any]) -> None:
-    for name, value in options:
-        if value is not None:
-            raise UserError(f"{name} is not supported yet: leave it out")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from edgeprune.printing import print_json
 from edgeprune.progress import Bars
 from edgeprune.remote import Remote
 from edgeprune.report import Report, print_report
+from edgeprune.sentence import Requirements
 from edgeprune.settings import Settings
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -61,10 +62,27 @@ class Request:
     output: Path | None
     remote: str | None = None
     ssh_options: str = ""
+    schedule: str = "linear"
+    sparse_initializers: bool = False
+    understood: str | None = None
+
+    def with_limits(self, asked: Requirements) -> Request:
+        """With what a sentence asks for. Raises UserError for what options say too."""
+        asked.beside(None, self.budgets, self.rate, self.max_drop)
+        return replace(
+            self,
+            profile=asked.profile or self.profile,
+            budgets=self.budgets.overridden_by(asked.budgets),
+            rate=self.rate if asked.rate is None else asked.rate,
+            max_drop=self.max_drop if asked.max_drop is None else asked.max_drop,
+            understood=f"--require was understood as: {asked}",
+        )
 
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
     """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met."""
+    if request.understood is not None and not quiet:
+        print(request.understood, file=sys.stderr)
     with standard_output_kept(as_json):
         report, target = _pruned(request, quiet or as_json)
     if as_json:
@@ -141,6 +159,8 @@ def task_of(request: Request) -> Task:
         request.epochs,
         request.max_drop,
         remote=request.remote is not None,
+        schedule=request.schedule,
+        sparse_initializers=request.sparse_initializers,
     )
     given = request.data not in (None, NO_DATA)
     data = load_data(str(request.data), inputs) if given else None
@@ -152,9 +172,13 @@ def task_of(request: Request) -> Task:
         data,
         load_metric(request.metric) if request.metric else None,
         request.metric or ("accuracy, %" if data and data.test else None),
-        (*remarks, *(data.remarks if data else ())),
+        (*_understood(request), *remarks, *(data.remarks if data else ())),
         makes_samples_up=request.data != NO_DATA,
     )
+
+
+def _understood(request: Request) -> tuple[str, ...]:
+    return () if request.understood is None else (request.understood,)
 
 
 def inspect_model(

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
 from edgeprune.onnx_forms import with_fusable_forms
+from edgeprune.onnx_sparse import with_sparse_initializers
 from edgeprune.trace import ExampleInputs, export_program, quiet
 
 #: The lowest that torch's exporter writes: devices' runtimes lag behind.
@@ -52,9 +53,11 @@ def export(
     dynamic_batch: bool,
     path: Path,
     metadata: Mapping[str, Any],
+    sparse: bool = False,
 ) -> Exported:
     """Writes `module` to `path`: torch.onnx, onnxsim, onnx.checker, metadata (values become JSON).
 
+    sparse: weights that are mostly zeros become sparse initialisers.
     Raises onnx.checker.ValidationError if what was written isn't valid ONNX.
     """
     program = export_program(module, example_inputs, dynamic_batch)
@@ -66,6 +69,17 @@ def export(
     except onnx.checker.ValidationError:
         warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
         model = _converted(program, outputs, example_inputs, metadata, path, warnings, False)
+    if sparse:
+        stored = with_sparse_initializers(model)
+        _save(model, path)
+        # Without shape inference, which knows no op with sparse weights; onnxruntime runs the file
+        # in validation all the same.
+        onnx.checker.check_model(str(path))
+        if not stored:
+            warnings.append(
+                "--sparse-initializers: no weight is zero by more than two thirds, so none would "
+                "be smaller: all stay as they are"
+            )
     return Exported(
         path,
         program,

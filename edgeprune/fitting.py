@@ -3,31 +3,27 @@ if the file costs more than its plan promised (the solver prices the graph, a de
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule
 
-from edgeprune import __version__
 from edgeprune.aiming import Aim, over
-from edgeprune.batches import accuracy, as_batches
-from edgeprune.budgets import Budgets
+from edgeprune.carrying import Candidate, Carrying, StepRecord
 from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.export import Exported, export
-from edgeprune.measuring import Here
+from edgeprune.device.from_graph import parameter_count
+from edgeprune.export import Exported
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
 from edgeprune.recover import Recovery, recover, share_of_epochs, tune
 from edgeprune.resize import inherit, resize
+from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
-from edgeprune.solve import Limits, Problem, Reachable, Solution, solve
+from edgeprune.solve import Limits, Problem, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel
@@ -37,47 +33,6 @@ _TRIALS = 5  # latencies that are tried where the fastest model of a given loss 
 # The model as it was is timed beside each candidate. If it runs this much faster than at first, the
 # machine was busy then, and latencies count from now on beside the faster one.
 _CALMER = 0.95
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The model as it was, exported and priced."""
-
-    exported: Exported
-    cost: Cost
-    metric: float | None
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What a step of progressive pruning came to. removed: share of the parameters."""
-
-    step: int
-    params: int
-    removed: float
-    metric: float | None
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One plan carried out, as a file. history: what each step came to."""
-
-    plan: Plan
-    solution: Solution
-    module: GraphModule
-    proof: SurgeryProof
-    exported: Exported
-    cost: Cost
-    reachable: Reachable
-    recovery: Recovery | None
-    trained: tuple[str, ...]
-    history: tuple[StepRecord, ...]
-    warnings: tuple[str, ...]
-    metric: float | None
-
-    def met(self, budgets: Budgets) -> bool:
-        """Whether the file keeps every budget."""
-        return not over(self.cost, budgets)
 
 
 @dataclass(frozen=True)
@@ -94,13 +49,8 @@ class Draft:
     metric: float | None = None
 
 
-class Fitting:
-    """Carries out plans until one fits. `baseline` is there once `run` has begun.
-
-    kernels: what the solver prices, under any plan. made_up: batches to recover on without data.
-    """
-
-    baseline: Baseline
+class Fitting(Carrying):
+    """Carries out plans until one fits."""
 
     def __init__(
         self,
@@ -112,24 +62,13 @@ class Fitting:
         steps: Steps,
         made_up: Sequence[Tensor] = (),
     ) -> None:
-        self._task = task
-        self._samples = task.data.train if task.data is not None else made_up or None
-        self._settings = task.settings
-        self._traced = traced
-        self._coupling = coupling
-        self._machine = task.machine
-        if self._machine is None and task.settings.measures:
-            self._machine = Here()
-        self._folder = folder
-        self._steps = steps
-        self._warnings: list[str] = []
-        self._history: list[StepRecord] = []
+        super().__init__(task, traced, coupling, folder, steps, made_up)
         self.criterion = scores.criterion
-        self.kernels = kernels = kernel_graph(traced, coupling, self._settings.profile.fusion)
         count = parameter_count(traced, coupling)
-        keep = self._settings.kept_parameters(coupling.parameters)
+        settings = self._settings
+        keep = settings.kept_parameters(coupling.parameters)
         self._problem = Problem.build(
-            coupling, scores, kernels, count, self._settings.profile, self._settings.method, keep
+            coupling, scores, self.kernels, count, settings.profile, settings.method, keep
         )
 
     def run(self) -> Candidate:
@@ -145,7 +84,7 @@ class Fitting:
         best: Draft | None = None
         for number in range(1, self._settings.steps + 1):
             draft = self._step(number, best)
-            if not self._bearable(draft, number):
+            if not self._bearable(draft.metric, number):
                 break
             best = draft
             self._history.append(self._record(number, draft))
@@ -161,7 +100,7 @@ class Fitting:
             limits = replace(self._aim.limits(), latency_ms=share * whole)
             draft = self._draft(self._problem, self._solve(self._problem, limits, None))
             draft = self._mended(draft, None, self._settings.epochs)
-            drop = self._drop(draft)
+            drop = self._drop(draft.metric)
             if drop <= (allowed or 0.0):
                 best, high = draft, share
             else:
@@ -183,12 +122,17 @@ class Fitting:
         if number == count:
             draft = self._fitted(problem)
         else:
-            eased = self._aim.limits().eased(
-                self._problem.costs(self._problem.full), number / count
-            )
+            eased = self._eased(number / count)
             draft = self._draft(problem, self._solve(problem, eased, None))
         epochs = share_of_epochs(self._settings.epochs, count, number)
         return self._mended(draft, before, epochs)
+
+    def _eased(self, done: float) -> Limits:
+        """The limits at a share of the steps, by the schedule."""
+        limits, full = self._aim.limits(), self._problem.costs(self._problem.full)
+        asked = {name: x for name, x in limits.as_dict().items() if x is not None}
+        left = min((x / full[name] for name, x in asked.items()), default=1.0)
+        return limits.eased(full, share_at(self._settings.schedule, done, left))
 
     def _fitted(self, problem: Problem) -> Draft:
         """The draft of least loss whose file keeps the budgets, or the last one if none does.
@@ -286,26 +230,6 @@ class Fitting:
                 lambda words, share: self._steps.note("fine-tune", words, share),
             )
 
-    def _bearable(self, draft: Draft, number: int) -> bool:
-        """Whether a step loses no more of the metric than --max-drop allows."""
-        allowed = self._settings.max_drop
-        if allowed is None or (drop := self._drop(draft)) <= allowed:
-            return True
-        count = self._settings.steps
-        self._warnings.append(
-            f"the budgets are out of reach of --max-drop {allowed:g}: step {number} of {count} "
-            f"lost {drop:.3g} points, so what stands is "
-            + (f"step {number - 1}" if number > 1 else "the model as it was")
-        )
-        return False
-
-    def _drop(self, draft: Draft) -> float:
-        """Points of the metric that a draft loses."""
-        before = self.baseline.metric
-        if before is None or draft.metric is None:
-            raise AssertionError("--max-drop without a metric: check_teachable refuses that")
-        return before - draft.metric
-
     def _record(self, number: int, draft: Draft) -> StepRecord:
         count = count_parameters(draft.module)
         removed = 1 - count / max(self.baseline.cost.parameters, 1)
@@ -345,15 +269,6 @@ class Fitting:
         with self._steps.step("price"):
             return exported, self._price(exported, draft.module)
 
-    def _exported(self, module: GraphModule, plan: Plan) -> Exported:
-        """The plan's file; the model as it was is exported already."""
-        if not plan.removes_nothing:
-            return self._export(module, self._folder, plan)
-        whole = self.baseline.exported
-        for file in whole.path.parent.iterdir():
-            shutil.copyfile(file, self._folder / file.name)
-        return replace(whole, path=self._folder / whole.path.name)
-
     def _price(self, exported: Exported, module: GraphModule) -> Cost:
         """Predicted from the file, or both files measured side by side if this is the device."""
         parameters = count_parameters(module)
@@ -372,50 +287,3 @@ class Fitting:
             self._aim.rescale(calm)
             self.baseline = replace(self.baseline, cost=before)
         return after.beside(self.baseline.cost.latency_ms)
-
-    # -- the model as it was --------------------------------------------------------------------
-
-    def _baseline(self) -> Baseline:
-        module = self._traced.graph_module
-        with self._steps.step("export baseline"):
-            folder = self._folder / "baseline"
-            folder.mkdir()
-            exported = self._export(module, folder, Plan.everything(self._coupling))
-        with self._steps.step("price"):
-            cost = predicted(exported, count_parameters(module), self._settings.profile)
-            if self._machine is not None:
-                profile, count = self._settings.profile, count_parameters(module)
-                _, cost = measured_pair(exported, exported, count, profile, cost, self._machine)
-        with self._steps.step("evaluate"):
-            return Baseline(exported, cost, self._metric(module))
-
-    def _export(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
-        settings = self._settings
-        metadata: Mapping[str, Any] = {
-            "version": __version__,
-            "profile": settings.profile.name,
-            "budgets": settings.budgets.as_dict(),
-            "precision": settings.precision,
-            "widths": {g.name: w for g, w in zip(self._coupling.groups, plan.widths, strict=True)},
-            "removed_layers": [
-                self._coupling.branches[i].name for i in sorted(plan.removed_branches)
-            ],
-        }
-        return export(
-            module,
-            self._traced.example_inputs,
-            self._traced.dynamic_batch,
-            folder / "model.onnx",
-            metadata,
-        )
-
-    def _metric(self, module: GraphModule) -> float | None:
-        if self._task.metric is not None:
-            return float(self._task.metric(module))
-        data = self._task.data
-        if data is None or data.test is None:
-            return None
-        return accuracy(module, self._batches(data.test), self._traced.example_inputs)
-
-    def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
-        return as_batches(batches, self._traced)

@@ -16,7 +16,9 @@ RESULTS = {
     "report": "report.json",
     "page": "report.html",
 }
-FILES = (*RESULTS.values(), "model.onnx.data")
+#: Beside them where single weights were zeroed: which ones.
+MASKS = "masks.npz"
+FILES = (*RESULTS.values(), MASKS, "model.onnx.data")
 
 
 def check_target(target: Path) -> None:

@@ -15,15 +15,19 @@ from torch import nn
 from torch.fx import GraphModule
 
 from edgeprune.batches import as_batches
+from edgeprune.carrying import Candidate
 from edgeprune.coupling import Coupling, couple
 from edgeprune.deadline import deadline
 from edgeprune.errors import EdgePruneError, ParityError, UserError
 from edgeprune.export import Exported, mark_unmet
-from edgeprune.fitting import Candidate, Fitting
+from edgeprune.fitting import Fitting
+from edgeprune.output import MASKS
 from edgeprune.report import Report
 from edgeprune.reporting import build_report
 from edgeprune.scoring import Scores, score
 from edgeprune.settings import Settings
+from edgeprune.sparse.masks import Masks
+from edgeprune.sparsifying import Sparsifying
 from edgeprune.steps import Steps
 from edgeprune.synthetic import MadeUp, made_up
 from edgeprune.task import Task
@@ -41,6 +45,7 @@ class Outcome:
     exported: Exported
     report: Report
     dynamic_batch: bool
+    masks: Masks | None = None
 
 
 @dataclass(frozen=True)
@@ -63,18 +68,20 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
     error here: the report says so.
     """
-    return fit(task, prepare(task, steps), folder, steps)
+    pattern = task.settings.pattern
+    if pattern is None:
+        return fit(task, prepare(task, steps), folder, steps)
+    traced, coupling = _captured(task, steps)
+    made = made_for(task, traced, steps)  # weights are scored in each step
+    batches = made.batches if made is not None else ()
+    sparsifying = Sparsifying(task, traced, coupling, pattern, folder, steps, batches)
+    return _finished(task, traced, coupling, sparsifying, made, folder, steps)
 
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
     settings = task.settings
-    with steps.step("trace"), deadline("trace", settings.step_seconds):
-        traced = trace(task.module, task.example_inputs)
-    with steps.step("couple"), deadline("couple", settings.step_seconds):
-        coupling = couple(traced)
-        _check_prunable(coupling, settings)
-
+    traced, coupling = _captured(task, steps)
     made = made_for(task, traced, steps)
     with steps.step("score"):
         scores = score(
@@ -86,6 +93,16 @@ def prepare(task: Task, steps: Steps) -> Prepared:
             lambda words, share: steps.note("score", words, share),
         )
     return Prepared(traced, coupling, scores, made)
+
+
+def _captured(task: Task, steps: Steps) -> tuple[TracedModel, Coupling]:
+    seconds = task.settings.step_seconds
+    with steps.step("trace"), deadline("trace", seconds):
+        traced = trace(task.module, task.example_inputs)
+    with steps.step("couple"), deadline("couple", seconds):
+        coupling = couple(traced)
+        _check_prunable(coupling, task.settings)
+    return traced, coupling
 
 
 def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
@@ -103,11 +120,26 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
 def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
     """Prunes a prepared model to the task's budgets, as `run` does."""
     traced, coupling, made = prepared.traced, prepared.coupling, prepared.made
-    if made is not None:
-        task = replace(task, remarks=(*task.remarks, made.remark))
     batches = made.batches if made is not None else ()
     fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps, batches)
-    best = fitting.run()  # solve → resize → recover → export, until the exported file fits
+    return _finished(task, traced, coupling, fitting, made, folder, steps)
+
+
+def _finished(
+    task: Task,
+    traced: TracedModel,
+    coupling: Coupling,
+    fitting: Fitting | Sparsifying,
+    made: MadeUp | None,
+    folder: Path,
+    steps: Steps,
+) -> Outcome:
+    """Solve → resize → recover → export until the exported file fits; then what proves it."""
+    if made is not None:
+        task = replace(task, remarks=(*task.remarks, made.remark))
+    best = fitting.run()
+    if best.masks is not None:
+        best.masks.save(folder / MASKS)
     if not best.met(task.settings.budgets):
         mark_unmet(best.exported.path)
     with steps.step("validate"):
@@ -138,7 +170,7 @@ def _samples(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[A
 
 def _check_prunable(coupling: Coupling, settings: Settings) -> None:
     """Raises UserError for a model in which nothing could ever go."""
-    if settings.rate == 0 or coupling.groups or coupling.branches:
+    if settings.rate == 0 or coupling.groups or coupling.branches or settings.pattern is not None:
         return
     reasons = sorted({reason for frozen in coupling.frozen for reason in frozen.reasons})
     raise UserError(
@@ -173,4 +205,4 @@ def _written_back(
 
 def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:
     module = written.module if written.module is not None else best.module
-    return Outcome(best.module, module, best.exported, report, dynamic_batch)
+    return Outcome(best.module, module, best.exported, report, dynamic_batch, best.masks)

@@ -7,24 +7,27 @@ from dataclasses import asdict
 from typing import Literal, cast
 
 from edgeprune import __version__
+from edgeprune.carrying import Candidate, Carrying
 from edgeprune.costs import Cost
 from edgeprune.coupling import Coupling
 from edgeprune.device.from_graph import kernel_names
 from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import Profile
-from edgeprune.fitting import Candidate, Fitting
 from edgeprune.plan import Plan
 from edgeprune.report import (
     Figures,
     GroupWidth,
     KernelCost,
+    LayerZeros,
     Rate,
     Report,
     SolverFacts,
+    Sparsity,
     StepFigures,
     Surgery,
 )
 from edgeprune.report import Validation as ValidationFacts
+from edgeprune.sparsifying import compressed_mb
 from edgeprune.steps import Steps
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel
@@ -36,7 +39,7 @@ def build_report(
     task: Task,
     traced: TracedModel,
     coupling: Coupling,
-    fitting: Fitting,
+    fitting: Carrying,
     best: Candidate,
     validation: Validation,
     written: WrittenBack,
@@ -76,7 +79,11 @@ def build_report(
         removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
         seconds={name: round(seconds, 3) for name, seconds in steps.seconds.items()},
         warnings=[*_obstacles(task, best), *_unknown(coupling), *best.warnings],
-        rate=Rate(asked=settings.rate, achieved=removed),
+        rate=Rate(
+            asked=None if settings.pattern and settings.pattern.of else settings.rate,
+            achieved=removed,
+        ),
+        sparsity=_sparsity(fitting, best),
         method=settings.method,
         importance=fitting.criterion,
         precision=settings.precision,
@@ -103,6 +110,22 @@ def build_report(
         metric_name=task.metric_name,
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
+    )
+
+
+def _sparsity(fitting: Carrying, best: Candidate) -> Sparsity | None:
+    """Where single weights went: which, and what the file comes to once it is compressed."""
+    if best.masks is None:
+        return None
+    return Sparsity(
+        weights=best.masks.weights,
+        zeros=best.masks.zeros,
+        compressed_mb_before=compressed_mb(fitting.baseline.exported.path),
+        compressed_mb_after=compressed_mb(best.exported.path),
+        layers=[
+            LayerZeros(name=name, weights=mask.numel(), zeros=int((~mask).sum()))
+            for name, mask in best.masks.kept.items()
+        ],
     )
 
 
@@ -192,7 +215,8 @@ def _obstacles(task: Task, best: Candidate) -> list[str]:
         for name, limit in budgets.items()
         if limit is not None
     )
-    most = ", ".join(f"{name} {ms:.3g} ms" for name, ms in best.reachable.obstacles)
+    obstacles = best.reachable.obstacles if best.reachable else ()
+    most = ", ".join(f"{name} {ms:.3g} ms" for name, ms in obstacles)
     return [
         f"the budgets are out of reach: with every group at its smallest and every removable layer "
         f"gone it comes to {figures}; what is left is mostly {most}"
@@ -200,7 +224,7 @@ def _obstacles(task: Task, best: Candidate) -> list[str]:
 
 
 def _recovered(task: Task, best: Candidate) -> list[str]:
-    if best.plan.removes_nothing:
+    if best.removes_nothing:
         return ["nothing had to be removed: the model is exported as it is"]
     if best.recovery is None:
         return []

@@ -11,9 +11,10 @@ from edgeprune.budgets import Budgets
 from edgeprune.deadline import STEP_SECONDS
 from edgeprune.device.profile import HOST, Profile
 from edgeprune.errors import UserError
+from edgeprune.schedules import SCHEDULES
+from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
 METHODS = ("channel", "layer", "structured")
-PLANNED_METHODS = ("weight", "unstructured", "2:4")
 PRECISIONS = ("fp32",)
 PLANNED_PRECISIONS = ("fp16", "int8")
 
@@ -30,6 +31,8 @@ class Settings:
     the way to the budgets, with recovery in each. epochs: of fine-tuning, in all. max_drop: the
     most points of the metric that may be lost; the last step that keeps it stands. fastest: that is
     the only limit asked for, so where the profile's own budgets hold already latency is made small.
+    schedule: how much of the way each step goes. sparse_initializers: weights that are mostly zeros
+    are stored as values and places.
     """
 
     profile: Profile
@@ -47,6 +50,8 @@ class Settings:
     epochs: int = 0
     max_drop: float | None = None
     fastest: bool = False
+    schedule: str = "linear"
+    sparse_initializers: bool = False
 
     @staticmethod
     def build(
@@ -65,6 +70,8 @@ class Settings:
         epochs: int | None = None,
         max_drop: float | None = None,
         remote: bool = False,
+        schedule: str = "linear",
+        sparse_initializers: bool = False,
     ) -> Settings:
         """Settings from what was asked. remote: costs are measured on the device.
 
@@ -75,7 +82,17 @@ class Settings:
             raise UserError(f"--seed {seed}: give a whole number from 0 to {2**31 - 1}")
         _positive("--solver-seconds", solver_seconds)
         _positive("--step-seconds", step_seconds)
-        _one_of("--method", method, METHODS, PLANNED_METHODS)
+        pattern = pattern_of(method)
+        if pattern is not None:
+            rate = _zeroing_rate(pattern, rate, asked)
+        else:
+            _one_of("--method", method, (*METHODS, *SPARSE_METHODS))
+        if sparse_initializers and pattern is None:
+            raise UserError(
+                f"--sparse-initializers: --method {method} leaves no zeros: use "
+                f"{', '.join(SPARSE_METHODS)}"
+            )
+        _one_of("--schedule", schedule, SCHEDULES)
         _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
         _whole("--steps", steps, 1)
         _whole("--epochs", epochs, 0)
@@ -114,7 +131,14 @@ class Settings:
             epochs or 0,
             max_drop,
             max_drop is not None and rate is None and asked.is_empty,
+            schedule,
+            sparse_initializers,
         )
+
+    @property
+    def pattern(self) -> Pattern | None:
+        """Which single weights go; None where channels and layers do."""
+        return pattern_of(self.method)
 
     @property
     def measures(self) -> bool:
@@ -152,7 +176,28 @@ def _positive(option: str, seconds: float) -> None:
         raise UserError(f"{option} {seconds:g}: give a positive number")
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...], planned: tuple[str, ...]) -> None:
+def _zeroing_rate(pattern: Pattern, rate: float | None, asked: Budgets) -> float:
+    """The rate of a method that zeroes weights. Raises UserError where there is none."""
+    if not asked.is_empty:
+        raise UserError(
+            f"--method {pattern.name} zeroes single weights, which leaves latency, memory and size "
+            "as they are: give --rate instead of budgets, or use --method structured"
+        )
+    if pattern.rate is None:
+        if rate is None:
+            raise UserError(
+                f"--method {pattern.name} needs --rate: the share of parameters to zero"
+            )
+        return rate
+    if rate is not None and abs(rate - pattern.rate) > 1e-3:
+        raise UserError(
+            f"--rate {rate:g}: --method {pattern.name} zeroes {pattern.rate:.4g} of the weights: "
+            "leave --rate out"
+        )
+    return pattern.rate
+
+
+def _one_of(option: str, value: str, known: tuple[str, ...], planned: tuple[str, ...] = ()) -> None:
     if value in planned:
         raise UserError(f"{option} {value} is not supported yet: use {', '.join(known)}")
     if value not in known:

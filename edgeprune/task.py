@@ -11,7 +11,7 @@ from torch import nn
 from edgeprune.data import Data
 from edgeprune.errors import UserError
 from edgeprune.measuring import Machine
-from edgeprune.scoring.names import check_criterion
+from edgeprune.scoring.names import check_criterion, check_element_criterion
 from edgeprune.settings import Settings
 from edgeprune.trace import ExampleInputs
 
@@ -44,6 +44,8 @@ def check_teachable(task: Task) -> None:
     """Raises UserError for what was asked without the data that it needs."""
     settings, data = task.settings, task.data
     check_criterion(settings.importance, data is not None)
+    if settings.pattern is not None:
+        check_element_criterion(settings.importance)
     if settings.epochs and data is None:
         raise UserError("--epochs needs something to train on: give --data")
     judged = task.metric is not None or (data is not None and data.test is not None)

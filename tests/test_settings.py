@@ -51,7 +51,7 @@ def test_profile_without_budgets_needs_some(nano: Profile) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("method", "weight", "not supported yet"),
+        ("method", "weight", "needs --rate"),
         ("method", "layers", "choose from"),
         ("precision", "int8", "not supported yet"),
         ("precision", "fp8", "choose from"),

@@ -25,6 +25,7 @@ from edgeprune.device.kernels import (
 )
 from edgeprune.device.profile import Fusion
 from edgeprune.errors import UserError
+from edgeprune.onnx_sparse import densified
 from edgeprune.poly import Poly
 
 # The key under which `export` writes the shapes that costs are counted at.
@@ -72,7 +73,7 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        model = onnx.load(str(path))
+        model = densified(onnx.load(str(path)))
         if not model.graph.node:
             raise ValueError("it has no nodes")
     except Exception as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgeprune.coupling.walk import attribute
+from edgeprune.sparse.masks import Masks
 
 aten = torch.ops.aten
 
@@ -93,6 +94,13 @@ class Layer:
             )
             return matrix * scale[..., None], offset * scale + shift
         return matrix, offset
+
+    def mask(self, masks: Masks | None) -> Tensor | None:
+        """Where the matrix may change: (groups, outputs, depth); None: everywhere."""
+        if masks is None or self.is_norm:
+            return None
+        kept = masks.kept.get(str(self.node.args[1].target))  # type: ignore[union-attr]
+        return None if kept is None else self._as_matrix(kept) > 0
 
     def write(self, matrix: Tensor, offset: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Makes the layer compute `matrix` and `offset` (shapes as in `weights`).

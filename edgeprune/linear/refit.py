@@ -21,6 +21,7 @@ from edgeprune.linear.replay import Replay
 from edgeprune.linear.ridge import LARGEST_DEPTH, Fitted, Moments, fit
 from edgeprune.linear.sampling import Sampling
 from edgeprune.plan import Plan
+from edgeprune.sparse.masks import Masks
 
 aten = torch.ops.aten
 
@@ -119,11 +120,13 @@ def refit(
     coupling: Coupling,
     sampling: Sampling,
     rounds: int = ROUNDS,
+    masks: Masks | None = None,
 ) -> bool:
     """Gives a layer new weights; returns False if those that it has are as good.
 
     Both runs must have come to what the layer reads and aims at. rounds: how often the fit is
-    repeated where a ReLU reads the result, for what the ReLU lets through.
+    repeated where a ReLU reads the result, for what the ReLU lets through. masks: weights that stay
+    zero.
     """
     layer = aim.layer
     if layer.depth > LARGEST_DEPTH:
@@ -138,7 +141,7 @@ def refit(
             if aim.rectified:
                 y = _as_seen(x, y, addend, *current)
             moments[held].add(x, y - addend if addend is not None else y)
-        found = fit(moments[0], moments[1], layer.has_offset)
+        found = fit(moments[0], moments[1], layer.has_offset, layer.mask(masks))
         if found is None:
             break
         fitted = found

@@ -11,6 +11,9 @@ from torch import Tensor
 LARGEST_DEPTH = 4608
 
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the inputs' mean square
+_FEW_RIDGES = (1e-4, 1e-2, 1.0)  # where each takes many steps
+_STEPS, _PRECISION = 100, 1e-4  # of conjugate gradients
+_TINY = 1e-300
 _LEAST_GAIN = 1e-3  # of the error on held-out rows
 
 
@@ -75,8 +78,12 @@ class Fitted:
     variance: Tensor
 
 
-def fit(seen: Moments, held: Moments, has_offset: bool) -> Fitted | None:
+def fit(
+    seen: Moments, held: Moments, has_offset: bool, mask: Tensor | None = None
+) -> Fitted | None:
     """The weights of least squared error; None if they'd be no better on rows held out.
+
+    mask (groups, outputs, depth): False where a weight must stay what it is.
 
     The ridge pulls towards the weights there are; it is the one that does best on `held`, and the
     answer is then taken from all rows. Without held-out rows it is 1 %.
@@ -88,8 +95,8 @@ def fit(seen: Moments, held: Moments, has_offset: bool) -> Fitted | None:
         zero = torch.zeros_like(seen.xr), torch.zeros_like(seen.r)
         before = held.error(*zero)
         errors = {}
-        for candidate in _RIDGES:
-            change = _change(seen, candidate, has_offset)
+        for candidate in _RIDGES if mask is None else _FEW_RIDGES:
+            change = _change(seen, candidate, has_offset, mask)
             if change is not None:
                 errors[candidate] = held.error(*change)
         if not errors:
@@ -98,7 +105,7 @@ def fit(seen: Moments, held: Moments, has_offset: bool) -> Fitted | None:
         if not errors[ridge] < before * (1 - _LEAST_GAIN):
             return None
     every = seen + held
-    change = _change(every, ridge, has_offset)
+    change = _change(every, ridge, has_offset, mask)
     if change is None:
         return None
     matrix = seen.matrix + change[0].transpose(1, 2)
@@ -112,16 +119,48 @@ def fit(seen: Moments, held: Moments, has_offset: bool) -> Fitted | None:
     )
 
 
-def _change(moments: Moments, ridge: float, has_offset: bool) -> tuple[Tensor, Tensor] | None:
+def _change(
+    moments: Moments, ridge: float, has_offset: bool, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor] | None:
     """How weights (groups, depth, outputs) and offsets (groups, outputs) should change."""
     left, right = moments.system(has_offset)
     size = left.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     left = left + torch.diag_embed((ridge * size)[:, None].expand(-1, left.shape[1]))
-    factor, failed = torch.linalg.cholesky_ex(left)
-    if failed.any():
-        return None
-    change = torch.cholesky_solve(right, factor)
+    if mask is None:
+        factor, failed = torch.linalg.cholesky_ex(left)
+        if failed.any():
+            return None
+        change = torch.cholesky_solve(right, factor)
+    else:
+        change = _conjugate_gradients(left, right, mask.transpose(1, 2))
     if not has_offset:
         return change, torch.zeros_like(moments.r)
     mean_x, mean_r = moments.x / moments.count, moments.r / moments.count
     return change, mean_r - (mean_x[:, None] @ change)[:, 0]
+
+
+def _conjugate_gradients(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+    """Solves left @ x = right (groups, depth, outputs) among the x that are 0 where the mask is.
+
+    Each output has a system of its own then, and a factorisation for each would cost outputs times
+    as much; steps of conjugate gradients share one product (Hestenes and Stiefel 1952), with the
+    diagonal as preconditioner.
+    """
+    free = mask.to(right.dtype)
+    diagonal = left.diagonal(dim1=1, dim2=2)[..., None]
+    x = torch.zeros_like(right)
+    residual = right * free
+    direction = step = residual / diagonal
+    size = (residual * step).sum(1, keepdim=True)
+    enough = _PRECISION**2 * size.amax()
+    for _ in range(_STEPS):
+        if float(size.amax()) <= float(enough):
+            break
+        product = (left @ direction) * free
+        along = (direction * product).sum(1, keepdim=True).clamp(min=_TINY)
+        x = x + size / along * direction
+        residual = residual - size / along * product
+        step = residual / diagonal
+        before, size = size, (residual * step).sum(1, keepdim=True)
+        direction = step + size / before.clamp(min=_TINY) * direction
+    return x

@@ -25,6 +25,7 @@ from edgeprune.linear.refit import aims, refit
 from edgeprune.linear.replay import Replay
 from edgeprune.linear.sampling import Sampling
 from edgeprune.plan import Plan
+from edgeprune.sparse.masks import Masks
 from edgeprune.trace import ExampleInputs, TracedModel
 
 
@@ -36,11 +37,12 @@ def reconstruct(
     calls: Sequence[ExampleInputs],
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
+    masks: Masks | None = None,
 ) -> int:
     """Fits the layers of `smaller` (resized from `traced` by `plan`) in place to the original's
     values on `calls`; returns how many layers it changed.
 
-    note: called with a layer's name and the share that is done.
+    note: called with a layer's name and the share that is done. masks: weights that stay zero.
     """
     layers = aims(smaller, coupling, plan)
     original = Replay(traced.graph_module, calls, {n for aim in layers for n in aim.wanted})
@@ -54,7 +56,7 @@ def reconstruct(
         pruned.run_to(aim.name, including=False)
         reachable = aim.reachable(pruned)
         original.run_to(reachable.original)
-        stayed += not refit(reachable, original, pruned, kept, coupling, sampling)
+        stayed += not refit(reachable, original, pruned, kept, coupling, sampling, masks=masks)
         for name in aim.wanted:
             if last[name] == i:
                 original.release(name)

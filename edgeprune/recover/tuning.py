@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 from edgeprune.data import Data
 from edgeprune.plan import Plan
 from edgeprune.settings import Settings
+from edgeprune.sparse.masks import Masks
 from edgeprune.trace import TracedModel
 
 _TEACHER = 0.9  # the original's share in what a classifier learns, the labels having the rest
@@ -36,8 +37,11 @@ def tune(
     loss: Callable[[Any, Any], Any] | None,
     error: float,
     note: Callable[[str, float | None], None],
+    masks: Masks | None = None,
 ) -> tuple[str, ...]:
     """Trains `module` in place and says what was done; see training.fine_tune.
+
+    masks: weights that stay zero.
 
     error: the share of the outputs' variance by which the model misses the original's. A model that
     is near already learns gently: at full rate it would first unlearn what recovery won.
@@ -47,7 +51,7 @@ def tune(
     """
     from edgeprune.training import Recipe, fine_tune
 
-    checkpoint = _checkpoint(settings, plan, epochs)
+    checkpoint = _checkpoint(settings, plan, epochs, masks)
     done = fine_tune(
         module,
         data,
@@ -58,6 +62,7 @@ def tune(
         seed=settings.seed,
         checkpoint=checkpoint,
         note=note,
+        masks=masks,
     )
     checkpoint.unlink(missing_ok=True)
     resumed = f", taken up after epoch {done.resumed_at}" if done.resumed_at else ""
@@ -71,9 +76,10 @@ def _scale(error: float) -> float:
     return min(max(error / _FULL_RATE_ERROR, _GENTLEST), 1.0)
 
 
-def _checkpoint(settings: Settings, plan: Plan, epochs: int) -> Path:
+def _checkpoint(settings: Settings, plan: Plan, epochs: int, masks: Masks | None) -> Path:
     """A file of its own for each plan."""
     parts = [k.tobytes() for k in plan.keep]
+    parts += [mask.numpy().tobytes() for mask in (masks.kept.values() if masks else ())]
     parts += [repr((sorted(plan.removed_branches), epochs, settings.seed)).encode()]
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     folder = Path(platformdirs.user_cache_dir("edgeprune")) / "training"

@@ -19,6 +19,7 @@ from edgeprune.linear.sampling import calls_of
 from edgeprune.plan import Plan
 from edgeprune.recover.batch_norms import recalibrate
 from edgeprune.recover.reconstruct import reconstruct
+from edgeprune.sparse.masks import Masks
 from edgeprune.trace import TracedModel
 
 #: More samples than this no longer move the fit.
@@ -50,8 +51,9 @@ def recover(
     batches: Iterable[Any],
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
+    masks: Masks | None = None,
 ) -> Recovery:
-    """Mends `smaller` (resized from `traced` by `plan`) in place.
+    """Mends `smaller` (resized from `traced` by `plan`) in place. masks: weights that stay zero.
 
     Raises UserError for a batch that doesn't fit the model.
     """
@@ -72,7 +74,7 @@ def recover(
     if norms:
         states["statistics"], errors["statistics"] = _state(smaller), error()
         smaller.load_state_dict(states["untouched"])
-    layers = reconstruct(traced, coupling, plan, smaller, fitted_on, seed, note)
+    layers = reconstruct(traced, coupling, plan, smaller, fitted_on, seed, note, masks)
     states["fitted"], errors["fitted"] = _state(smaller), error()
     best = min(errors, key=lambda kind: errors[kind])
     smaller.load_state_dict(states[best])

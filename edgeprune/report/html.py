@@ -72,6 +72,9 @@ def render(report: Report) -> str:
         groups_sentence=words.groups_sentence(report),
         widths=width_bars(changed[:MOST_GROUPS]),
         more_widths=width_bars(changed[MOST_GROUPS:]),
+        zeros_sentence=words.zeros_sentence(report),
+        zeros=zero_bars(report)[:MOST_GROUPS],
+        more_zeros=zero_bars(report)[MOST_GROUPS:],
         unchanged=[group for group in report.groups if group.before == group.after],
         kernels=kernel_bars(kernels),
         other_kernels=kernel_bars([rest])[0] if rest else None,
@@ -120,6 +123,19 @@ def budget_bars(report: Report) -> list[Bar]:
 def width_bars(groups: Iterable[GroupWidth]) -> list[WidthBar]:
     """A bar for each group, its full length being the width it had."""
     return [WidthBar(group, _percent(group.after, group.before)) for group in groups]
+
+
+def zero_bars(report: Report) -> list[WidthBar]:
+    """A bar for each layer of which weights were zeroed, its full length being all of them."""
+    layers = report.sparsity.layers if report.sparsity is not None else []
+    return width_bars(
+        GroupWidth(
+            name=layer.name.removesuffix(".weight"),
+            before=layer.weights,
+            after=layer.weights - layer.zeros,
+        )
+        for layer in layers
+    )
 
 
 def kernel_bars(kernels: Iterable[words.KernelRow]) -> list[KernelBar]:

@@ -123,6 +123,27 @@ class Rate(_Frozen):
     achieved: Number = 0.0
 
 
+class LayerZeros(_Frozen):
+    """How many of a parameter's weights are zero."""
+
+    name: String
+    weights: Count
+    zeros: Count
+
+
+class Sparsity(_Frozen):
+    """Single weights that were zeroed: of those that could be, and by parameter.
+
+    compressed_mb: the model file under zlib, in MB.
+    """
+
+    weights: Count
+    zeros: Count
+    compressed_mb_before: Number
+    compressed_mb_after: Number
+    layers: list[LayerZeros] = []
+
+
 class StepFigures(_Frozen):
     """What a step of progressive pruning came to. removed: share of the parameters."""
 
@@ -171,6 +192,7 @@ class Report(_Frozen):
     kernels_before: list[KernelCost] = []
     kernels_after: list[KernelCost] = []
     history: list[StepFigures] = []
+    sparsity: Sparsity | None = None
     metric_name: String | None = None
     batch: int = Field(default=1, ge=1)
     files: dict[String, String] = {}

@@ -40,6 +40,9 @@ class _Printer:
         self._line(words.headline(report))
         self._figures()
         self._widths()
+        if report.sparsity is not None:
+            self._heading("Zeros")
+            self._indented(words.zeros_sentence(report))
         if report.removed_layers:
             self._heading(f"Layers removed ({len(report.removed_layers)})")
             self._indented(", ".join(report.removed_layers))
@@ -81,8 +84,8 @@ class _Printer:
         return "" if self._plain else f"{mark} "
 
     def _widths(self) -> None:
-        if not self._report.groups:
-            return
+        if not self._report.groups or self._report.sparsity is not None:
+            return  # zeros leave all widths as they were
         self._heading(f"Widths: {words.groups_sentence(self._report)}")
         every = words.changed(self._report)
         shown = words.most_changed(every, MOST_GROUPS)

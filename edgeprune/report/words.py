@@ -68,7 +68,11 @@ def rows(report: Report) -> list[Row]:
     """The table of figures before and after."""
     before, after, budgets = report.before, report.after, report.budgets
     table = [
-        _counted("parameters", before.params, after.params),
+        _counted(
+            "parameters" if report.sparsity is None else "parameters not zero",
+            before.params,
+            after.params,
+        ),
         _counted("MACs", before.macs, after.macs),
         _latency(report),
         _cost(
@@ -76,6 +80,10 @@ def rows(report: Report) -> list[Row]:
         ),
         _cost("file size", before.size_mb, after.size_mb, budgets.size_mb, megabytes),
     ]
+    if report.sparsity is not None:
+        packed = report.sparsity
+        sizes = packed.compressed_mb_before, packed.compressed_mb_after
+        table.append(_cost("file, compressed", *sizes, None, megabytes))
     if before.metric is not None or after.metric is not None:
         table.append(_metric(report))
     return table
@@ -144,7 +152,7 @@ def metric_change(moved: float, percent: bool) -> str:
 def gains(report: Report) -> list[str]:
     """What was won, and lost, in a few words each: "2.0× faster", "44 % smaller"."""
     before, after = report.before, report.after
-    told = []
+    told = _zeroed(report)
     if before.latency_source == after.latency_source:
         speed = ratio(before.latency_ms, after.latency_ms)
         if speed >= 1.05:
@@ -156,6 +164,29 @@ def gains(report: Report) -> list[str]:
     told += _less(before.size_mb, after.size_mb, "smaller", "larger")
     told += _less(before.peak_memory_mb, after.peak_memory_mb, "less memory", "more memory")
     return told
+
+
+def _zeroed(report: Report) -> list[str]:
+    """What zeros win: the file's compressed size."""
+    facts = report.sparsity
+    if facts is None or not facts.zeros:
+        return []
+    share = significant(100 * report.rate.achieved, 3)
+    sizes = facts.compressed_mb_before, facts.compressed_mb_after
+    told = [f"{share} % of the parameters zeroed"]
+    return told + [f"{words} once compressed" for words in _less(*sizes, "smaller", "larger")]
+
+
+def zeros_sentence(report: Report) -> str:
+    """How many weights are zero, and where most and least; empty where none were zeroed."""
+    facts = report.sparsity
+    if facts is None:
+        return ""
+    told = f"{count(facts.zeros)} of {count(facts.weights)} weights are zero"
+    shares = [layer.zeros / layer.weights for layer in facts.layers if layer.weights]
+    if not shares or max(shares) - min(shares) < 0.005:
+        return told
+    return f"{told}: {100 * min(shares):.0f} to {100 * max(shares):.0f} % of a layer's"
 
 
 def _less(before: float, after: float, less: str, more: str) -> list[str]:
@@ -223,7 +254,9 @@ def proofs(report: Report) -> list[Proof]:
 
 def _surgery(report: Report) -> Proof:
     facts = report.surgery
-    if facts.exact:
+    if report.sparsity is not None:
+        how = "the original with the zeroed weights masked"
+    elif facts.exact:
         how = "the original with the removed channels set to zero"
     else:
         how = "the original run without the removed channels, normalising over what is left"

@@ -14,7 +14,7 @@ gradients have the Gauss-Newton matrix as covariance: no labels are needed for t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 BATCHES, SAMPLES = 16, 128
 
 
-class _NoGradients(Exception):
+class NoGradients(Exception):
     """Why a model has none."""
 
 
@@ -53,14 +53,11 @@ def by_gradients(
     units = [np.zeros(g.size) for g in coupling.groups]
     branches = np.zeros(len(coupling.branches))
     count = 0
-    scales: list[Tensor] = []
-    for inputs, _ in _parts(traced, batches, single=False):
-        scales = gates.scales(inputs)
-        break
-    for inputs, labels in _parts(traced, batches, second):
+    scales = first_scales(gates.backward, traced, batches)
+    for inputs, labels in parts(traced, batches, second):
         try:
             found, found_branches = gates.derivatives(inputs, labels, generator, scales)
-        except _NoGradients as error:
+        except NoGradients as error:
             raise UserError(
                 f"--importance {criterion}: this model has no gradients ({error}): use sensitivity"
             ) from error
@@ -77,7 +74,14 @@ def by_gradients(
     )
 
 
-def _parts(
+def first_scales(backward: Backward, traced: TracedModel, batches: Iterable[Any]) -> list[Tensor]:
+    """The scales of a first batch."""
+    for inputs, _ in parts(traced, batches, single=False):
+        return backward.scales(inputs)
+    return []
+
+
+def parts(
     traced: TracedModel, batches: Iterable[Any], single: bool
 ) -> Iterable[tuple[tuple[Tensor, ...], Tensor | None]]:
     """Batches, or single samples where the model takes them, as inputs and labels."""
@@ -98,14 +102,15 @@ def _curve(losses: Array) -> Array:
     return np.concatenate([[0.0], np.cumsum(np.sort(losses))])[::-1].copy()
 
 
-class _Gates:
-    """The derivatives of a graph's loss by the gates of its units and branches."""
+class Backward:
+    """A graph's loss (see above) and what each weight's going would change it by, to first order.
 
-    def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
-        self._traced, self._coupling = traced, coupling
-        self._run = _Recording(traced.graph_module, {b.output for b in coupling.branches})
-        self._reading = _reading(traced.graph_module)
-        self._slots = [self._read_slots(group) for group in coupling.groups]
+    wanted: nodes whose `gate` is asked for too.
+    """
+
+    def __init__(self, traced: TracedModel, wanted: Collection[str] = ()) -> None:
+        self._traced = traced
+        self._run = _Recording(traced.graph_module, set(wanted))
 
     def scales(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The deviation over samples of each floating output, averaged over its elements."""
@@ -113,6 +118,43 @@ class _Gates:
         with torch.no_grad():
             output = self._traced.graph_module(*call.args, **call.kwargs)
         return [_deviation(leaf) for leaf in _floating(output)]
+
+    def products(
+        self,
+        inputs: Sequence[Tensor],
+        labels: Tensor | None,
+        generator: torch.Generator,
+        scales: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """Weight times gradient, by parameter, in the parameter's shape. Raises NoGradients."""
+        call = arrange(inputs, self._traced.example_inputs)
+        leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
+        with torch.enable_grad():
+            output = self._run.run(*leaves, enable_io_processing=False)
+            loss = _loss(output, labels, generator, scales)
+            try:
+                loss.backward()
+            except RuntimeError as error:  # an op without a derivative
+                raise NoGradients(one_line(error)) from error
+        return {
+            name: (leaf.detach() * leaf.grad).double()
+            for name, leaf in self._run.parameters.items()
+            if leaf.grad is not None
+        }
+
+    def gate(self, name: str) -> float:
+        """The sum of a wanted node's value times its gradient, of the last batch."""
+        return self._run.gate(name)
+
+
+class _Gates:
+    """The derivatives of a graph's loss by the gates of its units and branches."""
+
+    def __init__(self, traced: TracedModel, coupling: Coupling) -> None:
+        self._coupling = coupling
+        self.backward = Backward(traced, {b.output for b in coupling.branches})
+        self._reading = reading_dims(traced.graph_module)
+        self._slots = [self._read_slots(group) for group in coupling.groups]
 
     def derivatives(
         self,
@@ -122,25 +164,12 @@ class _Gates:
         scales: Sequence[Tensor],
     ) -> tuple[list[Array], Array]:
         """For each group (units,); for all branches (branches,)."""
-        call = arrange(inputs, self._traced.example_inputs)
-        leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
-        with torch.enable_grad():
-            output = self._run.run(*leaves, enable_io_processing=False)
-            loss = _loss(output, labels, generator, scales)
-            try:
-                loss.backward()
-            except RuntimeError as error:  # an op without a derivative
-                raise _NoGradients(one_line(error)) from error
-        products = {
-            name: (leaf.detach() * leaf.grad).double()
-            for name, leaf in self._run.parameters.items()
-            if leaf.grad is not None
-        }
+        products = self.backward.products(inputs, labels, generator, scales)
         units = [
             self._summed(group, slots, products)
             for group, slots in zip(self._coupling.groups, self._slots, strict=True)
         ]
-        return units, np.array([self._run.gate(b.output) for b in self._coupling.branches])
+        return units, np.array([self.backward.gate(b.output) for b in self._coupling.branches])
 
     def _read_slots(self, group: Group) -> list[tuple[str, int]]:
         """The slices of the layers that read a group, else all that it reaches into."""
@@ -198,7 +227,7 @@ def _loss(
     leaves = _floating(output)
     found = [leaf for leaf in leaves if leaf.requires_grad]
     if not found:
-        raise _NoGradients("no output depends on a weight")
+        raise NoGradients("no output depends on a weight")
     if labels is not None:
         classes = class_labels(labels, found)
         if classes is not None:
@@ -224,7 +253,7 @@ def _deviation(leaf: Tensor) -> Tensor:
     return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)).to(leaf.dtype)
 
 
-def _reading(module: GraphModule) -> set[tuple[str, int]]:
+def reading_dims(module: GraphModule) -> set[tuple[str, int]]:
     """The (parameter, dimension) pairs along which an op reads its input."""
     found = set()
     for node in module.graph.nodes:

@@ -16,6 +16,8 @@ CRITERIA = (
     "reconstruction",
     "sensitivity",
 )
+#: Those that score single weights too.
+ELEMENT_CRITERIA = ("magnitude", "l1", "lamp", "random", "gradient", "saliency")
 _NEED_DATA = ("gradient", "saliency", "reconstruction", "sensitivity")
 
 
@@ -27,3 +29,12 @@ def check_criterion(name: str, has_data: bool) -> None:
         )
     if name in _NEED_DATA and not has_data:
         raise UserError(f"--importance {name} needs samples: give --data (no labels are needed)")
+
+
+def check_element_criterion(name: str) -> None:
+    """Raises UserError for a criterion that scores whole channels only."""
+    if name not in ("auto", *ELEMENT_CRITERIA):
+        raise UserError(
+            f"--importance {name} scores channels, not single weights: use "
+            f"{', '.join(('auto', *ELEMENT_CRITERIA))}"
+        )

@@ -127,6 +127,8 @@ class Trainer:
                 error_if_nonfinite=False,
             )
         self._optimizer.step()
+        if self._setup.masks is not None:
+            self._setup.masks.apply(self._setup.student)
         self._optimizer.zero_grad(set_to_none=True)
 
     def _made_optimizer(self) -> torch.optim.Optimizer:

@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from edgeprune.data import Data
 from edgeprune.errors import UserError
+from edgeprune.sparse.masks import Masks
 from edgeprune.trace import ExampleInputs
 from edgeprune.training.checkpoint import Checkpoint
 from edgeprune.training.epochs import Note, NotFinite, Trainer
@@ -42,6 +43,7 @@ def fine_tune(
     seed: int = 0,
     checkpoint: Path | None = None,
     note: Note | None = None,
+    masks: Masks | None = None,
 ) -> Trained:
     """Trains `student` in place; it is left in eval mode, on its device, with the last epoch's
     weights: the schedule ends there, and no epoch is picked by a metric, which may therefore be
@@ -56,6 +58,7 @@ def fine_tune(
 
     teacher: the model as it was; it stays so. metric: of the model in eval mode, called after each
     epoch by the first process. seed: the same seed gives the same weights, on one process.
+    masks: weights that are zero, and are so after each step.
     checkpoint: a file that the run is saved to after each epoch and taken up from, if it is of the
     same settings, model and number of processes. note: called with words and the share done.
 
@@ -77,7 +80,9 @@ def fine_tune(
         stack.enter_context(placed(student, fabric.device))
         marked = stack.enter_context(_all_learning(student))
         try:
-            setup = Setup.made(fabric, student, data, example_inputs, recipe, teacher, loss, seed)
+            setup = Setup.made(
+                fabric, student, data, example_inputs, recipe, teacher, loss, seed, masks
+            )
             state, resumed_at, remarks = _Run(setup, metric, checkpoint, note).train()
         finally:
             student.eval()

@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from edgeprune.batches import arrange
 from edgeprune.data import Data
 from edgeprune.errors import UserError
+from edgeprune.sparse.masks import Masks
 from edgeprune.trace import ExampleInputs
 from edgeprune.trainable import least_batch
 from edgeprune.training.augment import augments
@@ -60,7 +61,8 @@ class Teacher:
 class Setup:
     """One run. features: names of the inner values to compare. augments: whether inputs are.
     frozen_norms: whether batch norms keep their statistics. batches: per epoch and process.
-    identity: what another run must share to be the same one. remarks: what was assumed."""
+    identity: what another run must share to be the same one. remarks: what was assumed. masks:
+    weights that stay zero."""
 
     fabric: Fabric
     student: GraphModule
@@ -76,6 +78,7 @@ class Setup:
     batches: int
     identity: dict[str, Any]
     remarks: tuple[str, ...]
+    masks: Masks | None
 
     @staticmethod
     def made(
@@ -87,8 +90,11 @@ class Setup:
         module: nn.Module | None,
         loss: Loss | None,
         seed: int,
+        masks: Masks | None = None,
     ) -> Setup:
         """From what the caller gave; module: the teacher. Raises UserError as fine_tune does."""
+        if masks is not None:
+            masks.apply(student)
         fixed = fixed_batch(student, inputs)
         feed = Feed(fabric, data.train, inputs, fixed, least_batch(student), seed)
         first = next(feed.epoch(0), None)
@@ -116,6 +122,7 @@ class Setup:
             max(feed.batches_per_epoch(), 1),
             {},
             (),
+            masks,
         )
         remarks = [*objective.remarks, *_assumed(setup)]
         if loss is not None and module is not None:
@@ -182,4 +189,5 @@ def _identity(setup: Setup, size: int, seed: int) -> dict[str, Any]:
         processes=setup.fabric.world_size,
         data=[setup.batches, size],
         objective=[kind, objective.needs_teacher],
+        zeros=setup.masks.zeros if setup.masks is not None else 0,
     )

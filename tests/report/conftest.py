@@ -100,6 +100,7 @@ def _plain() -> dict[str, Any]:
         "kernels_before": _kernels(0.0),
         "kernels_after": _kernels(0.8),
         "history": [{"step": 1, "params": 20_000_000, "removed": 0.2, "metric": 75.5}],
+        "sparsity": None,
         "metric_name": "accuracy",
         "batch": 1,
         "files": {

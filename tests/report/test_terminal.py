@@ -251,3 +251,21 @@ def test_a_terminal_without_unicode_gets_the_same_facts(report: Report) -> None:
     assert "256 ->  64" in text
     assert "-54 %" in text
     assert "12 ms met" in text
+
+
+def test_zeros_stand_in_place_of_widths(plain: dict[str, Any]) -> None:
+    facts = {
+        "weights": 2000,
+        "zeros": 1000,
+        "compressed_mb_before": 4.0,
+        "compressed_mb_after": 3.0,
+        "layers": [
+            {"name": "conv1.weight", "weights": 1000, "zeros": 200},
+            {"name": "conv2.weight", "weights": 1000, "zeros": 800},
+        ],
+    }
+    told = shown({**plain, "sparsity": facts})
+    assert "weights are zero: 20 to 80 % of a layer's" in flowing(told)
+    assert "file, compressed" in told
+    assert "25 % smaller once compressed" in told
+    assert "Widths" not in told

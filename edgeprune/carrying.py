@@ -1,0 +1,194 @@
+"""What every way of pruning shares: the model as it was, and files made and judged beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.fx import GraphModule
+
+from edgeprune import __version__
+from edgeprune.aiming import over
+from edgeprune.batches import accuracy, as_batches
+from edgeprune.budgets import Budgets
+from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
+from edgeprune.coupling import Coupling
+from edgeprune.device.from_graph import kernel_graph
+from edgeprune.export import Exported, export
+from edgeprune.measuring import Here
+from edgeprune.oracle import SurgeryProof
+from edgeprune.plan import Plan
+from edgeprune.recover import Recovery
+from edgeprune.solve import Reachable, Solution
+from edgeprune.sparse.masks import Masks
+from edgeprune.steps import Steps
+from edgeprune.task import Task
+from edgeprune.trace import TracedModel
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The model as it was, exported and priced."""
+
+    exported: Exported
+    cost: Cost
+    metric: float | None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What a step of progressive pruning came to. removed: share of the parameters."""
+
+    step: int
+    params: int
+    removed: float
+    metric: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan carried out, as a file. history: what each step came to.
+
+    reachable: None where no solver chose. masks: which single weights stay, where some went.
+    """
+
+    plan: Plan
+    solution: Solution
+    module: GraphModule
+    proof: SurgeryProof
+    exported: Exported
+    cost: Cost
+    reachable: Reachable | None
+    recovery: Recovery | None
+    trained: tuple[str, ...]
+    history: tuple[StepRecord, ...]
+    warnings: tuple[str, ...]
+    metric: float | None
+    masks: Masks | None = None
+
+    @property
+    def removes_nothing(self) -> bool:
+        """Whether the model is what it was."""
+        return self.plan.removes_nothing and not (self.masks and self.masks.zeros)
+
+    def met(self, budgets: Budgets) -> bool:
+        """Whether the file keeps every budget."""
+        return not over(self.cost, budgets)
+
+
+class Carrying:
+    """A task on the way to a file. `baseline` is there once `run` has begun.
+
+    made_up: batches to recover on without data. kernels: what the runtime launches, for any plan.
+    criterion: what the scores were, once they are there.
+    """
+
+    baseline: Baseline
+    criterion: str
+
+    def __init__(
+        self,
+        task: Task,
+        traced: TracedModel,
+        coupling: Coupling,
+        folder: Path,
+        steps: Steps,
+        made_up: Sequence[Tensor] = (),
+    ) -> None:
+        self._task = task
+        self._samples = task.data.train if task.data is not None else made_up or None
+        self._settings = task.settings
+        self._traced = traced
+        self._coupling = coupling
+        self._machine = task.machine
+        if self._machine is None and task.settings.measures:
+            self._machine = Here()
+        self._folder = folder
+        self._steps = steps
+        self._warnings: list[str] = []
+        self._history: list[StepRecord] = []
+        self.kernels = kernel_graph(traced, coupling, self._settings.profile.fusion)
+
+    # -- judging --------------------------------------------------------------------------------
+
+    def _drop(self, metric: float | None) -> float:
+        """Points of the metric that are lost."""
+        before = self.baseline.metric
+        if before is None or metric is None:
+            raise AssertionError("--max-drop without a metric: check_teachable refuses that")
+        return before - metric
+
+    def _bearable(self, metric: float | None, number: int) -> bool:
+        """Whether a step loses no more of the metric than --max-drop allows."""
+        allowed = self._settings.max_drop
+        if allowed is None or (drop := self._drop(metric)) <= allowed:
+            return True
+        count = self._settings.steps
+        asked = "the budgets are" if self._settings.rate is None else "the rate is"
+        self._warnings.append(
+            f"{asked} out of reach of --max-drop {allowed:g}: step {number} of {count} "
+            f"lost {drop:.3g} points, so what stands is "
+            + (f"step {number - 1}" if number > 1 else "the model as it was")
+        )
+        return False
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def _exported(self, module: GraphModule, plan: Plan) -> Exported:
+        """The plan's file; the model as it was is exported already."""
+        if not plan.removes_nothing:
+            return self._written(module, self._folder, plan)
+        whole = self.baseline.exported
+        for file in whole.path.parent.iterdir():
+            shutil.copyfile(file, self._folder / file.name)
+        return replace(whole, path=self._folder / whole.path.name)
+
+    def _baseline(self) -> Baseline:
+        module = self._traced.graph_module
+        with self._steps.step("export baseline"):
+            folder = self._folder / "baseline"
+            folder.mkdir()
+            exported = self._written(module, folder, Plan.everything(self._coupling))
+        with self._steps.step("price"):
+            cost = predicted(exported, count_parameters(module), self._settings.profile)
+            if self._machine is not None:
+                profile, count = self._settings.profile, count_parameters(module)
+                _, cost = measured_pair(exported, exported, count, profile, cost, self._machine)
+        with self._steps.step("evaluate"):
+            return Baseline(exported, cost, self._metric(module))
+
+    def _written(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
+        settings = self._settings
+        metadata: Mapping[str, Any] = {
+            "version": __version__,
+            "profile": settings.profile.name,
+            "budgets": settings.budgets.as_dict(),
+            "precision": settings.precision,
+            "widths": {g.name: w for g, w in zip(self._coupling.groups, plan.widths, strict=True)},
+            "removed_layers": [
+                self._coupling.branches[i].name for i in sorted(plan.removed_branches)
+            ],
+        }
+        return export(
+            module,
+            self._traced.example_inputs,
+            self._traced.dynamic_batch,
+            folder / "model.onnx",
+            metadata,
+            settings.sparse_initializers and folder == self._folder,
+        )
+
+    def _metric(self, module: GraphModule) -> float | None:
+        if self._task.metric is not None:
+            return float(self._task.metric(module))
+        data = self._task.data
+        if data is None or data.test is None:
+            return None
+        return accuracy(module, self._batches(data.test), self._traced.example_inputs)
+
+    def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
+        return as_batches(batches, self._traced)

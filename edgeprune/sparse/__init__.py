@@ -1,0 +1,1 @@
+"""Pruning of single weights: zeros where weights were, shapes as before (docs/sparsity.md)."""
