@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,21 +34,30 @@ class Policy(nn.Module):
 
 
 def _act(side: tuple[int, int], **settings: Any) -> Made:
+    network = act_network(side, ("top",), **settings)
+    return Policy(network), (torch.randn(1, 14), image(3, *side)), {}
+
+
+def act_network(side: tuple[int, int], cameras: Sequence[str], **settings: Any) -> nn.Module:
+    """ACT with random weights for 14 joints and cameras of (height, width) pixels."""
     _without_other_policies()
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.act.configuration_act import ACTConfig
     from lerobot.policies.act.modeling_act import ACTPolicy
 
-    camera = PolicyFeature(FeatureType.VISUAL, (3, *side))
+    seen = {
+        f"observation.images.{c}": PolicyFeature(FeatureType.VISUAL, (3, *side)) for c in cameras
+    }
     state = PolicyFeature(FeatureType.STATE, (14,))
     config = ACTConfig(
-        input_features={"observation.state": state, "observation.images.top": camera},
+        input_features={"observation.state": state, **seen},
         output_features={"action": PolicyFeature(FeatureType.ACTION, (14,))},
         pretrained_backbone_weights=None,
         device="cpu",
         **settings,
     )
-    return Policy(ACTPolicy(config).model), (torch.randn(1, 14), image(3, *side)), {}
+    network: nn.Module = ACTPolicy(config).model
+    return network
 
 
 def _without_other_policies() -> None:

@@ -28,12 +28,15 @@ TORCHVISION = (
 ).split()
 TIMM = ("vit_tiny_patch16_224",)
 FORMS = ("resnet18.pt2", "resnet18-state-dict")
+FACTORIES = {"act": f"{Path(__file__).parent / 'act.py'}:build"}  # lerobot's policy, three inputs
 IMAGE = (1, 3, 224, 224)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("names", nargs="*", help="of " + ", ".join((*TORCHVISION, *TIMM, *FORMS)))
+    parser.add_argument(
+        "names", nargs="*", help="of " + ", ".join((*TORCHVISION, *TIMM, *FORMS, *FACTORIES))
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--profile", default="jetson-nano")
     parser.add_argument("--share", type=float, default=0.5)
@@ -44,7 +47,7 @@ def main() -> None:
         f"{'parity':>8} {'oracle':>8} {'gap':>6} {'wall s':>7} {'peak GB':>7}"
     )
     with tempfile.TemporaryDirectory() as scratch:
-        for name in options.names or (*TORCHVISION, *TIMM, *FORMS):
+        for name in options.names or (*TORCHVISION, *TIMM, *FORMS, *FACTORIES):
             row = run(name, Path(scratch), options.profile, options.share)
             rows.append(row)
             print(
@@ -96,6 +99,8 @@ def run(name: str, scratch: Path, profile: str, share: float) -> dict[str, Any]:
 def prepare(name: str, scratch: Path) -> list[str]:
     """The model's file, and the words that make edgeprune read it."""
     path = scratch / f"{name}.pt"
+    if name in FACTORIES:
+        return [FACTORIES[name]]
     if name == "resnet18-state-dict":
         torch.save(build("resnet18").state_dict(), path)
         return [str(path), "--arch", "torchvision.models:resnet18", "--input", "1x3x224x224"]

@@ -22,6 +22,7 @@ from edgeprune.device.from_onnx import INPUT_SHAPES_KEY
 from edgeprune.onnx_forms import with_fusable_forms
 from edgeprune.onnx_sparse import with_sparse_initializers
 from edgeprune.trace import ExampleInputs, export_program, quiet
+from edgeprune.unbinding import stack_whole
 
 #: The lowest that torch's exporter writes: devices' runtimes lag behind.
 aten = torch.ops.aten
@@ -62,6 +63,8 @@ def export(
     """
     program = export_program(module, example_inputs, dynamic_batch)
     _plain_attention(program)
+    stack_whole(program.graph)
+    program.graph_module.recompile()
     outputs = _output_names(module, example_inputs)
     warnings: list[str] = []
     try:

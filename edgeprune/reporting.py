@@ -98,7 +98,6 @@ def build_report(
             *_predicted(task, best),
             *_recovered(task, best),
             *best.trained,
-            *_steps(best),
         ],
         kernels_before=kernel_costs(
             traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
@@ -241,17 +240,6 @@ def _recovered(task: Task, best: Candidate) -> list[str]:
     else:
         return [f"nothing that recovery tried on {done.samples:,} {kind} helped"]
     return [f"{what} on {done.samples:,} {kind}: {figures}"]
-
-
-def _steps(best: Candidate) -> list[str]:
-    """What each step of progressive pruning came to."""
-    words = []
-    for record in best.history:
-        metric = "" if record.metric is None else f", metric {record.metric:.4g}"
-        words.append(
-            f"step {record.step}: {100 * record.removed:.3g} % of the parameters removed{metric}"
-        )
-    return words
 
 
 def _percent(share: float) -> str:

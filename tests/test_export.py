@@ -203,3 +203,21 @@ def test_a_file_that_the_optimizer_broke_is_made_without_it(
     assert asked == [True, False]
     assert "optimizer" in made.warnings[0]
     assert proof()[0].passed
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_tokens_gathered_in_a_list_are_not_copied_one_by_one(tmp_path: Path, dim: int) -> None:
+    def gather(net: Any, x: Tensor) -> Tensor:
+        """x: (n, tokens, width)."""
+        tokens = [net.first.expand(x.shape[0], 8), *x.unbind(1), *(2 * x).unbind(1)[:3]]
+        return net.head(torch.stack(tokens, dim))
+
+    net = Net(gather, first=nn.Parameter(torch.randn(8)), head=nn.Linear(8 if dim < 2 else 24, 4))
+    made, proof = exported(net, tmp_path / "m.onnx", torch.randn(1, 20, 8))
+    assert proof()[0].passed
+    assert len(onnx.load(str(made.path)).graph.node) < 20
+    torch.export.save(made.program, tmp_path / "p.pt2")
+    again = torch.export.load(tmp_path / "p.pt2").module()
+    x = torch.randn(2, 20, 8)
+    with torch.no_grad():
+        assert torch.allclose(again(x), net(x), atol=1e-5)

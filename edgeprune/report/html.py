@@ -65,6 +65,7 @@ def render(report: Report) -> str:
         good=words.good(report),
         rows=words.rows(report),
         notes=words.notes(report),
+        steps=words.steps(report),
         budgets=budget_bars(report),
         proofs=words.proofs(report),
         choice=words.solver_sentence(report),

@@ -39,6 +39,7 @@ class _Printer:
         self._line(f"{report.model} on {report.profile}", "bold")
         self._line(words.headline(report))
         self._figures()
+        self._history()
         self._widths()
         if report.sparsity is not None:
             self._heading("Zeros")
@@ -70,6 +71,19 @@ class _Printer:
         self._console.print(table)
         for note in words.notes(self._report):
             self._line(note)
+
+    def _history(self) -> None:
+        """Each step of progressive pruning."""
+        rows = words.steps(self._report)
+        if not rows:
+            return
+        self._heading("Steps")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+        for name in ("step", "parameters", "removed", self._report.metric_name or "metric"):
+            table.add_column(self._text(name), justify="right")
+        for row in rows:
+            table.add_row(*map(self._text, (row.step, row.parameters, row.removed, row.metric)))
+        self._console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
     def _budget(self, row: words.Row) -> Text:
         if row.met is None:

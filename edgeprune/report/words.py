@@ -230,6 +230,33 @@ def notes(report: Report) -> list[str]:
     return told
 
 
+@dataclass(frozen=True)
+class StepRow:
+    """What a step of progressive pruning came to, in words."""
+
+    step: str
+    parameters: str
+    removed: str
+    metric: str
+
+
+def steps(report: Report) -> list[StepRow]:
+    """The steps of progressive pruning, the model as it was first; none where there was one."""
+    if not report.history:
+        return []
+    name = report.metric_name or "metric"
+    percent = in_percent(name, [s.metric for s in report.history if s.metric is not None])
+
+    def shown(metric: float | None) -> str:
+        return DASH if metric is None else metric_value(metric, percent)
+
+    rows = [StepRow("before", count(report.before.params), "0 %", shown(report.before.metric))]
+    return rows + [
+        StepRow(str(s.step), count(s.params), f"{100 * s.removed:.1f} %", shown(s.metric))
+        for s in report.history
+    ]
+
+
 def solver_sentence(report: Report) -> str:
     """How good the choice of what to remove is, in plain words."""
     facts = report.solver
