@@ -1,6 +1,6 @@
 """Do budgets hold on this machine, as measured, and how closely are they met?
 
-    python benchmarks/budgets.py [NAME ...] [--json FILE] [--solver-seconds 10]
+    python benchmarks/budgets.py [NAME ...] [--json FILE] [--with FILE] [--solver-seconds 10]
 
 Each network (torchvision, timm; random weights, no samples) is exported and measured; then
 `edgeprune --profile host` gets seven budgets in turn: four shares of its latency, one of its
@@ -49,13 +49,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("names", nargs="*", help="of " + ", ".join(NAMES))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--with", type=Path, dest="earlier", help="rows of an earlier run, to count")
     parser.add_argument("--solver-seconds", type=float, default=10.0)
     options = parser.parse_args()
     print(
         f"{'network':22} {'asked':36} {'exit':>4} {'latency':>8} {'memory':>7} "
         f"{'size':>6} {'speed-up':>8} {'predicted':>9}   (used share of each budget)"
     )
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = json.loads(options.earlier.read_text()) if options.earlier else []
+    for row in rows:
+        show(row)
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.names or NAMES:
             for row in network(name, Path(scratch), options.solver_seconds):
