@@ -49,7 +49,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("names", nargs="*", help="of " + ", ".join(NAMES))
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--with", type=Path, dest="earlier", help="rows of an earlier run, to count")
+    parser.add_argument(
+        "--with", type=Path, dest="earlier", help="rows of an earlier run, to count"
+    )
     parser.add_argument("--solver-seconds", type=float, default=10.0)
     options = parser.parse_args()
     print(
