@@ -18,6 +18,13 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _REFERENCE_BATCH = 128
 _SGD_RATE, _HIGHEST_SGD_RATE = 0.05, 0.1
 _ADAMW_RATE, _HIGHEST_ADAMW_RATE = 3e-4, 1e-3
+_BATCH_NORM = torch.ops.aten.batch_norm.default
+# SGD is slow on these: their gradients differ in size by orders (Zhang et al. 2020,
+# arXiv:1912.03194).
+_OF_TRANSFORMERS = {
+    torch.ops.aten.layer_norm.default,
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
 _WEIGHT_DECAY = {"sgd": 1e-4, "adamw": 0.01}
 # A model that takes one sample at a time still needs gradients of more than one.
 _FEWEST_PER_STEP = 32
@@ -29,8 +36,9 @@ class Recipe:
 
     epochs: passes over the training data; 0 leaves the model as it is.
     learning_rate: the highest one; None chooses by optimiser and batch, times rate_scale.
-    optimizer: "sgd" (Nesterov momentum 0.9), "adamw", or "auto": SGD where there are batch norms,
-    else AdamW. weight_decay: None chooses by optimiser; one-dimensional parameters get none.
+    optimizer: "sgd" (Nesterov momentum 0.9), "adamw", or "auto": SGD where there are batch norms
+    and no parts of a transformer, else AdamW.
+    weight_decay: None chooses by optimiser; one-dimensional parameters get none.
     warmup: the share of all steps in which the rate rises from 0; a cosine takes it back to 0.
     clip_norm: the gradients' largest norm; None doesn't clip.
     precision: "bf16-mixed" and "16-mixed" compute layers in half precision, weights stay float32.
@@ -120,9 +128,8 @@ class Steps:
         """batch: samples per batch and process; fixed: whether the model takes no other."""
         optimizer = recipe.optimizer
         if optimizer == "auto":
-            norms = torch.ops.aten.batch_norm.default
-            has_norms = any(n.target is norms for n in student.graph.nodes)
-            optimizer = "sgd" if has_norms else "adamw"
+            ops = {node.target for node in student.graph.nodes}
+            optimizer = "sgd" if _BATCH_NORM in ops and not ops & _OF_TRANSFORMERS else "adamw"
         fewest = math.ceil(_FEWEST_PER_STEP / (batch * processes)) if fixed else 1
         accumulate = fewest if recipe.accumulate is None else recipe.accumulate
         rate = recipe.learning_rate
