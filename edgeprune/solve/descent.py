@@ -18,11 +18,16 @@ _SWEEPS = 12
 _BISECTIONS = 22
 
 
-def descend(problem: Problem, limits: Limits) -> dict[int, int] | None:
-    """A feasible choice, or None where the descent finds none (the smallest one may still be)."""
+def descend(
+    problem: Problem, limits: Limits, weights: Mapping[str, float] | None = None
+) -> dict[int, int] | None:
+    """A feasible choice, or None where the descent finds none (the smallest one may still be).
+
+    weights: of a cost as a share of its limit beside the others; all alike if None.
+    """
     best: dict[int, int] | None = None
     low, high = 0.0, 1.0
-    search = _Descent(problem, limits)
+    search = _Descent(problem, limits, weights)
     start = problem.full
     for _ in range(40):
         found = search.run(high, start)
@@ -44,10 +49,24 @@ def descend(problem: Problem, limits: Limits) -> dict[int, int] | None:
     return search.refill(best)
 
 
+def combine(
+    problem: Problem, limits: Limits, known: Mapping[int, int], others: Sequence[Mapping[int, int]]
+) -> dict[int, int]:
+    """A choice within the limits, bettered by parts of others (path relinking, Glover 1996)."""
+    search = _Descent(problem, limits)
+    values = dict(known)
+    for other in others:
+        values = search.refill(search.towards(values, other))
+    return values
+
+
 class _Descent:
-    def __init__(self, problem: Problem, limits: Limits) -> None:
+    def __init__(
+        self, problem: Problem, limits: Limits, weights: Mapping[str, float] | None = None
+    ) -> None:
         self._problem = problem
         self._limits = {name: x for name, x in limits.as_dict().items() if x is not None}
+        self._weights = weights or dict.fromkeys(self._limits, 1.0)
         self._columns = Columns(list(problem.options))
         self._terms: dict[int, list[int]] = {v: [] for v in problem.options}
         for i, term in enumerate(problem.terms):
@@ -149,7 +168,8 @@ class _Descent:
         terms: the kernels that count (those that the choices tell apart).
         """
         costs = self._costs(rows, terms)
-        return np.sum([costs[name] / limit for name, limit in self._limits.items()], axis=0)
+        shares = [costs[n] * (self._weights[n] / limit) for n, limit in self._limits.items()]
+        return np.sum(shares, axis=0)
 
     def _costs(self, rows: Array, terms: tuple[int, ...]) -> dict[str, Array]:
         costs = {}
@@ -163,6 +183,33 @@ class _Descent:
             costs["memory_mb"] = self._live(rows).max(axis=1, initial=0.0) + weights
             costs["parameters"] = parameters
         return costs
+
+    def towards(self, values: dict[int, int], other: Mapping[int, int]) -> dict[int, int]:
+        """Takes from another choice what still fits, most loss regained first; branches whole."""
+        problem = self._problem
+        while True:
+            parts: dict[int, dict[int, int]] = {}
+            for v in problem.options:
+                if values[v] != other[v]:
+                    parts.setdefault(self._part(v, values, other), {})[v] = other[v]
+            gains = {
+                part: self._loss(values, tuple(moves)) - self._loss(moves, tuple(moves))
+                for part, moves in parts.items()
+            }
+            for part in sorted(parts, key=lambda part: (-gains[part], part)):
+                trial = {**values, **parts[part]}
+                if gains[part] > 0 and self.within(trial):
+                    values = trial
+                    break
+            else:
+                return values
+
+    def _part(self, v: int, values: Mapping[int, int], other: Mapping[int, int]) -> int:
+        """The outermost branch that differs and takes the variable along, else itself."""
+        above = self._problem.holder.get(v) if v >= 0 else self._problem.inside.get(v)
+        if above is None or values[above] == other[above]:
+            return v
+        return self._part(above, values, other)
 
     def refill(self, values: dict[int, int]) -> dict[int, int]:
         """Widens what fits in the slack that bisection left, most loss regained first."""

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from edgeprune.poly import Poly
-from edgeprune.solve.descent import descend
+from edgeprune.solve.clock import Clock
+from edgeprune.solve.descent import combine, descend
+from edgeprune.solve.lagrange import Dual, dual
 from edgeprune.solve.problem import Limits, Problem
 from edgeprune.solve.terms import LatencyTerm
 
@@ -33,11 +35,9 @@ _DESCENTS = 4  # this often at most with tighter limits
 # The model leaves a little out of kernels of many variables: an answer over a limit is forbidden,
 # this often at most, and the search goes on.
 _ROUNDS = 12
-# The search is ended by the work it counts, not by the clock, so that a busy machine gives the same
-# answer as an idle one. So much work is about a second on two cores; by the clock a search may take
-# this many times its seconds before it is ended all the same.
-_WORK_PER_SECOND = 0.75
-_PATIENCE = 3.0
+# The share of the time that prices may take; they rarely take a tenth of that.
+_PRICED = 1 / 3
+_LEAST_WEIGHT = 0.01  # of a limit that costs nothing at the best prices, beside the dearest one
 
 
 @dataclass(frozen=True)
@@ -83,72 +83,76 @@ def solve(
         least = problem.smallest
         loss = problem.loss(least)
         return Solution(least, "infeasible", loss, loss, time.perf_counter() - began)
-    known = _better(problem, limits, _descended(problem, limits), start) or problem.smallest
-    clock = _Clock(seconds)
-    model, bound = _Model(problem, limits), 0.0
-    tighter = limits
-    for _ in range(_ROUNDS):
-        answer = model.search(known, clock, seed, progress)
-        bound = max(bound, answer.bound)
-        known = _better(problem, limits, answer.values, known) or known
-        if answer.values is None or clock.done or _near(problem.loss(known), bound):
-            break
-        if problem.within(answer.values, limits):
-            break
-        model.forbid(answer.values)
-        tighter = _tighter(problem, tighter, limits, answer.values)
-        inner = _Model(problem, tighter).search(known, clock, seed, None)
-        known = _better(problem, limits, inner.values, known) or known
-        if clock.done or _near(problem.loss(known), bound):
-            break
+    known = _better(problem, limits, problem.smallest, _descended(problem, limits), start)
+    bound, left, spent = 0.0, problem, 0.0
+    if (priced := dual(problem, limits, known, seconds * _PRICED)) is not None:
+        spent = priced.seconds
+        known = _better(problem, limits, known, *_at_prices(problem, limits, known, priced))
+        bound, left = priced.bound, problem.without(priced.with_value, known)
+    if progress is not None:
+        progress(problem.loss(known), bound)
+    clock = Clock(seconds - spent)
+    if not _near(problem.loss(known), bound):
+        known, bound = _searched(left, limits, known, bound, clock, seed, progress)
     loss = problem.loss(known)
     status = "optimal" if _near(loss, bound) else "feasible"
     took = time.perf_counter() - began
     return Solution(known, status, loss, min(bound, loss), took, clock.remark)
 
 
-class _Clock:
-    """What is left of a time limit, in the work that the solver counts, and by the clock."""
-
-    def __init__(self, seconds: float) -> None:
-        self._work = seconds * _WORK_PER_SECOND
-        self._end = time.perf_counter() + seconds * _PATIENCE
-        self.remark: str | None = None
-
-    @property
-    def work(self) -> float:
-        """Units of counted work left, a little above 0."""
-        return max(self._work, 1e-3)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds left by the clock, a little above 0."""
-        return max(self._end - time.perf_counter(), 0.01)
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left."""
-        return self._work <= 0 or self.remark is not None
-
-    def spend(self, work: float) -> None:
-        """A search that did so much work is over."""
-        self._work -= work
-        if time.perf_counter() >= self._end:
-            self.remark = (
-                "the clock ended the solver's search on a busy machine: another run may find "
-                "another plan (--solver-seconds gives it longer)"
-            )
-
-    def give_up(self, why: str) -> None:
-        """The search can't be had at all."""
-        self.remark = f"the solver refused the problem, so nothing is known of its best: {why}"
+def _at_prices(
+    problem: Problem, limits: Limits, known: Mapping[int, int], priced: Dual
+) -> Iterable[Mapping[int, int]]:
+    """Choices, some of them within the limits, that the best prices lead to."""
+    if len(priced.prices) > 1:  # the first descent didn't know which limits matter
+        least = _LEAST_WEIGHT * max(priced.prices.values())
+        weights = {name: max(price, least) for name, price in priced.prices.items()}
+        if least > 0 and (found := _descended(problem, limits, weights)) is not None:
+            known = _better(problem, limits, known, found)
+    met = [point.values for point in reversed(priced.points)]
+    return [known, combine(problem, limits, known, met), *met]
 
 
-def _descended(problem: Problem, limits: Limits) -> Mapping[int, int] | None:
+def _searched(
+    problem: Problem,
+    limits: Limits,
+    known: Mapping[int, int],
+    bound: float,
+    clock: Clock,
+    seed: int,
+    progress: Callable[[float, float], None] | None,
+) -> tuple[Mapping[int, int], float]:
+    """The best choice and bound of CP-SAT, which starts from those that are known.
+
+    problem: of the choices better than the known one none need be missing from it.
+    """
+    most = problem.loss(known)
+    model = _Model(problem, limits, bound)
+    tighter = limits
+    for _ in range(_ROUNDS):
+        answer = model.search(known, clock, seed, progress)
+        bound = max(bound, min(answer.bound, most))
+        known = _better(problem, limits, known, answer.values)
+        if answer.values is None or clock.done or _near(problem.loss(known), bound):
+            break
+        if problem.within(answer.values, limits):
+            break
+        model.forbid(answer.values)
+        tighter = _tighter(problem, tighter, limits, answer.values)
+        inner = _Model(problem, tighter, bound).search(known, clock, seed, None)
+        known = _better(problem, limits, known, inner.values)
+        if clock.done or _near(problem.loss(known), bound):
+            break
+    return known, bound
+
+
+def _descended(
+    problem: Problem, limits: Limits, weights: Mapping[str, float] | None = None
+) -> Mapping[int, int] | None:
     """The descent's answer; asked for less where its own costs turn out a bit too low."""
     asked = limits
     for _ in range(_DESCENTS):
-        found = descend(problem, asked)
+        found = descend(problem, asked, weights)
         if found is None or problem.within(found, limits):
             return found
         asked = _tighter(problem, asked, limits, found)
@@ -171,11 +175,14 @@ def _tighter(problem: Problem, asked: Limits, limits: Limits, values: Mapping[in
 
 
 def _better(
-    problem: Problem, limits: Limits, *choices: Mapping[int, int] | None
-) -> Mapping[int, int] | None:
-    """The choice of least loss among those within the limits."""
+    problem: Problem,
+    limits: Limits,
+    known: Mapping[int, int],
+    *choices: Mapping[int, int] | None,
+) -> Mapping[int, int]:
+    """The choice of least loss among a known one and those that are within the limits."""
     feasible = [c for c in choices if c is not None and problem.within(c, limits)]
-    return min(feasible, key=problem.loss, default=None)
+    return min([known, *feasible], key=problem.loss)
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,8 @@ Expression = Any  # what CP-SAT calls a linear expression
 
 
 class _Model:
-    def __init__(self, problem: Problem, limits: Limits) -> None:
+    def __init__(self, problem: Problem, limits: Limits, bound: float) -> None:
+        """bound: a loss that no choice within the limits is below."""
         self._problem = problem
         self._limits = limits
         self._model = cp_model.CpModel()
@@ -198,7 +206,7 @@ class _Model:
         self._options()
         self._limit_latency()
         self._limit_parameters_and_memory()
-        self._objective()
+        self._objective(bound)
 
     # -- choices --------------------------------------------------------------------------------
 
@@ -210,7 +218,8 @@ class _Model:
             self._model.add_exactly_one(chosen)
             self._select[v] = chosen
         for group, branch in self._problem.holder.items():
-            self._model.add(self._select[group][0] == self._select[branch][0])
+            if branch in self._select:
+                self._model.add(self._select[group][0] == self._select[branch][0])
         for inner, outer in self._problem.inside.items():
             if inner in self._select and outer in self._select:
                 self._model.add_implication(self._select[outer][0], self._select[inner][0])
@@ -313,13 +322,15 @@ class _Model:
             for live in self._problem.live:
                 self._model.add(held + self._linear(live, unit) <= _UNITS)
 
-    def _objective(self) -> None:
-        parts = []
-        for v, chosen in self._select.items():
-            parts.append(
-                _weighted(chosen, np.round(self._problem.losses[v] / _LOSS_UNIT).astype(int))
-            )
+    def _objective(self, bound: float) -> None:
+        parts: list[Expression] = []
+        for v, losses in self._problem.losses.items():
+            whole = np.round(losses / _LOSS_UNIT).astype(int)
+            chosen = self._select.get(v)
+            parts.append(int(whole[0]) if chosen is None else _weighted(chosen, whole))
         self._model.minimize(_sum(parts))
+        rounded = len(parts) / 2 + 1  # whole units off
+        self._model.add(_sum(parts) >= max(0, int(bound / _LOSS_UNIT - rounded)))
 
     # -- polynomials ----------------------------------------------------------------------------
 
@@ -407,7 +418,7 @@ class _Model:
     def search(
         self,
         known: Mapping[int, int],
-        clock: _Clock,
+        clock: Clock,
         seed: int,
         progress: Callable[[float, float], None] | None,
     ) -> _Answer:

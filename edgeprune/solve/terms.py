@@ -82,10 +82,14 @@ class PolynomialForm:
         drawn: dict[int, Any] = {}
         for v in kernel.variables | present.variables:
             found = options[v][options[v] > 0].astype(float)  # as long as it is there
+            if not len(found):
+                found = np.zeros(1)
             drawn[v] = random.choice(found, _SAMPLES)
             drawn[v][0] = found[-1]
         exact = pricing(profile).milliseconds([kernel.work(drawn)])[0]
         exact = np.broadcast_to(exact, (_SAMPLES,))
+        if not exact.any():  # gone, whatever is chosen
+            return PolynomialForm(Poly({}), Poly({}), Poly({}), (), (), 1)
         parts = np.stack(
             [np.broadcast_to(poly(drawn), (_SAMPLES,)) for poly in (present, kernel.macs, elements)]
         ).astype(float)

@@ -166,7 +166,7 @@ def test_the_work_done_ends_the_search_so_that_its_answer_is_repeated() -> None:
 def test_the_clock_ends_a_search_that_takes_too_long_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgeprune.solve.solver._PATIENCE", 0.0)
+    monkeypatch.setattr("edgeprune.solve.clock._PATIENCE", 0.0)
     problem = problem_of("residual")
     limits = limits_at(problem, 0.4, "latency_ms")
     found = solve(problem, limits, seconds=20)
