@@ -34,7 +34,7 @@ from edgeprune.sparse.pattern import Pattern
 from edgeprune.sparse.select import select
 from edgeprune.steps import Steps
 from edgeprune.task import Task
-from edgeprune.trace import TracedModel
+from edgeprune.trace import TracedModel, quiet
 
 _GONE = -1.0  # worth less than any weight that is there
 
@@ -112,7 +112,8 @@ class Sparsifying(Carrying):
         settings = self._settings
         done, rate = number / settings.steps, settings.rate or 0.0
         share = share_at(settings.schedule, done, 1 - rate)
-        module = copy.deepcopy(before.module if before else self._traced.graph_module)
+        with quiet():
+            module = copy.deepcopy(before.module if before else self._traced.graph_module)
         with self._steps.step("score"):
             scores = self._scores(module, before)
         with self._steps.step("solve"):

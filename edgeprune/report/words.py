@@ -380,7 +380,7 @@ def _by_name(kernels: list[KernelCost]) -> dict[str, tuple[str, float]]:
 def module_sentence(report: Report) -> str:
     """What the user gets back in PyTorch."""
     if report.module == "user class":
-        told = "your own class, resized"
+        told = "your own class" + (", resized" if report.sparsity is None else "")
     else:
         told = "a GraphModule in place of your class, which could not follow"
     return f"{told} ({report.module_note})" if report.module_note else told
