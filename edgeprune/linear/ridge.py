@@ -12,8 +12,8 @@ LARGEST_DEPTH = 4608
 
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the inputs' mean square
 _FEW_RIDGES = (1e-4, 1e-2, 1.0)  # where each takes many steps
-_STEPS, _PRECISION = 100, 1e-4  # of conjugate gradients
-_TINY = 1e-300
+_STEPS, _PRECISION = 40, 1e-3  # of conjugate gradients: the ridge's choice matters more
+_TINY = 1e-30
 _LEAST_GAIN = 1e-3  # of the error on held-out rows
 
 
@@ -144,8 +144,9 @@ def _conjugate_gradients(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
 
     Each output has a system of its own then, and a factorisation for each would cost outputs times
     as much; steps of conjugate gradients share one product (Hestenes and Stiefel 1952), with the
-    diagonal as preconditioner.
+    diagonal as preconditioner. In single precision, which the ridge makes enough and twice as fast.
     """
+    left, right = left.float(), right.float()
     free = mask.to(right.dtype)
     diagonal = left.diagonal(dim1=1, dim2=2)[..., None]
     x = torch.zeros_like(right)
@@ -163,4 +164,4 @@ def _conjugate_gradients(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
         step = residual / diagonal
         before, size = size, (residual * step).sum(1, keepdim=True)
         direction = step + size / before.clamp(min=_TINY) * direction
-    return x
+    return x.double()

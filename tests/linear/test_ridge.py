@@ -82,3 +82,29 @@ def test_groups_are_fitted_apart() -> None:
     found = fit(seen, held, False)
     assert found is not None
     torch.testing.assert_close(found.matrix.float(), true, rtol=1e-3, atol=1e-3)
+
+
+def test_masked_weights_are_fitted_among_those_that_are_left() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.eye(12) + 0.2 * torch.randn(12, 12, generator=generator)
+    x = torch.randn(2, 400, 12, generator=generator) @ mixing
+    mask = torch.rand(2, 5, 12, generator=generator) < 0.5
+    matrix = torch.randn(2, 5, 12, generator=generator).double() * mask
+    y = x @ torch.randn(2, 12, 5, generator=generator) + 0.1 * torch.randn(
+        2, 400, 5, generator=generator
+    )
+    seen, held = (Moments(matrix, torch.zeros(2, 5).double()) for _ in range(2))
+    seen.add(x[:, :300], y[:, :300])
+    held.add(x[:, 300:], y[:, 300:])
+    found = fit(seen, held, True, mask)
+    assert found is not None
+    assert not found.matrix[~mask].any()
+    for group in range(2):
+        for output in range(5):
+            kept = mask[group, output]
+            inputs = torch.cat([x[group][:, kept], torch.ones(400, 1)], 1).double()
+            want = torch.linalg.lstsq(inputs, y[group, :, output].double()[:, None]).solution[
+                :-1, 0
+            ]
+            got = found.matrix[group, output][kept]
+            assert torch.allclose(got, want, atol=0.05 * float(want.abs().max()) + 0.01)
