@@ -3,7 +3,7 @@ PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip
 STAMP := $(VENV)/.installed
 PYTHON := $(shell command -v python3.11 || command -v python3)
-CODE := $(wildcard edgeprune tests benchmarks export)
+CODE := $(wildcard edgeprune tests benchmarks export examples)
 
 .PHONY: demo test lint bench-env clean .venv
 
@@ -37,4 +37,4 @@ bench-env: $(STAMP)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo
-	find edgeprune tests benchmarks export -name __pycache__ -prune -exec rm -rf {} +
+	find edgeprune tests benchmarks export examples -name __pycache__ -prune -exec rm -rf {} +

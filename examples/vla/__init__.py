@@ -1,0 +1,1 @@
+"""A vision-language-action policy for a table-top world: made, trained, evaluated, pruned."""
