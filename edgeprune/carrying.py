@@ -22,7 +22,7 @@ from edgeprune.export import Exported, export
 from edgeprune.measuring import Here
 from edgeprune.oracle import SurgeryProof
 from edgeprune.plan import Plan
-from edgeprune.recover import Recovery
+from edgeprune.recover import Recovery, recover, tune
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
 from edgeprune.steps import Steps
@@ -135,6 +135,48 @@ class Carrying:
             + (f"step {number - 1}" if number > 1 else "the model as it was")
         )
         return False
+
+    # -- recovery -------------------------------------------------------------------------------
+
+    def _recovered(
+        self, module: GraphModule, plan: Plan, samples: Any, masks: Masks | None = None
+    ) -> Recovery:
+        """What least squares or batch-norm statistics did to a module, in place."""
+        with self._steps.step("recover"):
+            return recover(
+                self._traced,
+                self._coupling,
+                plan,
+                module,
+                self._batches(samples),
+                self._settings.seed,
+                lambda words, share: self._steps.note("recover", words, share),
+                masks,
+            )
+
+    def _tuned(
+        self,
+        module: GraphModule,
+        plan: Plan,
+        epochs: int,
+        recovery: Recovery,
+        masks: Masks | None = None,
+    ) -> tuple[str, ...]:
+        """What epochs of training did to a module, in place."""
+        assert self._task.data is not None
+        with self._steps.step("fine-tune"):
+            return tune(
+                self._traced,
+                module,
+                self._task.data,
+                epochs,
+                self._settings,
+                plan,
+                self._task.loss,
+                recovery.error_after,
+                lambda words, share: self._steps.note("fine-tune", words, share),
+                masks,
+            )
 
     # -- files ----------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from edgeprune.device.from_graph import parameter_count
 from edgeprune.export import Exported
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
-from edgeprune.recover import Recovery, recover, share_of_epochs, tune
+from edgeprune.recover import Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
 from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
@@ -195,40 +195,17 @@ class Fitting(Carrying):
 
     def _mended(self, draft: Draft, before: Draft | None, epochs: int) -> Draft:
         """A draft with its accuracy won back where there are samples."""
-        settings, samples = self._settings, self._samples
+        samples = self._samples
         if samples is not None and not draft.plan.removes_nothing:
             if before is not None:
                 inherit(draft.module, draft.plan, before.module, before.plan, self._coupling)
-            with self._steps.step("recover"):
-                recovery = recover(
-                    self._traced,
-                    self._coupling,
-                    draft.plan,
-                    draft.module,
-                    self._batches(samples),
-                    settings.seed,
-                    lambda words, share: self._steps.note("recover", words, share),
-                )
+            recovery = self._recovered(draft.module, draft.plan, samples)
             draft = replace(draft, recovery=recovery)
             if epochs:
-                draft = replace(draft, trained=self._tuned(draft, epochs))
+                trained = self._tuned(draft.module, draft.plan, epochs, recovery)
+                draft = replace(draft, trained=trained)
         with self._steps.step("evaluate"):
             return replace(draft, metric=self._metric(draft.module))
-
-    def _tuned(self, draft: Draft, epochs: int) -> tuple[str, ...]:
-        assert self._task.data is not None
-        with self._steps.step("fine-tune"):
-            return tune(
-                self._traced,
-                draft.module,
-                self._task.data,
-                epochs,
-                self._settings,
-                draft.plan,
-                self._task.loss,
-                draft.recovery.error_after if draft.recovery else 1.0,
-                lambda words, share: self._steps.note("fine-tune", words, share),
-            )
 
     def _record(self, number: int, draft: Draft) -> StepRecord:
         count = count_parameters(draft.module)

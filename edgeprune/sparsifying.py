@@ -25,7 +25,7 @@ from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.export import Exported
 from edgeprune.oracle import SurgeryProof, difference
 from edgeprune.plan import Plan
-from edgeprune.recover import Recovery, recover, share_of_epochs, tune
+from edgeprune.recover import Recovery, share_of_epochs
 from edgeprune.schedules import share_at
 from edgeprune.scoring.elements import prunable_weights, score_elements
 from edgeprune.solve import Solution
@@ -158,22 +158,13 @@ class Sparsifying(Carrying):
 
     def _mended(self, made: Zeroed, epochs: int) -> Zeroed:
         """With its accuracy won back where there are samples; the zeros stay."""
-        settings, samples, module = self._settings, self._samples, made.module
+        samples, module = self._samples, made.module
         if samples is not None and made.masks.zeros:
-            with self._steps.step("recover"):
-                recovery = recover(
-                    self._traced,
-                    self._coupling,
-                    self._plan,
-                    module,
-                    self._batches(samples),
-                    settings.seed,
-                    lambda words, share: self._steps.note("recover", words, share),
-                    made.masks,
-                )
+            recovery = self._recovered(module, self._plan, samples, made.masks)
             made = replace(made, recovery=recovery)
             if epochs:
-                made = replace(made, trained=self._tuned(made, epochs))
+                trained = self._tuned(module, self._plan, epochs, recovery, made.masks)
+                made = replace(made, trained=trained)
         if not made.masks.held_by(module):
             raise EdgePruneError(
                 "weights that were zeroed came back in recovery: a bug in edgeprune, nothing was "
@@ -181,22 +172,6 @@ class Sparsifying(Carrying):
             )
         with self._steps.step("evaluate"):
             return replace(made, metric=self._metric(module))
-
-    def _tuned(self, made: Zeroed, epochs: int) -> tuple[str, ...]:
-        assert self._task.data is not None
-        with self._steps.step("fine-tune"):
-            return tune(
-                self._traced,
-                made.module,
-                self._task.data,
-                epochs,
-                self._settings,
-                self._plan,
-                self._task.loss,
-                made.recovery.error_after if made.recovery else 1.0,
-                lambda words, share: self._steps.note("fine-tune", words, share),
-                made.masks,
-            )
 
     def _record(self, number: int, made: Zeroed) -> StepRecord:
         zeros = made.masks.zeros

@@ -7,49 +7,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
 from edgeprune import Budgets
 from edgeprune.errors import UserError
 from edgeprune.recover import share_of_epochs
+from tests.colours import image, trained
 
-IMAGE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24)
-        self.head = nn.Linear(24, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return self.head(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
-
-
-def images(count: int, seed: int) -> TensorDataset:
-    """Three classes: which colour is brightest."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    x = torch.randn(count, 3, 16, 16, generator=generator)
-    x[torch.arange(count), labels] += 0.4
-    return TensorDataset(x, labels)
+IMAGE = image(3)
 
 
 @pytest.fixture(scope="module")
 def task() -> tuple[nn.Module, tuple[Any, Any]]:
-    torch.manual_seed(0)
-    model = Small()
-    train = DataLoader(images(256, 0), 32)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(3):
-        for x, y in train:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval(), (train, DataLoader(images(128, 1), 32))
+    return trained(3)
 
 
 def pruned(task: tuple[nn.Module, tuple[Any, Any]], **options: Any) -> edgeprune.Result:

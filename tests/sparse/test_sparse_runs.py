@@ -12,8 +12,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
 
 import edgeprune
 from edgeprune.cli import main
@@ -21,43 +20,14 @@ from edgeprune.errors import UserError
 from edgeprune.onnx_sparse import densified
 from edgeprune.schedules import share_at
 from edgeprune.sparse.masks import Masks
+from tests.colours import Small, image, trained
 
-IMAGE = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-class Small(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(4, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-        self.conv2, self.bn2 = nn.Conv2d(16, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24)
-        self.head = nn.Linear(24, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return self.head(torch.relu(self.bn2(self.conv2(x))).mean((2, 3)))
-
-
-def images(count: int, seed: int) -> TensorDataset:
-    """Three classes: which colour is brightest."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 3, (count,), generator=generator)
-    x = torch.randn(count, 4, 16, 16, generator=generator)
-    x[torch.arange(count), labels] += 0.4
-    return TensorDataset(x, labels)
+IMAGE = image(4)
 
 
 @pytest.fixture(scope="module")
 def task() -> tuple[nn.Module, tuple[Any, Any]]:
-    torch.manual_seed(0)
-    model = Small()
-    train = DataLoader(images(256, 0), 32)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(3):
-        for x, y in train:
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-    return model.eval(), (train, DataLoader(images(128, 1), 32))
+    return trained(4)
 
 
 def pruned(task: tuple[nn.Module, Any], data: Any = "none", **options: Any) -> edgeprune.Result:
@@ -143,7 +113,7 @@ def test_criteria_score_single_weights(task: tuple[nn.Module, Any], importance: 
 
 
 def test_equal_weights_are_handled() -> None:
-    model = Small().eval()
+    model = Small(4).eval()
     with torch.no_grad():
         model.conv2.weight.fill_(0.1)
     result = edgeprune.prune(
