@@ -24,8 +24,9 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy
 
+# A file's tests stay together: they share what they set up. One thread each, or they fight for cores.
 test: lint
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 # Some without their dependencies, which would put another torch in place or disagree: pip complains
 # of them, the models that the benchmarks build work.

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgeprune.remote import Remote
-from edgeprune.running import run_runner
+from edgeprune.running import MEMORY_PROCESSES, run_runner
 
-_FOR_MEMORY = ("--seconds", "0.3", "--min-runs", "5", "--warmup", "2")  # it stands after two runs
+_SHORT = ("--seconds", "0.1", "--min-runs", "1", "--warmup", "2")  # it stands after two runs
+_FOR_MEMORY = (*_SHORT, "--processes", MEMORY_PROCESSES)
 
 
 class Machine(Protocol):
@@ -19,8 +20,8 @@ class Machine(Protocol):
         `compare` returns. Raises EdgePruneError if one can't be run."""
 
     def peak_memory_mb(self, model: Path, threads: int) -> float | None:
-        """By how much a fresh process grows that runs a file, in MB of 10**6 bytes; None where the
-        system doesn't tell. Raises EdgePruneError if it can't be run."""
+        """By how much fresh processes grow that run a file, at most, in MB of 10**6 bytes; None
+        where the system doesn't tell. Raises EdgePruneError if it can't be run."""
 
 
 class Here:

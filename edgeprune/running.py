@@ -12,6 +12,8 @@ from typing import Any
 from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.resources import export_folder
 
+MEMORY_PROCESSES = "8"  # a high-water mark that one process in five reaches shows in five of six
+
 
 def measure(
     path: Path, threads: int, seconds: float = 3.0, shapes: Sequence[str] = ()
@@ -32,7 +34,7 @@ def measuring(
     """The runner's arguments for a measurement. shapes: as `name=1x3x224x224`."""
     options = [option for shape in shapes for option in ("--shape", shape)]
     timing = ["--threads", str(threads), "--seconds", str(seconds)]
-    return ["measure", str(model), *timing, *options]
+    return ["measure", str(model), *timing, "--processes", MEMORY_PROCESSES, *options]
 
 
 def run_runner(arguments: Sequence[Any]) -> dict[str, Any]:

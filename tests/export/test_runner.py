@@ -229,6 +229,23 @@ def test_peak_memory_grows_with_the_weights_and_not_the_baseline(tmp_path):
     assert abs(large["baseline_memory_mb"] - small["baseline_memory_mb"]) < 10
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="exact only with /proc")
+def test_the_peak_of_several_processes_is_the_highest_of_them(model):
+    shape = ["--shape", "x=300000x3"]  # 3.6 MB in, and as much out
+    result = call("measure", model, *shape, "--processes", "3", *QUICK)[1]
+    assert len(result["peak_memories_mb"]) == 3
+    assert max(result["peak_memories_mb"]) == result["peak_memory_mb"]
+    assert min(result["peak_memories_mb"]) > 7
+    assert "peak_memories_mb" not in call("measure", model, *QUICK)[1]
+
+
+def test_a_process_that_breaks_off_while_memory_is_measured_is_an_error(runner, model, monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, stdout=b"")
+    monkeypatch.setattr(runner.subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(runner.RunnerError, match="status -9"):
+        runner.measure(model, seconds=0, warmup=0, min_runs=1, processes=2)
+
+
 def test_random_inputs_fit_every_input_type(runner, tmp_path):
     types = [TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.BOOL]
     path = save_model(
