@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from math import prod
 
 Monomial = tuple[int, ...]  # sorted variables; a repeated variable is a power
@@ -26,6 +27,7 @@ class Poly:
         self.terms: dict[Monomial, float] = {m: c for m, c in terms.items() if c != 0}
 
     @staticmethod
+    @lru_cache(maxsize=4096)  # a file's sizes are few, and each is asked for hundreds of times
     def constant(value: float) -> Poly:
         return Poly({(): value})
 
@@ -36,8 +38,11 @@ class Poly:
     @staticmethod
     def total(parts: Iterable[Poly]) -> Poly:
         """The sum of many polynomials."""
+        some = [part for part in parts if part.terms]
+        if len(some) == 1:
+            return some[0]
         terms: dict[Monomial, float] = {}
-        for part in parts:
+        for part in some:
             for m, c in part.terms.items():
                 terms[m] = terms.get(m, 0.0) + c
         return Poly(terms)
@@ -80,6 +85,8 @@ class Poly:
 
     def __call__(self, values: Mapping[int, float]) -> float:
         """The value at the given widths and bits."""
+        if len(self.terms) <= 1 and (not self.terms or () in self.terms):
+            return self.terms.get((), 0.0)
         return sum(c * prod(values[v] for v in m) for m, c in self.terms.items())
 
     @property

@@ -331,7 +331,8 @@ class _Blocks:
         if _flag(op, "to_planes") and self._feeds_blocks(op.outputs[0]):
             self._blocked.update(op.outputs)
             return replace(op, label="ReorderInput")
-        return replace(op, inputs=tuple(map(self._plain, op.inputs)))
+        inputs = tuple(map(self._plain, op.inputs))
+        return op if inputs == op.inputs else replace(op, inputs=inputs)
 
     def _convolves_blocks(self, op: Op) -> bool:
         if not op.inputs or op.label != "Conv" or op.inputs[0] not in self.graph.channels:

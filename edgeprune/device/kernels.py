@@ -111,6 +111,13 @@ class Kernel:
             around=self.around,
         )
 
+    def amounts(self, values: Mapping[int, float]) -> tuple[Any, ...]:
+        """All that its cost depends on, at a plan's widths and bits: alike where kernels are."""
+        polys = (self.macs, *self.channels, self.weights, self.moved, self.written)
+        amounts = tuple(poly(values) for poly in polys)
+        sizes = tuple((name, size(values)) for name, size in self.sizes.items())
+        return self.kind, self.label, self.fused, amounts, sizes, self.around
+
     def latency_ms(self, profile: Profile, values: Mapping[int, float]) -> float:
         """Milliseconds on a device, at a plan's widths and bits; 0 for a kernel that is gone."""
         return float(pricing(profile).milliseconds([self.work(values)])[0])
@@ -136,8 +143,11 @@ class KernelGraph:
 
     def kernel_latencies_ms(self, profile: Profile, values: Mapping[int, float]) -> list[float]:
         """Milliseconds of each kernel for one inference."""
-        works = [kernel.work(values) for kernel in self.kernels]
-        return [float(ms) for ms in pricing(profile).milliseconds(works)]
+        keys = [kernel.amounts(values) for kernel in self.kernels]
+        alike = dict(zip(keys, self.kernels, strict=True))  # layers repeat: each shape once
+        works = [kernel.work(values) for kernel in alike.values()]
+        priced = dict(zip(alike, pricing(profile).milliseconds(works), strict=True))
+        return [float(priced[key]) for key in keys]
 
     def peak_memory_mb(self, profile: Profile, values: Mapping[int, float]) -> float:
         """The most memory that one inference takes, in MB, at the runtime's precision."""
