@@ -1,12 +1,12 @@
 """Do budgets hold on this machine, as measured, and how closely are they met?
 
-    python benchmarks/budgets.py [NAME ...] [--json FILE] [--with FILE] [--solver-seconds 10]
+    python benchmarks/budgets.py [NAME …] [--only memory] [--json FILE] [--with FILE]
 
 Each network (torchvision, timm; random weights, no samples) is exported and measured; then
 `edgeprune --profile host` gets seven budgets in turn: four shares of its latency, one of its
 memory, one of its file's size, and all three. Afterwards the file is measured anew, in processes
-of their own: its latency turn about with the original's, its memory as the growth of a fresh
-process. Latency counts as the ratio to the original times what the run took the original's for: a
+of their own: its latency turn about with the original's, its memory as the most that eight fresh
+processes grow by. Latency counts as the ratio to the original times what the run took the original's for: a
 machine that is slower today than yesterday breaks no budget. Takes a minute per case; run it on
 an idle machine.
 """
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument(
         "--with", type=Path, dest="earlier", help="rows of an earlier run, to count"
     )
+    parser.add_argument("--only", choices=_KEYS, help="the cases with this budget and no other")
     parser.add_argument("--solver-seconds", type=float, default=10.0)
     options = parser.parse_args()
     print(
@@ -63,7 +64,7 @@ def main() -> None:
         show(row)
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.names or NAMES:
-            for row in network(name, Path(scratch), options.solver_seconds):
+            for row in network(name, Path(scratch), options.solver_seconds, options.only):
                 rows.append(row)
                 show(row)
                 if options.json:
@@ -71,13 +72,13 @@ def main() -> None:
     conclude(rows)
 
 
-def network(name: str, scratch: Path, seconds: float) -> Any:
-    """Every case of one network."""
+def network(name: str, scratch: Path, seconds: float, only: str | None) -> Any:
+    """Every case of one network, or those of one budget."""
     path, base = scratch / f"{name}.pt", scratch / f"{name}-base"
     torch.save(build(name), path)
     _edgeprune([str(path), "--profile", "host", "--rate", "0", "--quiet", "-o", str(base)])
     before = json.loads((base / "report.json").read_text())["before"]
-    for case in CASES:
+    for case in CASES if only is None else [case for case in CASES if [*case] == [only]]:
         budgets = {what: share * before[_KEYS[what]] for what, share in case.items()}
         out = scratch / "out"
         words = [x for what, limit in budgets.items() for x in (_OPTIONS[what], f"{limit:.5f}")]
