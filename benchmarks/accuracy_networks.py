@@ -9,10 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 CALIBRATION = 1024  # unlabelled images
+SHIFT = 4  # pixels
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,18 @@ class Images:
         return DataLoader(TensorDataset(self.x[:CALIBRATION]), 128)
 
     def labelled(self, batch: int = 128) -> DataLoader[tuple[Tensor, ...]]:
-        """All training images, mixed anew in each epoch."""
+        """All training images, mixed, mirrored and shifted anew in each epoch, as these networks
+        were trained (He et al. 2016, arXiv:1512.03385, section 4.2)."""
         generator = torch.Generator().manual_seed(0)
         data = TensorDataset(self.x, self.y)
-        return DataLoader(data, batch, shuffle=True, generator=generator, drop_last=True)
+
+        def together(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+            images, classes = default_collate(samples)
+            return augmented(images, generator), classes
+
+        return DataLoader(
+            data, batch, shuffle=True, generator=generator, drop_last=True, collate_fn=together
+        )
 
     def accuracy(self, model: nn.Module) -> float:
         """Percent of the test images that a model gets right."""
@@ -43,6 +53,17 @@ class Images:
                 for x, y in zip(self.test_x.split(250), self.test_y.split(250), strict=True)
             ]
         return 100 * float(sum(right)) / len(self.test_y)
+
+
+def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images (n, 3, h, w) mirrored, each moved by up to SHIFT pixels; zeros come in."""
+    n, _, h, w = images.shape
+    mirror = torch.rand(n, generator=generator) < 0.5
+    images = torch.where(mirror[:, None, None, None], images.flip(3), images)
+    padded = F.pad(images, [SHIFT] * 4)
+    moves = torch.randint(2 * SHIFT + 1, (n, 2), generator=generator).tolist()
+    parts = [one[:, y : y + h, x : x + w] for one, (y, x) in zip(padded, moves, strict=True)]
+    return torch.stack(parts)
 
 
 def load(folder: Path) -> tuple[ModuleType, Images]:

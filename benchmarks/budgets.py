@@ -6,9 +6,9 @@ Each network (torchvision, timm; random weights, no samples) is exported and mea
 `edgeprune --profile host` gets seven budgets in turn: four shares of its latency, one of its
 memory, one of its file's size, and all three. Afterwards the file is measured anew, in processes
 of their own: its latency turn about with the original's, its memory as the most that eight fresh
-processes grow by. Latency counts as the ratio to the original times what the run took the original's for: a
-machine that is slower today than yesterday breaks no budget. Takes a minute per case; run it on
-an idle machine.
+processes grow by. Latency counts as the ratio to the original times what the run took the
+original's for: a machine that is slower today than yesterday breaks no budget. Takes a minute per
+case; run it on an idle machine.
 """
 
 from __future__ import annotations
