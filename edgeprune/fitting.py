@@ -23,6 +23,7 @@ from edgeprune.recover import Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
 from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
+from edgeprune.shaping import shaped
 from edgeprune.solve import Limits, Problem, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -76,8 +77,31 @@ class Fitting(Carrying):
         self.baseline = self._baseline()
         self._aim = Aim(self._settings, self._problem.costs(self._problem.full), self.baseline.cost)
         kept_already = not over(self.baseline.cost, self._settings.budgets)
-        best = self._fastest() if self._settings.fastest and kept_already else self._stepped()
+        fastest = self._settings.fastest and kept_already
+        self._problem = self._shaped(self._sought() if fastest else self._aim.limits())
+        best = self._fastest() if fastest else self._stepped()
         return self._as_file(best or self._untouched())
+
+    def _shaped(self, limits: Limits) -> Problem:
+        """The problem with losses of the shape that serves the limits best, as samples say."""
+        if self._samples is None or self.criterion != "sensitivity":
+            return self._problem
+        with self._steps.step("shape"):
+            return shaped(
+                self._traced,
+                self._coupling,
+                self._problem,
+                limits,
+                self._batches(self._samples),
+                self._settings.seed,
+                lambda words: self._steps.note("shape", words),
+            )
+
+    def _sought(self) -> Limits:
+        """Half way to the least latency: where the fastest model of a given loss may lie."""
+        whole = self._problem.costs(self._problem.full)["latency_ms"]
+        least = self._problem.reachable().costs["latency_ms"]
+        return replace(self._aim.limits(), latency_ms=(whole + least) / 2)
 
     def _stepped(self) -> Draft | None:
         """The draft at the end of all steps, or the last one that --max-drop can bear."""

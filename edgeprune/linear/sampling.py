@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from edgeprune.batches import arrange, split_batch
 from edgeprune.linear.layers import Layer
-from edgeprune.linear.replay import bytes_per_sample
+from edgeprune.linear.replay import Replay, bytes_per_sample
 from edgeprune.trace import ExampleInputs, TracedModel
 
 #: How much the activations of two models may take, in bytes.
@@ -19,6 +20,7 @@ MEMORY = 1.0e9
 _BATCH = 64
 _FEWEST = 8
 _FEWEST_ROWS = 4096
+_FEWEST_TRIED = 4
 
 
 class Sampling:
@@ -70,3 +72,25 @@ def calls_of(
             if count >= samples:
                 return calls, count
     return calls, count
+
+
+def affordable(
+    traced: TracedModel, calls: Sequence[ExampleInputs], runs: float, most: int, seconds: float
+) -> list[ExampleInputs]:
+    """Up to `most` of the samples, fewer where `runs` runs of the model on them would take more
+    than some seconds."""
+    first = calls[:1]
+    began = time.perf_counter()
+    Replay(traced.graph_module, first).run_to("output", including=False)
+    per_sample = (time.perf_counter() - began) / max(first[0].batch or 1, 1)
+    wanted = min(max(int(seconds / max(per_sample * runs, 1e-9)), _FEWEST_TRIED), most)
+    if not traced.dynamic_batch:
+        return list(calls[: max(wanted // traced.batch, 1)])
+    chosen, seen = [], 0
+    for call in calls:
+        size = min(call.batch or 1, wanted - seen)
+        chosen.append(call.map(lambda t, size=size: t[:size]))
+        seen += size
+        if seen >= wanted:
+            break
+    return chosen

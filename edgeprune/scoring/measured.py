@@ -9,7 +9,6 @@ scaled so that their sums agree with that.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.coupling import Coupling, Group
-from edgeprune.linear.replay import Replay
-from edgeprune.linear.sampling import calls_of
+from edgeprune.linear.sampling import affordable, calls_of
 from edgeprune.plan import Plan, keep_best
 from edgeprune.scoring.magnitude import Scores, from_energies
 from edgeprune.scoring.readers import eliminations
@@ -37,7 +35,6 @@ TRIAL_SAMPLES = 128
 SECONDS = 120.0
 
 _SHARES = (0.5, 0.25)  # of a group's width: where its loss is measured
-_FEWEST = 4
 _LARGEST_RATIO = 4.0
 _INNER_LAYERS = 8  # a group that reaches into more is a stream: it shrinks alone
 
@@ -67,7 +64,8 @@ def measured(
     widths = [(g.index, n) for g in coupling.groups for n in _widths(g)]
     plans = [group_plan(coupling, g, _kept(shapes[g], n)) for g, n in widths]
     plans += [branch_plan(coupling, b.index) for b in coupling.branches]
-    trials = _trial_calls(traced, calls, plans)
+    # On average a trial runs half of the model, and fitting layers anew takes as long again.
+    trials = affordable(traced, calls, len(plans), TRIAL_SAMPLES, SECONDS)
     found = losses(traced, coupling, plans, trials, seed, lambda s: say("trials", s))
     at_widths = dict(zip(widths, found[: len(widths)], strict=True))
     of_branches = np.array(found[len(widths) :])
@@ -160,30 +158,7 @@ def _curve(shape: _Shape, points: Sequence[tuple[int, float]]) -> Array:
     return curve
 
 
-# -- how much the trials may take, and what they leave out -----------------------------------------
-
-
-def _trial_calls(
-    traced: TracedModel, calls: Sequence[ExampleInputs], plans: Sequence[Plan]
-) -> Sequence[ExampleInputs]:
-    """As many of the samples as the trials have time for."""
-    first = calls[:1]
-    began = time.perf_counter()
-    Replay(traced.graph_module, first).run_to("output", including=False)
-    per_sample = (time.perf_counter() - began) / max(first[0].batch or 1, 1)
-    # On average a trial runs half of the model, and fitting layers anew takes as long again.
-    count = int(SECONDS / max(per_sample * len(plans), 1e-9))
-    wanted = min(max(count, _FEWEST), TRIAL_SAMPLES)
-    if not traced.dynamic_batch:
-        return calls[: max(wanted // traced.batch, 1)]
-    chosen, seen = [], 0
-    for call in calls:
-        size = min(call.batch or 1, wanted - seen)
-        chosen.append(call.map(lambda t, size=size: t[:size]))
-        seen += size
-        if seen >= wanted:
-            break
-    return chosen
+# -- what the trials leave out ---------------------------------------------------------------------
 
 
 def _ratios(

@@ -20,6 +20,9 @@ from edgeprune.poly import Poly, branch_variable
 from edgeprune.scoring import Scores, branches_of
 from edgeprune.solve.terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
 
+# Cached properties of a problem that losses have no part in.
+_OF_COSTS = {"terms", "live", "parameters", "weights_mb", "_tiled"}
+
 #: How many widths a group may choose from: the solver's work grows with the square of it.
 MOST_OPTIONS = 16
 
@@ -125,6 +128,17 @@ class Problem:
             options[group.index] = np.array(widths)
             losses[group.index] = np.asarray(loss, dtype=float)
         return Problem(coupling, scores, kernels, count, profile, options, losses, holder, inside)
+
+    def shaped(self, power: float, branches: float, scale: float = 1.0) -> Problem:
+        """The same decision with each loss raised to a power and scaled, and branches counting
+        `branches` times as much."""
+        factors = {v: scale * (branches if v < 0 else 1.0) for v in self.losses}
+        made = replace(
+            self, losses={v: factors[v] * losses**power for v, losses in self.losses.items()}
+        )
+        for name in _OF_COSTS & self.__dict__.keys():  # what was computed of costs stays right
+            made.__dict__[name] = self.__dict__[name]
+        return made
 
     def at_most(self, values: Mapping[int, int]) -> Problem:
         """The same decision with nothing wider than in an earlier choice."""
