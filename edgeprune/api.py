@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune import coupling as coupling_step
+from edgeprune import ranks
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import Coupling
 from edgeprune.data import NO_DATA, Data, data_from, load_data
@@ -142,14 +143,18 @@ def prune(
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.
+
+    Under torchrun every process calls this and has the result: trials that score and batches that
+    train are spread over them; the first one measures and writes.
     """
+    ranks.join()
     asked = Requirements() if require is None else understand(require)
     asked.beside(profile, budgets, rate, max_drop)
     profile = profile or asked.profile or HOST
     budgets = (budgets or Budgets()).overridden_by(asked.budgets)
     rate = asked.rate if rate is None else rate
     max_drop = asked.max_drop if max_drop is None else max_drop
-    device = profile if isinstance(profile, Profile) else load_profile(profile)
+    device = profile if isinstance(profile, Profile) else known_device(profile)
     settings = Settings.build(
         device,
         budgets,
@@ -190,24 +195,23 @@ def prune(
 
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
-    """Runs a task; writes its results to `target`, if given, at once when everything is proved."""
-    check_alone()
+    """Runs a task; writes its results to `target`, if given, at once when everything is proved.
+
+    Under torchrun the first process writes.
+    """
     check_teachable(task)
     torch.manual_seed(task.settings.seed)
     with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
         folder = Path(scratch)
         outcome = run(task, folder, steps)
-        return outcome if target is None else written(outcome, folder, target)
+        if target is None or not ranks.is_first():
+            return outcome
+        return written(outcome, folder, target)
 
 
-def check_alone() -> None:
-    """Raises UserError under torchrun."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Each process would solve on its own, and train another model than its fellows.
-        raise UserError(
-            "edgeprune runs as one process so far: start it without torchrun, and train "
-            "result.graph_module with edgeprune.training.fine_tune under torchrun"
-        )
+def known_device(profile: str | Path) -> Profile:
+    """A profile by its name or file; under torchrun `host` is the first process's machine."""
+    return ranks.from_first(lambda: load_profile(profile))
 
 
 def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:

@@ -22,6 +22,7 @@ from edgeprune.export import Exported, export
 from edgeprune.measuring import Here
 from edgeprune.oracle import SurgeryProof
 from edgeprune.plan import Plan
+from edgeprune.ranks import from_first
 from edgeprune.recover import Recovery, recover, tune
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
@@ -142,8 +143,9 @@ class Carrying:
         self, module: GraphModule, plan: Plan, samples: Any, masks: Masks | None = None
     ) -> Recovery:
         """What least squares or batch-norm statistics did to a module, in place."""
-        with self._steps.step("recover"):
-            return recover(
+
+        def compute() -> tuple[Recovery, dict[str, Tensor]]:
+            recovery = recover(
                 self._traced,
                 self._coupling,
                 plan,
@@ -153,6 +155,12 @@ class Carrying:
                 lambda words, share: self._steps.note("recover", words, share),
                 masks,
             )
+            return recovery, module.state_dict()
+
+        with self._steps.step("recover"):
+            recovery, weights = from_first(compute)
+            module.load_state_dict(weights)
+            return recovery
 
     def _tuned(
         self,
@@ -198,8 +206,7 @@ class Carrying:
         with self._steps.step("price"):
             cost = predicted(exported, count_parameters(module), self._settings.profile)
             if self._machine is not None:
-                profile, count = self._settings.profile, count_parameters(module)
-                _, cost = measured_pair(exported, exported, count, profile, cost, self._machine)
+                _, cost = self._measured(exported, exported, count_parameters(module), cost)
         with self._steps.step("evaluate"):
             return Baseline(exported, cost, self._metric(module))
 
@@ -224,13 +231,23 @@ class Carrying:
             settings.sparse_initializers and folder == self._folder,
         )
 
+    def _measured(
+        self, before: Exported, after: Exported, parameters: int, known: Cost
+    ) -> tuple[Cost, Cost]:
+        """What two files cost, timed alternately, on the machine that there is."""
+        machine = self._machine
+        assert machine is not None
+        profile = self._settings.profile
+        return from_first(lambda: measured_pair(before, after, parameters, profile, known, machine))
+
     def _metric(self, module: GraphModule) -> float | None:
-        if self._task.metric is not None:
-            return float(self._task.metric(module))
-        data = self._task.data
+        metric, data = self._task.metric, self._task.data
+        if metric is not None:
+            return from_first(lambda: float(metric(module)))
         if data is None or data.test is None:
             return None
-        return accuracy(module, self._batches(data.test), self._traced.example_inputs)
+        batches, inputs = self._batches(data.test), self._traced.example_inputs
+        return from_first(lambda: accuracy(module, batches, inputs))
 
     def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
         return as_batches(batches, self._traced)

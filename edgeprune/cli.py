@@ -423,7 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CycloptsError as error:
         return _fail(" ".join(str(error).split()) + " (see edgeprune --help)", 2)
     except EdgePruneError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if error.told_elsewhere else _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail("interrupted, nothing was written", 130)
     except BrokenPipeError:

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from edgeprune.api import carry_out
+from edgeprune import ranks
+from edgeprune.api import carry_out, known_device
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import couple
 from edgeprune.data import NO_DATA, load_data, load_metric
@@ -80,19 +81,25 @@ class Request:
 
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
-    """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met."""
+    """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met.
+
+    Under torchrun every process comes here, and the first one speaks.
+    """
+    ranks.join()
+    quiet = quiet or not ranks.is_first()
     if request.understood is not None and not quiet:
         print(request.understood, file=sys.stderr)
     with standard_output_kept(as_json):
         report, target = _pruned(request, quiet or as_json)
-    if as_json:
+    if as_json and ranks.is_first():
         print(report.to_json())
     elif not quiet:
         print_report(report, Console())
     unmet = [*report.unmet(), *_missed_rate(report)]
     if not unmet:
         return 0
-    print(f"edgeprune: {'; '.join(unmet)}: {_why(report.warnings, target)}", file=sys.stderr)
+    if ranks.is_first():
+        print(f"edgeprune: {'; '.join(unmet)}: {_why(report.warnings, target)}", file=sys.stderr)
     return 3
 
 
@@ -144,7 +151,7 @@ def task_of(request: Request) -> Task:
     # The model first: the profile of this machine takes a while to measure.
     loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
     settings = Settings.build(
-        load_profile(request.profile),
+        known_device(request.profile),
         request.budgets,
         request.rate,
         request.method,

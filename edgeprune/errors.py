@@ -7,9 +7,11 @@ class EdgePruneError(Exception):
     """Base of every deliberate error.
 
     `exit_code` is what the `edgeprune` command returns; 1 means an internal error.
+    `told_elsewhere`: another process of this run met it, and says so.
     """
 
     exit_code: int = 1
+    told_elsewhere: bool = False
 
 
 class UserError(EdgePruneError):

@@ -12,19 +12,20 @@ from torch.fx import GraphModule
 
 from edgeprune.aiming import Aim, over
 from edgeprune.carrying import Candidate, Carrying, StepRecord
-from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
+from edgeprune.costs import Cost, count_parameters, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import parameter_count
 from edgeprune.export import Exported
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
+from edgeprune.ranks import from_first
 from edgeprune.recover import Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
 from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
 from edgeprune.shaping import shaped
-from edgeprune.solve import Limits, Problem, Solution, solve
+from edgeprune.solve import Limits, Losses, Problem, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel
@@ -84,18 +85,23 @@ class Fitting(Carrying):
 
     def _shaped(self, limits: Limits) -> Problem:
         """The problem with losses of the shape that serves the limits best, as samples say."""
-        if self._samples is None or self.criterion != "sensitivity":
-            return self._problem
-        with self._steps.step("shape"):
+        samples, problem = self._samples, self._problem
+        if samples is None or self.criterion != "sensitivity":
+            return problem
+
+        def losses() -> Losses:
             return shaped(
                 self._traced,
                 self._coupling,
-                self._problem,
+                problem,
                 limits,
-                self._batches(self._samples),
+                self._batches(samples),
                 self._settings.seed,
                 lambda words: self._steps.note("shape", words),
-            )
+            ).losses
+
+        with self._steps.step("shape"):
+            return problem.with_losses(from_first(losses))
 
     def _sought(self) -> Limits:
         """Half way to the least latency: where the fastest model of a given loss may lie."""
@@ -188,18 +194,20 @@ class Fitting(Carrying):
         return min(kept, key=lambda d: d.solution.objective, default=drafts[-1])
 
     def _solve(self, problem: Problem, limits: Limits, before: Solution | None) -> Solution:
-        seconds = self._settings.solver_seconds
-        with self._steps.step("solve"):
-            solution = solve(
+        def compute() -> Solution:
+            return solve(
                 problem,
                 limits,
-                seconds,
+                self._settings.solver_seconds,
                 self._settings.seed,
                 before.values if before else None,
                 lambda objective, bound: self._steps.note(
                     "solve", f"loss {objective:.3g}, at least {bound:.3g}"
                 ),
             )
+
+        with self._steps.step("solve"):
+            solution = from_first(compute)
         if solution.remark is not None:
             self._warnings.append(solution.remark)
         return solution
@@ -275,14 +283,8 @@ class Fitting(Carrying):
         parameters = count_parameters(module)
         if self._machine is None:
             return predicted(exported, parameters, self._settings.profile)
-        before, after = measured_pair(
-            self.baseline.exported,
-            exported,
-            parameters,
-            self._settings.profile,
-            self.baseline.cost,
-            self._machine,
-        )
+        whole = self.baseline
+        before, after = self._measured(whole.exported, exported, parameters, whole.cost)
         calm = before.latency_ms / self.baseline.cost.latency_ms
         if calm < _CALMER:
             self._aim.rescale(calm)

@@ -22,6 +22,7 @@ from edgeprune.errors import EdgePruneError, ParityError, UserError
 from edgeprune.export import Exported, mark_unmet
 from edgeprune.fitting import Fitting
 from edgeprune.output import MASKS
+from edgeprune.ranks import from_first
 from edgeprune.report import Report
 from edgeprune.reporting import build_report
 from edgeprune.scoring import Scores, score
@@ -84,7 +85,7 @@ def prepare(task: Task, steps: Steps) -> Prepared:
     traced, coupling = _captured(task, steps)
     made = made_for(task, traced, steps)
     with steps.step("score"):
-        scores = score(
+        found = score(
             traced,
             coupling,
             settings.importance,
@@ -92,6 +93,7 @@ def prepare(task: Task, steps: Steps) -> Prepared:
             settings.seed,
             lambda words, share: steps.note("score", words, share),
         )
+        scores = from_first(lambda: found)
     return Prepared(traced, coupling, scores, made)
 
 
@@ -110,10 +112,12 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
     if task.data is not None or not task.makes_samples_up or task.settings.rate == 0:
         return None
     with steps.step("make samples up"):
-        return made_up(
-            traced,
-            task.settings.seed,
-            lambda words, share: steps.note("make samples up", words, share),
+        return from_first(
+            lambda: made_up(
+                traced,
+                task.settings.seed,
+                lambda words, share: steps.note("make samples up", words, share),
+            )
         )
 
 
@@ -143,13 +147,15 @@ def _finished(
     if not best.met(task.settings.budgets):
         mark_unmet(best.exported.path)
     with steps.step("validate"):
-        validation = validate(
-            best.module,
-            traced.example_inputs,
-            traced.dynamic_batch,
-            best.exported,
-            folder,
-            task.settings.seed,
+        validation = from_first(
+            lambda: validate(
+                best.module,
+                traced.example_inputs,
+                traced.dynamic_batch,
+                best.exported,
+                folder,
+                task.settings.seed,
+            )
         )
     _check_proofs(best, validation)
     with steps.step("write back"):

@@ -19,12 +19,13 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.carrying import Candidate, Carrying, StepRecord
-from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
+from edgeprune.costs import Cost, count_parameters, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.export import Exported
 from edgeprune.oracle import SurgeryProof, difference
 from edgeprune.plan import Plan
+from edgeprune.ranks import from_first
 from edgeprune.recover import Recovery, share_of_epochs
 from edgeprune.schedules import share_at
 from edgeprune.scoring.elements import prunable_weights, score_elements
@@ -130,12 +131,14 @@ class Sparsifying(Carrying):
 
     def _scores(self, module: GraphModule, before: Zeroed | None) -> dict[str, Tensor]:
         """What each weight is worth by now; what is gone is worth nothing."""
-        self.criterion, scores = score_elements(
-            replace(self._traced, graph_module=module),
-            self._input_dims,
-            self._settings.importance,
-            None if self._samples is None else self._batches(self._samples),
-            self._settings.seed,
+        self.criterion, scores = from_first(
+            lambda: score_elements(
+                replace(self._traced, graph_module=module),
+                self._input_dims,
+                self._settings.importance,
+                None if self._samples is None else self._batches(self._samples),
+                self._settings.seed,
+            )
         )
         if before is not None:
             for name, mask in before.masks.kept.items():
@@ -210,14 +213,7 @@ class Sparsifying(Carrying):
         if self._machine is None:
             return predicted(exported, parameters, self._settings.profile)
         known = self.baseline.cost
-        before, after = measured_pair(
-            self.baseline.exported,
-            exported,
-            parameters,
-            self._settings.profile,
-            known,
-            self._machine,
-        )
+        before, after = self._measured(self.baseline.exported, exported, parameters, known)
         if before.latency_ms < known.latency_ms:  # the machine was busy at first
             self.baseline = replace(self.baseline, cost=before)
         return after.beside(self.baseline.cost.latency_ms)

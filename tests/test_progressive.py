@@ -113,9 +113,9 @@ def test_epochs_are_shared_out() -> None:
     assert [share_of_epochs(1, 3, i) for i in (1, 2, 3)] == [0, 0, 1]
 
 
-def test_many_processes_are_refused(
+def test_processes_that_torchrun_did_not_start_are_refused(
     task: tuple[nn.Module, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="runs as one process so far"):
+    with pytest.raises(UserError, match="torchrun did not start them"):
         pruned(task, rate=0.5)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeprune.coupling import Coupling, Group
 from edgeprune.linear.sampling import affordable, calls_of
 from edgeprune.plan import Plan, keep_best
+from edgeprune.ranks import from_first
 from edgeprune.scoring.magnitude import Scores, from_energies
 from edgeprune.scoring.readers import eliminations
 from edgeprune.scoring.sensitivity import branch_plan, group_plan, joint_loss, losses, touching
@@ -58,18 +59,25 @@ def measured(
     """Scores from samples; `weights`: scores from weights alone, for groups that nothing linear
     reads. Raises UserError for a batch that doesn't fit the model."""
     say = note or (lambda _words, _share: None)
-    calls, _ = calls_of(traced, batches, SAMPLES)
-    say("covariances", 0.0)
-    shapes = _shapes(traced, coupling, calls, weights, seed)
     widths = [(g.index, n) for g in coupling.groups for n in _widths(g)]
+    count = len(widths) + len(coupling.branches)
+
+    def samples() -> tuple[list[_Shape], list[ExampleInputs]]:
+        calls, _ = calls_of(traced, batches, SAMPLES)
+        say("covariances", 0.0)
+        shapes = _shapes(traced, coupling, calls, weights, seed)
+        # On average a trial runs half of the model, and fitting layers anew takes as long again.
+        return shapes, affordable(traced, calls, count, TRIAL_SAMPLES, SECONDS)
+
+    shapes, trials = from_first(samples)
     plans = [group_plan(coupling, g, _kept(shapes[g], n)) for g, n in widths]
     plans += [branch_plan(coupling, b.index) for b in coupling.branches]
-    # On average a trial runs half of the model, and fitting layers anew takes as long again.
-    trials = affordable(traced, calls, len(plans), TRIAL_SAMPLES, SECONDS)
     found = losses(traced, coupling, plans, trials, seed, lambda s: say("trials", s))
     at_widths = dict(zip(widths, found[: len(widths)], strict=True))
     of_branches = np.array(found[len(widths) :])
-    ratios = _ratios(traced, coupling, shapes, at_widths, of_branches, trials, seed)
+    ratios = from_first(
+        lambda: _ratios(traced, coupling, shapes, at_widths, of_branches, trials, seed)
+    )
     curves = tuple(
         _curve(shapes[g.index], [(n, at_widths[g.index, n] * ratios[0]) for n in _widths(g)])
         for g in coupling.groups

@@ -23,6 +23,7 @@ from edgeprune.linear.refit import Aim, aims, refit
 from edgeprune.linear.replay import Replay
 from edgeprune.linear.sampling import Sampling
 from edgeprune.plan import Plan
+from edgeprune.ranks import spread
 from edgeprune.resize import resize
 from edgeprune.trace import ExampleInputs, TracedModel
 
@@ -53,19 +54,24 @@ def losses(
     seed: int = 0,
     note: Callable[[float], None] | None = None,
 ) -> list[float]:
-    """The divergence of the outputs under each plan, in the order given."""
+    """The divergence of the outputs under each plan, in the order given. Under torchrun each
+    process tries a share of the plans."""
     order = {node.name: i for i, node in enumerate(traced.graph_module.graph.nodes)}
     begins = [_begin(traced, coupling, plan) for plan in plans]
     by_begin = sorted(range(len(plans)), key=lambda i: order[begins[i]])
     want = outputs(Replay(traced.graph_module, calls), traced.graph_module)
-    walk = Replay(traced.graph_module, calls)
-    found = [0.0] * len(plans)
-    for done, i in enumerate(by_begin):
-        if note is not None:
-            note(done / len(plans))
-        walk.run_to(begins[i], including=False)
-        found[i] = _trial(traced, coupling, plans[i], walk, want, seed)
-    return found
+
+    def tried(share: Sequence[int]) -> list[float]:
+        walk, found = Replay(traced.graph_module, calls), []
+        for done, i in enumerate(share):
+            if note is not None:
+                note(done / len(share))
+            walk.run_to(begins[i], including=False)
+            found.append(_trial(traced, coupling, plans[i], walk, want, seed))
+        return found
+
+    found = dict(zip(by_begin, spread(by_begin, tried), strict=True))
+    return [found[i] for i in range(len(plans))]
 
 
 def joint_loss(

@@ -20,6 +20,9 @@ from edgeprune.poly import Poly, branch_variable
 from edgeprune.scoring import Scores, branches_of
 from edgeprune.solve.terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
 
+#: What each variable loses by each of its options.
+Losses = Mapping[int, NDArray[np.float64]]
+
 # Cached properties of a problem that losses have no part in.
 _OF_COSTS = {"terms", "live", "parameters", "weights_mb", "_tiled"}
 
@@ -82,7 +85,7 @@ class Problem:
     count: Poly  # trainable parameters that stay
     profile: Profile
     options: Mapping[int, NDArray[np.int64]]
-    losses: Mapping[int, NDArray[np.float64]]
+    losses: Losses
     holder: Mapping[int, int]
     inside: Mapping[int, int]
 
@@ -133,9 +136,11 @@ class Problem:
         """The same decision with each loss raised to a power and scaled, and branches counting
         `branches` times as much."""
         factors = {v: scale * (branches if v < 0 else 1.0) for v in self.losses}
-        made = replace(
-            self, losses={v: factors[v] * losses**power for v, losses in self.losses.items()}
-        )
+        return self.with_losses({v: factors[v] * x**power for v, x in self.losses.items()})
+
+    def with_losses(self, losses: Losses) -> Problem:
+        """The same decision with other losses."""
+        made = replace(self, losses=losses)
         for name in _OF_COSTS & self.__dict__.keys():  # what was computed of costs stays right
             made.__dict__[name] = self.__dict__[name]
         return made

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from edgeprune import __version__
-from edgeprune.api import check_alone
 from edgeprune.device.profile import HOST
 from edgeprune.errors import UserError
+from edgeprune.ranks import check_alone
 from edgeprune.steps import Listener, Steps
 from edgeprune.sweeping.model import Row, Sweep
 from edgeprune.sweeping.point import Answer, Job, Source, explained, fit_point, work
