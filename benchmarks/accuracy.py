@@ -3,10 +3,10 @@
     PYTHONPATH=. python benchmarks/accuracy.py --data ../shared/data [--json FILE] [PART …]
 
 Parts (all unless named): half, third, resnet20, datafree, datafree20, latency, epochs,
-latency-epochs, third-epochs. CIFAR-10 networks with public weights, 1,024 unlabelled images for
-what needs no training, 4,000 labelled ones for 10 epochs; accuracy on 1,000 test images that take
-part in nothing. The peer is measured with each of its data-free criteria; the best of them counts,
-as the test images see it, which favours it.
+latency-epochs, third-epochs, curves (with a plot: --plot FILE). CIFAR-10 networks with public
+weights, 1,024 unlabelled images for what needs no training, 4,000 labelled ones for 10 epochs;
+accuracy on 1,000 test images that take part in nothing. The peer is measured with each of its
+data-free criteria; the best of them counts, as the test images see it, which favours it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import yaml
 from torch import nn
 
 import edgeprune
+from benchmarks import accuracy_curves as curves_of
 from benchmarks import accuracy_peer as peer
 from benchmarks.accuracy_networks import load
 from edgeprune.device import latency
@@ -42,8 +44,9 @@ Row = dict[str, Any]
 class Bench:
     """The networks, the images and what was measured so far."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, plot: Path) -> None:
         self.loaders, self.images = load(data)
+        self.plot = plot
         self.example = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         self.rows: list[Row] = []
 
@@ -65,10 +68,7 @@ class Bench:
 
 
 def multiply_accumulates() -> Profile:
-    """A made-up device whose milliseconds are millions of multiply-accumulates, and no more: what
-    thin channels cost beyond that on real devices is left out of the formula from here on."""
-    for module in (latency, terms, compiled):
-        module.EDGE_CHANNELS = 0  # type: ignore[attr-defined]
+    """A made-up device whose milliseconds are millions of multiply-accumulates."""
     path = Path(__file__).parent.parent / "device_profiles" / "raspberry-pi-4.yaml"
     raw = yaml.safe_load(path.read_text())
     raw.update(name="macs", title="one multiply-accumulate a nanosecond", channel_multiple=1)
@@ -80,11 +80,28 @@ def multiply_accumulates() -> Profile:
     return Profile.model_validate(raw)
 
 
+@contextmanager
+def thin_channels_free() -> Iterator[None]:
+    """Leaves what thin channels cost on real devices out of the formula."""
+    modules: tuple[Any, ...] = (latency, terms, compiled)
+    known = [module.EDGE_CHANNELS for module in modules]
+    for module in modules:
+        module.EDGE_CHANNELS = 0
+    try:
+        yield
+    finally:
+        for module, channels in zip(modules, known, strict=True):
+            module.EDGE_CHANNELS = channels
+
+
 def ours(
     bench: Bench, model: nn.Module, share: float, profile: Any = None, **options: Any
 ) -> tuple[edgeprune.Result, float]:
-    """A model at a share of its cost, and the seconds that it took."""
-    profile = profile or multiply_accumulates()
+    """A model at a share of its cost (multiply-accumulates, or a device's latency), and the
+    seconds that it took."""
+    if profile is None:
+        with thin_channels_free():
+            return ours(bench, model, share, multiply_accumulates(), **options)
     whole = edgeprune.prune(model, bench.example, profile=profile, rate=0.0)
     limit = whole.report["before"]["latency_ms"] * share
     began = time.perf_counter()
@@ -231,6 +248,39 @@ def by_latency(bench: Bench, part: str, share: float, epochs: int = 0) -> None:
                 bench.add(part, what, images.accuracy(mended), base, **cost(mended))
 
 
+def curves(bench: Bench) -> None:
+    """Accuracy against multiply-accumulates and against measured latency, without training."""
+    model, images = bench.network(), bench.images
+    base, whole = images.accuracy(model), peer.macs(model, bench.example)
+    with tempfile.TemporaryDirectory() as scratch:
+        watch = Stopwatch(bench, model, Path(scratch))
+
+        def add(what: str, smaller: nn.Module, **others: Any) -> None:
+            costs = {"macs": peer.macs(smaller, bench.example) / whole}
+            costs["latency"] = watch.share(smaller)
+            bench.add("curves", what, images.accuracy(smaller), base, **costs, **others)
+
+        for share in curves_of.MACS:
+            result, _ = ours(bench, model, share, data=images.unlabelled())
+            add("edgeprune", result.graph_module, of="macs")
+            for name in peer.CRITERIA:
+                for round_to, of in ((None, "macs"), (8, "latency")):
+                    smaller = peer.pruned(
+                        model,
+                        bench.example,
+                        name,
+                        lambda m, s=share: peer.macs(m, bench.example) <= whole * s,
+                        round_to,
+                    )
+                    if smaller is not None:
+                        mended = peer.recalibrated(smaller, images.unlabelled())
+                        add(f"Torch-Pruning, {name}, BN recalibrated", mended, of=of)
+        for share in curves_of.LATENCY:
+            result, _ = ours(bench, model, share, load_profile("host"), data=images.unlabelled())
+            add("edgeprune", result.graph_module, of="latency")
+    curves_of.plot([row for row in bench.rows if row["part"] == "curves"], base, bench.plot)
+
+
 PARTS: dict[str, Callable[[Bench], None]] = {
     "half": lambda b: untrained(b, "half", 1 / 2),
     "third": lambda b: untrained(b, "third", 1 / 3),
@@ -241,6 +291,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "epochs": lambda b: trained(b, "epochs", 1 / 2),
     "third-epochs": lambda b: trained(b, "third-epochs", 1 / 3),
     "latency-epochs": lambda b: by_latency(b, "latency-epochs", 1 / 2, EPOCHS),
+    "curves": curves,
 }
 
 
@@ -249,11 +300,12 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, default=Path("accuracy-curves.html"))
     options = parser.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         sys.exit(f"no part {unknown[0]}: choose from {', '.join(PARTS)}")
-    bench = Bench(options.data)
+    bench = Bench(options.data, options.plot)
     for part in options.parts or PARTS:
         PARTS[part](bench)
         if options.json:
