@@ -301,11 +301,20 @@ class _Blocks:
 
     def run(self) -> OpGraph:
         self._elements = dict(self.graph.elements)
+        self._readers: dict[str, list[Op]] = {}
         for op in self.graph.ops:
-            self._ops.append(self._placed(op))
+            for name in dict.fromkeys(op.inputs):
+                self._readers.setdefault(name, []).append(op)
+        self._makers: dict[str, Op] = {}
+        for op in self.graph.ops:
+            self._made(self._placed(op))
         for name in self.graph.outputs:
             self._plain(name)
         return replace(self.graph, ops=tuple(self._ops), elements=self._elements)
+
+    def _made(self, op: Op) -> None:
+        self._ops.append(op)
+        self._makers.update(dict.fromkeys(op.outputs, op))
 
     def _placed(self, op: Op) -> Op:
         """The op with its inputs in the layout that it reads."""
@@ -388,16 +397,16 @@ class _Blocks:
 
     def _feeds_blocks(self, tensor: str) -> bool:
         """Whether only convolutions in blocks read a tensor."""
-        readers = [op for op in self.graph.ops if tensor in op.inputs]
+        readers = self._readers.get(tensor, ())
         return bool(readers) and all(
             op.kind in _CONVOLUTIONS and self._convolves_blocks(op) for op in readers
         )
 
     def _made_by_convolution(self, tensor: str) -> bool:
         """Whether a convolution makes a tensor that one op alone reads: that op is fused."""
-        readers = sum(tensor in op.inputs for op in self.graph.ops)
-        maker = next((op for op in reversed(self._ops) if tensor in op.outputs), None)
-        return readers == 1 and maker is not None and maker.kind in _CONVOLUTIONS
+        maker = self._makers.get(tensor)
+        alone = len(self._readers.get(tensor, ())) == 1
+        return alone and maker is not None and maker.kind in _CONVOLUTIONS
 
     def _plain(self, tensor: str) -> str:
         return self._reordered(tensor, "ReorderOutput") if tensor in self._blocked else tensor
@@ -410,11 +419,11 @@ class _Blocks:
         if tensor not in self._other:
             out = f"{tensor}.{label}"
             self._elements[out] = self._elements[tensor]
-            maker = next((op for op in reversed(self._ops) if tensor in op.outputs), None)
+            maker = self._makers.get(tensor)
             branch = maker.branch if maker else None
             sizes = {"pixels": Poly.constant(_pixels(self.graph, tensor, self.widths))}
             reorder = Op(out, "copy", (tensor,), (out,), label=label, branch=branch, sizes=sizes)
-            self._ops.append(reorder)
+            self._made(reorder)
             self._other[tensor] = out
         return self._other[tensor]
 
