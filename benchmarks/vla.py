@@ -5,9 +5,10 @@
 
 Parts: case1 (a fifth of parameters, file and measured latency), case2 (a limit of a fifth of the
 measured latency), rates (0.8, 0.5, 0.2 of the parameters, at once and in four steps), methods
-(weight, channel and structured at rate 0.5 by three criteria, without training). Profile host;
-least squares and distillation on 20,000 frames without labels. Success is that of model.onnx in
-onnxruntime, in closed loop on held-out episodes.
+(weight, channel and structured at rate 0.5 by three criteria, without training), bare (the same
+with nothing recovered). Profile host for the cases, raspberry-pi-4 for the rest; least squares and
+distillation on 20,000 frames without labels, but for `bare`, which sees no data. Success is that of
+model.onnx in onnxruntime, in closed loop on held-out episodes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from examples.vla.shards import loaders
 from examples.vla.world import HELD_OUT, draw
 
 POLICY = Path(__file__).parent.parent / "examples" / "vla" / "policy.pt"
-PARTS = ("case1", "case2", "rates", "methods")
 
 
 class Bench:
@@ -50,10 +50,9 @@ class Bench:
             report = edgeprune.prune(
                 self.policy,
                 self.inputs,
-                data=loaders(),
                 metric=success,
                 output=out,
-                **asked,
+                **{"data": loaders(), **asked},
             ).report
             won = rollout(load(out / "model.onnx"), self._scenes)
         low, high = wilson(int(won.sum()), len(won))
@@ -130,11 +129,29 @@ def methods(bench: Bench) -> None:
             )
 
 
+def bare(bench: Bench) -> None:
+    """Criteria against chance, with nothing recovered: what they know by themselves."""
+    for method in ("weight", "channel", "structured"):
+        for importance in ("random", "magnitude", "auto"):
+            bench.run(
+                "bare",
+                f"{method}, {importance}",
+                profile="raspberry-pi-4",
+                rate=0.5,
+                method=method,
+                importance=importance,
+                data="none",
+            )
+
+
 def _costs(bench: Bench) -> dict[str, float]:
     """What the policy costs on this machine as it is."""
     result = edgeprune.prune(bench.policy, bench.inputs, profile="host", rate=0.0, data="none")
     costs: dict[str, float] = result.report["before"]
     return costs
+
+
+PARTS = {"case1": case1, "case2": case2, "rates": rates, "methods": methods, "bare": bare}
 
 
 def main() -> None:
@@ -147,7 +164,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(options)
     for part in options.parts or PARTS:
-        {"case1": case1, "case2": case2, "rates": rates, "methods": methods}[part](bench)
+        PARTS[part](bench)
 
 
 if __name__ == "__main__":
