@@ -115,33 +115,24 @@ def rates(bench: Bench) -> None:
             )
 
 
-def methods(bench: Bench) -> None:
+def methods(bench: Bench, part: str = "methods", **asked: Any) -> None:
     """Criteria against chance, without training."""
     for method in ("weight", "channel", "structured"):
         for importance in ("random", "magnitude", "auto"):
             bench.run(
-                "methods",
+                part,
                 f"{method}, {importance}",
                 profile="raspberry-pi-4",
                 rate=0.5,
                 method=method,
                 importance=importance,
+                **asked,
             )
 
 
 def bare(bench: Bench) -> None:
     """Criteria against chance, with nothing recovered: what they know by themselves."""
-    for method in ("weight", "channel", "structured"):
-        for importance in ("random", "magnitude", "auto"):
-            bench.run(
-                "bare",
-                f"{method}, {importance}",
-                profile="raspberry-pi-4",
-                rate=0.5,
-                method=method,
-                importance=importance,
-                data="none",
-            )
+    methods(bench, "bare", data="none")
 
 
 def _costs(bench: Bench) -> dict[str, float]:
