@@ -134,8 +134,7 @@ def test_a_machine_whose_latency_bends_is_met_while_its_speed_changes(
             replace(second, latency_ms=first.latency_ms * ratio * slow, ratio=ratio),
         )
 
-    for user in ("carrying", "fitting"):
-        monkeypatch.setattr(f"edgeprune.{user}.measured_pair", pair)
+    monkeypatch.setattr("edgeprune.carrying.measured_pair", pair)
     host = PROFILE.model_copy(update={"name": "host"})
     torch.manual_seed(0)
     image = torch.randn(1, 3, 16, 16)
