@@ -28,6 +28,9 @@ from examples.vla.policy import build
 from examples.vla.shards import loaders
 from examples.vla.world import HELD_OUT, draw
 
+#: Limits are kept within 3 %, what timing tells apart: what is to end below a fifth asks for less.
+_BELOW_A_FIFTH = 0.19
+
 POLICY = Path(__file__).parent.parent / "examples" / "vla" / "policy.pt"
 
 
@@ -88,7 +91,10 @@ def case1(bench: Bench) -> None:
     """A fifth of everything."""
     bench.run("case1", "as it is", profile="host", rate=0.0)
     base = _costs(bench)
-    budgets = edgeprune.Budgets(latency_ms=0.2 * base["latency_ms"], size_mb=0.2 * base["size_mb"])
+    budgets = edgeprune.Budgets(
+        latency_ms=_BELOW_A_FIFTH * base["latency_ms"],
+        size_mb=_BELOW_A_FIFTH * base["size_mb"],
+    )
     bench.run("case1", "a fifth", profile="host", budgets=budgets, epochs=bench.options.epochs)
 
 
