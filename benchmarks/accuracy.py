@@ -38,6 +38,9 @@ from edgeprune.solve import compiled, terms
 from edgeprune.trace import ExampleInputs, trace
 
 EPOCHS = 10
+#: A limit is in milliseconds of a machine that gets busier and calmer: what comes out further from
+#: the share than this is asked for anew, so often. The peer's rates are searched by the same watch.
+_AS_ASKED, _TRIES = 0.04, 3
 Row = dict[str, Any]
 
 
@@ -227,15 +230,21 @@ def by_latency(bench: Bench, part: str, share: float, epochs: int = 0) -> None:
     base = images.accuracy(model)
     data = images.labelled() if epochs else images.unlabelled()
     options: Row = {"epochs": epochs} if epochs else {}
-    result, seconds = ours(bench, model, share, load_profile("host"), data=data, **options)
     with tempfile.TemporaryDirectory() as scratch:
         watch = Stopwatch(bench, model, Path(scratch))
+        asked = share
+        for _ in range(_TRIES):
+            result, seconds = ours(bench, model, asked, load_profile("host"), data=data, **options)
+            taken = watch.share(result.graph_module)
+            if abs(taken / share - 1) <= _AS_ASKED:
+                break
+            asked *= share / taken
         bench.add(
             part,
             f"edgeprune at {share:.2f}",
             images.accuracy(result.graph_module),
             base,
-            latency=watch.share(result.graph_module),
+            latency=taken,
             whole_s=seconds,
         )
 
