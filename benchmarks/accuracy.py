@@ -40,7 +40,7 @@ from edgeprune.trace import ExampleInputs, trace
 EPOCHS = 10
 #: A limit is in milliseconds of a machine that gets busier and calmer: what comes out further from
 #: the share than this is asked for anew, so often. The peer's rates are searched by the same watch.
-_AS_ASKED, _TRIES = 0.04, 3
+_AS_ASKED, _TRIES = 0.03, 3
 Row = dict[str, Any]
 
 
