@@ -36,8 +36,9 @@ CHECK_KEYS = (
     "model profile latency_ms latency_source peak_memory_mb size_mb budgets met "
     "latency_interval_ms peak_memory_interval_mb warnings"
 )
-# Samples made up for a model without data take most of a small run; test_synthetic is about them.
-FAST = ("--profile", "jetson-nano", "--solver-seconds", "2", "--data", "none")
+WORDS = ("--profile", "jetson-nano", "--solver-seconds", "2")
+# Samples made up for a model without data take most of a small run.
+FAST = (*WORDS, "--data", "none")
 
 MODELS = """
 import torch
@@ -185,7 +186,7 @@ def run(capfd: pytest.CaptureFixture[str], place: Path) -> Any:
 def good(model: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One success that several tests look at: less than two thirds of the latency."""
     folder = tmp_path_factory.mktemp("good") / "out"
-    code = main([model, *FAST, "--latency-ms", "0.2", "--output", str(folder), "--quiet"])
+    code = main([model, *WORDS, "--latency-ms", "0.2", "--output", str(folder), "--quiet"])
     return Run(exit=code, folder=folder)
 
 
@@ -324,7 +325,7 @@ def test_default_output_folder_names_model_and_profile(model: str, run: Any, pla
 
 
 def test_same_seed_same_plan(model: str, good: Run, run: Any) -> None:
-    again = run(model, *FAST, "--latency-ms", "0.2", "--quiet", "--seed", "0")
+    again = run(model, *WORDS, "--latency-ms", "0.2", "--quiet", "--seed", "0")
     assert again.widths == good.widths
     assert again.report["removed_layers"] == good.report["removed_layers"]
     assert again.report["after"] == good.report["after"]
