@@ -179,6 +179,7 @@ class Carrying:
                 self._task.data,
                 epochs,
                 self._settings,
+                self._coupling,
                 plan,
                 self._task.loss,
                 recovery.error_after,

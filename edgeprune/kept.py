@@ -38,7 +38,8 @@ class Kept:
             if label is not None:
                 mask = at_size(self.mask(label), value.shape[dim])
                 if not mask.all():
-                    value = value.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+                    there = torch.from_numpy(np.flatnonzero(mask)).to(value.device)
+                    value = value.index_select(dim, there)
         return value
 
 

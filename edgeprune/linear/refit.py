@@ -31,16 +31,17 @@ ROUNDS = 3
 _HELD_OUT = 5  # every so many-th sample chooses the ridge
 
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
-_RELUS = (aten.relu.default, aten.relu_.default)
+RELUS = (aten.relu.default, aten.relu_.default)
 
 
 @dataclass(frozen=True)
 class Aim:
     """What a layer is fitted to: the original's value at `original`, of which the smaller model
-    already has `addend`. plain: the original's value at the layer's own output. takes_over: whether
-    a removed branch's work is part of it."""
+    already has `addend`; its own node for the value is `made`. plain: the original's value at the
+    layer's own output. takes_over: whether a removed branch's work is part of it."""
 
     layer: Layer
+    made: str
     original: str
     addend: str | None
     plain: str
@@ -61,7 +62,9 @@ class Aim:
         """Aims at the layer's own output where the rest of its sum isn't computed yet."""
         if self.addend is None or smaller.known(self.addend):
             return self
-        return replace(self, original=self.plain, addend=None, rectified=False)
+        return replace(
+            self, made=self.layer.output.name, original=self.plain, addend=None, rectified=False
+        )
 
 
 def aims(smaller: GraphModule, coupling: Coupling, plan: Plan) -> list[Aim]:
@@ -81,8 +84,10 @@ def _aim(layer: Layer, stands_for: Mapping[str, str]) -> Aim:
         same = len(others) == 1 and _shape(others[0]) == _shape(node) == _shape(add)
         if add.target in _ADDS and same and add.kwargs.get("alpha", 1) == 1:
             whole = stands_for.get(add.name, add.name)
-            return Aim(layer, whole, others[0].name, plain, whole != add.name, _rectified(add))
-    return Aim(layer, plain, None, plain, plain != node.name, _rectified(node))
+            return Aim(
+                layer, add.name, whole, others[0].name, plain, whole != add.name, _rectified(add)
+            )
+    return Aim(layer, node.name, plain, None, plain, plain != node.name, _rectified(node))
 
 
 def _stand_ins(smaller: GraphModule, coupling: Coupling, plan: Plan) -> dict[str, str]:
@@ -97,15 +102,15 @@ def _stand_ins(smaller: GraphModule, coupling: Coupling, plan: Plan) -> dict[str
         found[branch.skip] = found.get(branch.joins[0], branch.joins[0])
         skip = nodes.get(branch.skip)
         # relu(relu(x)) is relu(x): what the second one was to read may as well reach the first.
-        twice = skip is not None and all(user.target in _RELUS for user in skip.users)
-        if twice and skip is not None and skip.target in _RELUS:
+        twice = skip is not None and all(user.target in RELUS for user in skip.users)
+        if twice and skip is not None and skip.target in RELUS:
             found[skip.all_input_nodes[0].name] = found[branch.skip]
     return found
 
 
 def _rectified(node: Node) -> bool:
     """Whether all that read a node see its positive part only."""
-    return bool(node.users) and all(user.target in _RELUS for user in node.users)
+    return bool(node.users) and all(user.target in RELUS for user in node.users)
 
 
 def _shape(node: Node) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import platformdirs
 from torch.fx import GraphModule
 
+from edgeprune.coupling import Coupling
 from edgeprune.data import Data
 from edgeprune.plan import Plan
 from edgeprune.settings import Settings
@@ -17,6 +18,7 @@ from edgeprune.sparse.masks import Masks
 from edgeprune.trace import TracedModel
 
 _TEACHER = 0.9  # the original's share in what a classifier learns, the labels having the rest
+_INNER_VALUES = 1.0  # what they weigh beside the outputs
 _FULL_RATE_ERROR = 0.5  # a model that misses so much of the outputs' variance learns at full rate
 _GENTLEST = 0.1
 
@@ -33,6 +35,7 @@ def tune(
     data: Data,
     epochs: int,
     settings: Settings,
+    coupling: Coupling,
     plan: Plan,
     loss: Callable[[Any, Any], Any] | None,
     error: float,
@@ -49,6 +52,7 @@ def tune(
     Each epoch is saved in the user's cache folder: an interrupted run of the same plan goes on from
     there. What is saved goes once training is done.
     """
+    from edgeprune.recover.features import taught_features
     from edgeprune.training import Recipe, fine_tune
 
     checkpoint = _checkpoint(settings, plan, epochs, masks)
@@ -56,13 +60,16 @@ def tune(
         module,
         data,
         traced.example_inputs,
-        Recipe(epochs=epochs, rate_scale=_scale(error), distillation=_TEACHER),
+        Recipe(
+            epochs=epochs, rate_scale=_scale(error), distillation=_TEACHER, features=_INNER_VALUES
+        ),
         teacher=traced.graph_module,
         loss=loss,
         seed=settings.seed,
         checkpoint=checkpoint,
         note=note,
         masks=masks,
+        features=taught_features(traced, module, coupling, plan),
     )
     checkpoint.unlink(missing_ok=True)
     resumed = f", taken up after epoch {done.resumed_at}" if done.resumed_at else ""

@@ -37,7 +37,7 @@ class Trainer:
         self._setup = setup
         self._rate = setup.steps.learning_rate * scale
         self._note = note
-        self._module = with_features(setup.student, setup.features)
+        self._module = with_features(setup.student, [f.student for f in setup.features])
         self._own_optimizer = self._made_optimizer()
         self._wrapped: Any = self._module
         if setup.fabric.world_size > 1:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,35 +46,51 @@ _COMPUTING = frozenset(
 )
 
 
+def _whole(value: Tensor) -> Tensor:
+    return value
+
+
+@dataclass(frozen=True)
+class Feature:
+    """An inner value by which a student is taught. student, teacher: nodes of the two graphs;
+    narrowed: takes from the teacher's value what the student has kept of it."""
+
+    student: str
+    teacher: str
+    narrowed: Callable[[Tensor], Tensor] = _whole
+
+
 def shared_features(
     student: GraphModule, teacher: GraphModule, example_inputs: ExampleInputs
-) -> tuple[str, ...]:
-    """Up to four nodes, spread over the depth, whose values the two graphs can be compared at.
+) -> tuple[Feature, ...]:
+    """Up to four values, spread over the depth, at which two graphs can be compared as they are.
 
     They have one name, one shape, all channels then being kept, and aren't the output's last step.
     """
     found = [_computed(graph, example_inputs) for graph in (student, teacher)]
-    behind = _only_output_follows(student)
+    behind = only_output_follows(student)
     names = [
         name
         for name, shape in found[0].items()
         if found[1].get(name) == shape and name not in behind
     ]
     count = min(MOST_FEATURES, len(names))
-    return tuple(names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
+    picked = (names[(2 * i + 1) * len(names) // (2 * count)] for i in range(count))
+    return tuple(Feature(name, name) for name in picked)
 
 
 def with_features(
     module: GraphModule, names: Sequence[str], device: torch.device | None = None
 ) -> TrainableGraph:
-    """A graph that returns (what `module` returns, [values of the nodes]), in eval mode.
+    """A graph that returns (what `module` returns, [values of the nodes named]), in eval mode.
 
     It has the same tensors; with a device, copies of them there that don't learn.
     """
     graph = Graph()
     made: dict[Node, Node] = {}
     value = graph.graph_copy(module.graph, made)
-    features = [copied for node, copied in made.items() if node.name in names]
+    copies = {node.name: copied for node, copied in made.items()}
+    features = [copies[name] for name in names]
     codegen = module.graph._codegen
     spec = codegen.pytree_info.out_spec if isinstance(codegen, _PyTreeCodeGen) else None
     if spec is None:
@@ -173,7 +190,7 @@ def _computed(module: GraphModule, inputs: ExampleInputs) -> dict[str, tuple[int
     return shapes.shapes
 
 
-def _only_output_follows(module: GraphModule) -> set[str]:
+def only_output_follows(module: GraphModule) -> set[str]:
     """The outputs and what is only brought into their form: the loss compares outputs anyway."""
     found: set[Node] = set(module.graph.find_nodes(op="output"))
     for node in reversed(list(module.graph.nodes)):

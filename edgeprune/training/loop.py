@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from edgeprune.sparse.masks import Masks
 from edgeprune.trace import ExampleInputs
 from edgeprune.training.checkpoint import Checkpoint
 from edgeprune.training.epochs import Note, NotFinite, Trainer
-from edgeprune.training.graphs import placed
+from edgeprune.training.graphs import Feature, placed
 from edgeprune.training.objective import Loss
 from edgeprune.training.processes import WherePlaced, launched
 from edgeprune.training.recipe import Recipe, Trained
@@ -44,6 +44,7 @@ def fine_tune(
     checkpoint: Path | None = None,
     note: Note | None = None,
     masks: Masks | None = None,
+    features: Sequence[Feature] | None = None,
 ) -> Trained:
     """Trains `student` in place; it is left in eval mode, on its device, with the last epoch's
     weights: the schedule ends there, and no epoch is picked by a metric, which may therefore be
@@ -54,7 +55,7 @@ def fine_tune(
     the classes of a (samples, classes) output: cross-entropy, and with a teacher its softened
     class scores too. Otherwise every floating-point output is drawn to the teacher's, by squared
     error as a share of the teacher's variance over samples. With a teacher that is a graph, so are
-    up to four inner values that pruning left their full width.
+    inner values: `features`, or else up to four that pruning left their full width.
 
     teacher: the model as it was; it stays so. metric: of the model in eval mode, called after each
     epoch by the first process. seed: the same seed gives the same weights, on one process.
@@ -81,7 +82,7 @@ def fine_tune(
         marked = stack.enter_context(_all_learning(student))
         try:
             setup = Setup.made(
-                fabric, student, data, example_inputs, recipe, teacher, loss, seed, masks
+                fabric, student, data, example_inputs, recipe, teacher, loss, seed, masks, features
             )
             state, resumed_at, remarks = _Run(setup, metric, checkpoint, note).train()
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from edgeprune.trainable import least_batch
 from edgeprune.training.augment import augments
 from edgeprune.training.checkpoint import identity
 from edgeprune.training.feed import Batch, Feed, fixed_batch
-from edgeprune.training.graphs import device_of, move, shared_features, with_features
+from edgeprune.training.graphs import Feature, device_of, move, shared_features, with_features
 from edgeprune.training.objective import VARIANCE_SAMPLES, Loss, Objective, Values, Variances
 from edgeprune.training.recipe import Recipe, Steps
 
@@ -37,14 +37,20 @@ class Teacher:
     """The model as it was, in eval mode on the device; the caller's stays where and as it is."""
 
     def __init__(
-        self, fabric: Fabric, module: nn.Module, features: tuple[str, ...], inputs: ExampleInputs
+        self,
+        fabric: Fabric,
+        module: nn.Module,
+        features: tuple[Feature, ...],
+        inputs: ExampleInputs,
     ) -> None:
-        """features: nodes of the teacher's graph whose values are asked for too."""
+        """features: inner values of the teacher's graph that are asked for too."""
         self._fabric = fabric
         self._example_inputs = inputs
+        self._features = features
         self._is_graph = isinstance(module, GraphModule)
         if isinstance(module, GraphModule):
-            self._module: nn.Module = with_features(module, features, fabric.device)
+            names = [feature.teacher for feature in features]
+            self._module: nn.Module = with_features(module, names, fabric.device)
         else:
             self._module = copy.deepcopy(module).eval()
             move(self._module, fabric.device)
@@ -54,12 +60,16 @@ class Teacher:
         call = arrange(inputs, self._example_inputs)
         with torch.no_grad(), self._fabric.autocast():
             outputs = self._module(*call.args, **call.kwargs)
-        return Values(*outputs) if self._is_graph else Values(outputs)
+        if not self._is_graph:
+            return Values(outputs)
+        whole, inner = outputs
+        narrowed = [f.narrowed(v) for f, v in zip(self._features, inner, strict=True)]
+        return Values(whole, narrowed)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One run. features: names of the inner values to compare. augments: whether inputs are.
+    """One run. features: the inner values to compare. augments: whether inputs are.
     frozen_norms: whether batch norms keep their statistics. batches: per epoch and process.
     identity: what another run must share to be the same one. remarks: what was assumed. masks:
     weights that stay zero."""
@@ -72,7 +82,7 @@ class Setup:
     steps: Steps
     objective: Objective
     teacher: Teacher | None
-    features: tuple[str, ...]
+    features: tuple[Feature, ...]
     augments: bool
     frozen_norms: bool
     batches: int
@@ -91,8 +101,10 @@ class Setup:
         loss: Loss | None,
         seed: int,
         masks: Masks | None = None,
+        given: Sequence[Feature] | None = None,
     ) -> Setup:
-        """From what the caller gave; module: the teacher. Raises UserError as fine_tune does."""
+        """From what the caller gave; module: the teacher; given: the features, None to look for
+        them. Raises UserError as fine_tune does."""
         if masks is not None:
             masks.apply(student)
         fixed = fixed_batch(student, inputs)
@@ -102,9 +114,9 @@ class Setup:
             raise UserError("the training data hold too few samples for one batch")
         size = len(first.inputs[0])
         teacher: Teacher | None = None
-        features: tuple[str, ...] = ()
+        features: tuple[Feature, ...] = ()
         if module is not None and loss is None:
-            features = _features(fabric, student, module, inputs, recipe)
+            features = _features(fabric, student, module, inputs, recipe, given)
             teacher = Teacher(fabric, module, features, inputs)
         objective = _objective(fabric, student, inputs, recipe, feed, first, loss, teacher)
         setup = Setup(
@@ -136,10 +148,13 @@ def _features(
     teacher: nn.Module,
     inputs: ExampleInputs,
     recipe: Recipe,
-) -> tuple[str, ...]:
-    """The inner values that both graphs have."""
+    given: Sequence[Feature] | None,
+) -> tuple[Feature, ...]:
+    """The inner values to compare: those given, else those that both graphs have."""
     if recipe.features == 0 or not isinstance(teacher, GraphModule):
         return ()
+    if given is not None:
+        return tuple(given)
     if device_of(teacher) != fabric.device:
         teacher = with_features(teacher, (), fabric.device)
     return shared_features(student, teacher, inputs)

@@ -14,9 +14,11 @@ from edgeprune.linear.replay import Replay
 from edgeprune.plan import Plan
 from edgeprune.recover import recover
 from edgeprune.recover.batch_norms import recalibrate
+from edgeprune.recover.features import taught_features
 from edgeprune.recover.reconstruct import reconstruct
 from edgeprune.resize import inherit, resize
 from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.training.graphs import Feature, with_features
 from tests.pruning import randomized, traced
 
 
@@ -156,3 +158,60 @@ def test_the_original_is_left_alone(network: tuple[TracedModel, Coupling]) -> No
     recover(graph, coupling, plan, resize(graph, coupling, plan), BATCHES)
     for name, value in graph.graph_module.state_dict().items():
         assert torch.equal(value, was[name]), name
+
+
+# -- the values by which the original teaches -----------------------------------------------------
+
+
+def apart(graph: TracedModel, smaller: GraphModule, features: tuple[Feature, ...]) -> list[float]:
+    """The largest difference at each value, the original's narrowed to what is left."""
+    x = BATCHES[0]
+    with torch.no_grad():
+        _, got = with_features(smaller, [f.student for f in features])(x)
+        _, whole = with_features(graph.graph_module, [f.teacher for f in features])(x)
+    wanted = [f.narrowed(value) for f, value in zip(features, whole, strict=True)]
+    assert [v.shape for v in got] == [v.shape for v in wanted]
+    return [float((a - b).abs().max()) for a, b in zip(got, wanted, strict=True)]
+
+
+def test_the_original_teaches_at_its_sums(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    everything = Plan.everything(coupling)
+    same = resize(graph, coupling, everything)
+    features = taught_features(graph, same, coupling, everything)
+    assert len(features) == 3
+    assert max(apart(graph, same, features)) < 1e-5
+    assert all("relu" in f.student for f in features)  # nobody sees what is negative
+
+
+def test_it_teaches_at_widths_that_are_left(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    masks = [np.arange(group.size) % 2 == 0 for group in coupling.groups]
+    plan = Plan(tuple(masks), frozenset())
+    smaller = resize(graph, coupling, plan)
+    features = taught_features(graph, smaller, coupling, plan)
+    assert len(features) == 3
+    assert min(apart(graph, smaller, features)) > 0
+
+
+def test_a_sum_stands_for_the_one_behind_the_branch_that_went(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    plan = Plan(Plan.everything(coupling).keep, frozenset([1]))
+    smaller = resize(graph, coupling, plan)
+    features = taught_features(graph, smaller, coupling, plan)
+    moved = [f for f in features if f.student != f.teacher]
+    assert len(features) == 2 and len(moved) == 1
+    assert apart(graph, smaller, features)
+
+
+def test_without_sums_it_teaches_behind_layers_but_for_the_last() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    graph = traced(randomized(module), BATCHES[0])
+    coupling = couple(graph)
+    everything = Plan.everything(coupling)
+    same = resize(graph, coupling, everything)
+    features = taught_features(graph, same, coupling, everything)
+    assert len(features) == 1
+    assert apart(graph, same, features) == [0.0]

@@ -70,7 +70,7 @@ def test_inner_values_of_full_width_draw_near_the_teachers_too() -> None:
     apart = {}
     for weight in (0.0, 5.0):
         student = digits_case.pruned(given.traced, 0.25, widest=16)
-        names = shared_features(student, given.teacher, given.inputs)
+        names = [f.student for f in shared_features(student, given.teacher, given.inputs)]
         assert names
         fine_tune(student, given.data, given.inputs, Recipe(3, features=weight), given.teacher)
         with torch.no_grad():

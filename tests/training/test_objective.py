@@ -125,7 +125,7 @@ def test_features_are_nodes_that_kept_their_width() -> None:
     inputs = ExampleInputs((torch.randn(5, 6),), {})
     traced = trace(Wide(), inputs)
     student = digits_case.pruned(traced, 0.5)
-    names = shared_features(student, traced.graph_module, inputs)
+    names = [f.student for f in shared_features(student, traced.graph_module, inputs)]
     assert 0 < len(names) <= 4
     tapped = [with_features(graph, names) for graph in (student, traced.graph_module)]
     (outputs, features), (wanted, others) = (graph(*inputs.args) for graph in tapped)
