@@ -4,10 +4,11 @@
     .venv/bin/edgeprune calibrate -o this-machine.yaml                      (ten minutes)
     PYTHONPATH=. .venv/bin/python benchmarks/latency_model.py FOLDER --profile this-machine.yaml
 
-None of the networks is in the calibration. Each is run in bursts, turn about with the calibration's
-reference network, in several passes over all of them; a pass's median counts as it would be with
-the reference at the speed that it had in the calibration (shared machines change their speed by
-tens of percent from minute to minute), the figures as measured are given beside.
+None of the networks is in the calibration. Each is run in bursts, turn about with its variants and
+with the calibration's reference network, in several passes over all of them; a pass's median
+counts as it would be with the reference at the speed that it had in the calibration (shared
+machines change their speed by tens of percent from minute to minute), the figures as measured are
+given beside.
 """
 
 from __future__ import annotations
@@ -29,23 +30,37 @@ from edgeprune.device.profile import Profile, load_profile
 from edgeprune.device.samples import REFERENCE, reference
 from export import runner
 
-BURST = 4
+BURST, FEWEST_ROUNDS, PREDICTIONS = 3, 4, 5
 
 
-def measure(path: Path, beside: Any, seconds: float) -> tuple[float, float]:
-    """Milliseconds of a network and of the reference, medians of runs in bursts turn about."""
-    step = runner.bind(runner.open_session(path))
-    step()
-    times: list[float] = []
-    around: list[float] = []
+def measure(paths: list[Path], beside: Any, seconds: float) -> list[tuple[float, float]]:
+    """Milliseconds of each network and of the reference beside them, all run turn about.
+
+    A network's time is its median share of a round times the round's: the machine's speed changes
+    from round to round, for variants of one network alike.
+    """
+    steps = [runner.bind(runner.open_session(path)) for path in paths]
+    rounds: list[list[float]] = []
     start = time.perf_counter()
-    while time.perf_counter() - start < seconds or len(times) < 8:
-        for found, run in ((times, step), (around, beside)):
-            for _ in range(BURST):
-                began = time.perf_counter()
-                run()
-                found.append((time.perf_counter() - began) * 1e3)
-    return float(np.median(times)), float(np.median(around))
+    while time.perf_counter() - start < seconds * len(steps) or len(rounds) < FEWEST_ROUNDS:
+        rounds.append([_burst(run) for run in (*steps, beside)])
+    times = np.array(rounds)
+    own, around = times[:, :-1], times[:, -1]
+    whole = np.median(own, axis=1)
+    shares = np.median(own / whole[:, None], axis=0)
+    usual = float(np.median(around))
+    return [(float(share * np.median(whole / around) * usual), usual) for share in shares]
+
+
+def _burst(run: Any) -> float:
+    """The median of a few runs in a row, in milliseconds."""
+    run()  # with the caches full of what ran before, as they aren't in use
+    times = []
+    for _ in range(BURST):
+        began = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - began) * 1e3)
+    return float(np.median(times))
 
 
 def passes(paths: list[Path], count: int, seconds: float, cache: Path | None) -> dict[str, Any]:
@@ -54,22 +69,30 @@ def passes(paths: list[Path], count: int, seconds: float, cache: Path | None) ->
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(reference(), Path(folder) / REFERENCE)
         beside = runner.bind(runner.open_session(Path(folder) / REFERENCE))
+    families: dict[str, list[Path]] = {}
+    for path in paths:
+        families.setdefault(path.stem.partition("-p")[0], []).append(path)
     for turn in range(count):
-        for path in paths:
-            if len(done.setdefault(path.stem, [])) <= turn:
-                done[path.stem].append(measure(path, beside, seconds))
-                if cache:
-                    cache.write_text(json.dumps(done))
+        for members in families.values():
+            missing = [p for p in members if len(done.setdefault(p.stem, [])) <= turn]
+            if not missing:
+                continue
+            for path, found in zip(missing, measure(missing, beside, seconds), strict=True):
+                done[path.stem].append(found)
+            if cache:
+                cache.write_text(json.dumps(done))
     return done
 
 
 def predict(path: Path, profile: Profile) -> tuple[float, float]:
     """(milliseconds predicted, milliseconds that predicting took, the file being loaded)."""
     model = onnx.load(path)
-    kernel_graph(model, profile.fusion).latency_ms(profile, {})
-    began = time.process_time()
-    ms = kernel_graph(model, profile.fusion).latency_ms(profile, {})
-    return ms, (time.process_time() - began) * 1e3
+    times = []
+    for _ in range(PREDICTIONS):
+        began = time.process_time()
+        ms = kernel_graph(model, profile.fusion).latency_ms(profile, {})
+        times.append((time.process_time() - began) * 1e3)
+    return ms, float(np.median(times))
 
 
 def summary(name: str, errors: list[float], raw: list[float]) -> None:
@@ -88,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--profile", default="host")
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=1.0, help="a network and pass")
     parser.add_argument("--cache", type=Path, help="measurements, to go on with")
     parser.add_argument("names", nargs="*", help="only these files' stems")

@@ -38,10 +38,17 @@ class Poly:
     @staticmethod
     def total(parts: Iterable[Poly]) -> Poly:
         """The sum of many polynomials."""
-        some = [part for part in parts if part.terms]
-        if len(some) == 1:
+        constant, some = 0.0, []
+        for part in parts:
+            if len(part.terms) == 1 and () in part.terms:
+                constant += part.terms[()]
+            elif part.terms:
+                some.append(part)
+        if not some:
+            return Poly.constant(constant)
+        if len(some) == 1 and not constant:
             return some[0]
-        terms: dict[Monomial, float] = {}
+        terms: dict[Monomial, float] = {(): constant}
         for part in some:
             for m, c in part.terms.items():
                 terms[m] = terms.get(m, 0.0) + c

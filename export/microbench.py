@@ -33,13 +33,14 @@ else:  # run, or imported, from its own folder on the device
     import runner
     import stopwatch
 
-FORMAT = 2
+FORMAT = 3
 #: Runs beside every network: how much slower than usual it runs is how slow the device is then.
 REFERENCE = "reference.onnx"
 FEWEST_RUNS = 6
 MOST_RUNS = 40
-#: Runs in a row: what ran before one of a kind has emptied the caches, as it won't in use.
-BURST = 3
+#: Runs that count in a row, after one that doesn't: what ran before has emptied the caches, as it
+#: won't in use.
+BURST = 2
 SECONDS_PER_NETWORK = 0.6
 #: A network whose runs spread more than this (quartiles over the median) was disturbed,
 NOISY = 0.15
@@ -232,12 +233,14 @@ def _timed(
         around: list[float] = []
         start, computed = time.perf_counter(), time.process_time()
         while True:
+            plain.run(None, feeds)
             for _ in range(BURST):
                 began = time.perf_counter()
                 plain.run(None, feeds)
                 times.append((time.perf_counter() - began) * 1e3)
-            for _ in range(BURST):
+            for _ in range(1 + BURST):
                 profiled.run(None, feeds)
+            reference()
             for _ in range(BURST):
                 began = time.perf_counter()
                 reference()
@@ -273,7 +276,9 @@ def _kernels(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     kernels = []
     for name, runs in found.items():
         facts = runs[0]["args"]
-        times = [run["dur"] for run in runs[1:]] or [runs[0]["dur"]]  # the first one warms up
+        # The very first run warms up, and so does the first of each burst.
+        times = [run["dur"] for i, run in enumerate(runs) if i and (i - 1) % (1 + BURST)]
+        times = times or [runs[0]["dur"]]
         kernels.append(
             {
                 "name": name,

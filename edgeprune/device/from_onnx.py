@@ -411,12 +411,15 @@ def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[i
         for dim in info.type.tensor_type.shape.dim:
             dim.dim_value = symbols.get(dim.dim_param, dim.dim_value)
     inferred = shape_inference.infer_shapes(light, data_prop=True).graph
-    found = {}
-    for info in (*stated, *inferred.input, *inferred.value_info, *inferred.output):
-        dims = info.type.tensor_type.shape.dim
+    found: dict[str, tuple[int, ...]] = {}
+    for info in (*inferred.input, *inferred.value_info, *inferred.output, *stated):
+        shape = info.type.tensor_type
+        if info.name in found or not shape.HasField("shape"):
+            continue
+        dims = shape.shape.dim
         sizes = [d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param) for d in dims]
         known = [size for size in sizes if size is not None]
-        if info.type.tensor_type.HasField("shape") and len(known) == len(sizes):
+        if len(known) == len(sizes):
             found[info.name] = tuple(known)
     return found
 

@@ -9,13 +9,13 @@ here are those seen in the graphs that onnxruntime 1.32 optimises (`optimized_mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from edgeprune.device.kernels import FREE, Kernel, KernelGraph, Op, OpGraph
+from edgeprune.device.kernels import FREE, Kernel, KernelGraph, Op, OpGraph, altered
 from edgeprune.device.latency import COMPUTE_KINDS
 from edgeprune.device.pricing import surroundings
 from edgeprune.device.profile import Fusion
-from edgeprune.poly import Poly
+from edgeprune.poly import Monomial, Poly
 
 _NONE = Poly({})
 _CHAINS = (*COMPUTE_KINDS, "norm", "elementwise")  # kernels that TensorRT's element-wise ops join
@@ -25,7 +25,7 @@ _CONVOLUTIONS = ("conv", "pointwise", "depthwise", "grouped")
 ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh")
 
 # Element-wise ops that work on blocks as they are, given that all their inputs are blocked.
-_KEEP_BLOCKS = ("Add", "Mul", "Relu", "Sigmoid", "Tanh", "Silu")
+_KEEP_BLOCKS = ("Add", "Mul", "Relu", "Sigmoid", "Tanh", "Silu", "Gelu")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _ALIGNMENT = 4  # what the channels of a blocked convolution must divide by
 #: Views that a runtime for CPUs still launches, if only to copy a pointer.
@@ -57,13 +57,14 @@ def _with_pixels(graph: OpGraph, widths: Mapping[int, float]) -> OpGraph:
     """Ops on images know how many pixels those have: a plan removes channels, not pixels."""
 
     def known(op: Op) -> Op:
-        source = op.inputs[0] if op.inputs else ""
-        if source not in graph.channels or op.kind == FREE or "pixels" in op.sizes:
+        images = [name for name in op.inputs if name in graph.channels]
+        if not images or op.kind == FREE or "pixels" in op.sizes:
             return op
-        pixels = Poly.constant(_pixels(graph, source, widths))
-        return replace(op, sizes={**op.sizes, "pixels": pixels})
+        # Of a gate and what it scales, the latter's.
+        pixels = max(_pixels(graph, name, widths) for name in images)
+        return altered(op, sizes={**op.sizes, "pixels": Poly.constant(pixels)})
 
-    return replace(graph, ops=tuple(map(known, graph.ops)))
+    return altered(graph, ops=tuple(map(known, graph.ops)))
 
 
 def _pixels(graph: OpGraph, tensor: str, widths: Mapping[int, float]) -> int:
@@ -79,8 +80,8 @@ def _surrounded(graph: KernelGraph, widths: Mapping[int, float]) -> KernelGraph:
     weights = [kernel.weights(widths) for kernel in graph.kernels]
     written = [kernel.written(widths) for kernel in graph.kernels]
     around = surroundings(weights, written)
-    kernels = tuple(replace(kernel, around=around) for kernel in graph.kernels)
-    return replace(graph, kernels=kernels)
+    kernels = tuple(altered(kernel, around=around) for kernel in graph.kernels)
+    return altered(graph, kernels=kernels)
 
 
 class _Chains:
@@ -207,11 +208,15 @@ class _Chains:
             if dies.get(name, -1) >= max(step, 0):
                 comes.setdefault(max(step, 0), []).append(name)
                 goes.setdefault(dies[name], []).append(name)
-        held = _NONE
+        held: dict[Monomial, float] = {}
         for step in range(end):
-            held = Poly.total([held, *(sizes[name] for name in comes.get(step, ()))])
-            yield held
-            held = Poly.total([held, *(sizes[name] * -1 for name in goes.get(step, ()))])
+            for name in comes.get(step, ()):
+                for monomial, amount in sizes[name].terms.items():
+                    held[monomial] = held.get(monomial, 0.0) + amount
+            yield Poly(held)
+            for name in goes.get(step, ()):
+                for monomial, amount in sizes[name].terms.items():
+                    held[monomial] -= amount
 
 
 class _OnnxRuntime(_Chains):
@@ -233,7 +238,7 @@ class _OnnxRuntime(_Chains):
     def _kernel(self, ops: list[Op]) -> Kernel:
         made = super()._kernel(ops)
         if made.label == "Add" and made.fused == ("Gelu",):  # BiasGelu: the time is Gelu's
-            return replace(made, label="Gelu", fused=())
+            return altered(made, label="Gelu", fused=())
         return made
 
     def _views(self) -> Iterable[Kernel]:
@@ -276,8 +281,8 @@ class _OnnxRuntime(_Chains):
 def _without(graph: OpGraph, folded: Callable[[Op], bool]) -> OpGraph:
     """The graph with ops that the runtime makes part of their neighbours as views: multiplying a
     product's side or result by a number, transposing a side of it."""
-    ops = (replace(op, kind=FREE, label="") if folded(op) else op for op in graph.ops)
-    return replace(graph, ops=tuple(ops))
+    ops = (altered(op, kind=FREE, label="") if folded(op) else op for op in graph.ops)
+    return altered(graph, ops=tuple(ops))
 
 
 def _is_folded_side(op: Op) -> bool:
@@ -308,9 +313,8 @@ class _Blocks:
         self._makers: dict[str, Op] = {}
         for op in self.graph.ops:
             self._made(self._placed(op))
-        for name in self.graph.outputs:
-            self._plain(name)
-        return replace(self.graph, ops=tuple(self._ops), elements=self._elements)
+        outputs = tuple(map(self._plain, self.graph.outputs))
+        return altered(self.graph, ops=tuple(self._ops), elements=self._elements, outputs=outputs)
 
     def _made(self, op: Op) -> None:
         self._ops.append(op)
@@ -327,7 +331,10 @@ class _Blocks:
             read = self._plain if stem else self._in_blocks
             self._blocked.update(op.outputs)
             form = {**op.sizes, "block": Poly.constant(self.block)}
-            return replace(op, inputs=tuple(map(read, op.inputs)), sizes=form)
+            return altered(op, inputs=tuple(map(read, op.inputs)), sizes=form)
+        if op.label in _POOLS and self._fills_blocks(op.inputs[0]):
+            self._blocked.update(op.outputs)
+            return altered(op, inputs=tuple(map(self._in_blocks, op.inputs)))
         if self._keeps_blocks(op):
             self._blocked.update(op.outputs)
             return op
@@ -336,12 +343,12 @@ class _Blocks:
             return self._as_convolution(op)
         if _flag(op, "to_pixels") and op.inputs[0] in self._blocked:
             # Reordering writes the channels last as well as first.
-            return replace(op, label="ReorderOutput")
+            return altered(op, label="ReorderOutput", sizes=self._reordering(op.inputs[0]))
         if _flag(op, "to_planes") and self._feeds_blocks(op.outputs[0]):
             self._blocked.update(op.outputs)
-            return replace(op, label="ReorderInput")
+            return altered(op, label="ReorderInput", sizes=self._reordering(op.outputs[0]))
         inputs = tuple(map(self._plain, op.inputs))
-        return op if inputs == op.inputs else replace(op, inputs=inputs)
+        return op if inputs == op.inputs else altered(op, inputs=inputs)
 
     def _convolves_blocks(self, op: Op) -> bool:
         if not op.inputs or op.label != "Conv" or op.inputs[0] not in self.graph.channels:
@@ -358,12 +365,8 @@ class _Blocks:
         blocked = [name in self._blocked for name in op.inputs]
         if not blocked or not all(blocked):
             return False
-        if op.label in _POOLS:
-            return self._size(self.graph.channels[op.inputs[0]]) % self.block == 0
         if op.label == "Concat" and self._size(op.sizes["axis"]) == 1:
-            return all(
-                self._size(self.graph.channels[name]) % self.block == 0 for name in op.inputs
-            )
+            return all(map(self._fills_blocks, op.inputs))
         if op.label in ACTIVATIONS and op.label not in _KEEP_BLOCKS:
             return self._made_by_convolution(op.inputs[0])
         if op.label == "BatchNormalization":
@@ -373,6 +376,11 @@ class _Blocks:
         sizes = {self._size(self._elements[name]) for name in op.inputs}
         weights = self._size(op.weights) if op.label in ("Add", "Mul") else 0
         return len(sizes) == 1 and not (len(op.inputs) == 1 and weights)
+
+    def _fills_blocks(self, tensor: str) -> bool:
+        """Whether a tensor is an image whose last block of channels is full."""
+        channels = self.graph.channels.get(tensor)
+        return channels is not None and self._size(channels) % self.block == 0
 
     def _scales_blocks(self, op: Op) -> bool:
         """Whether a batch norm stands by itself on a blocked tensor."""
@@ -393,7 +401,7 @@ class _Blocks:
             "block": Poly.constant(self.block),
         }
         macs = self._elements[op.outputs[0]]
-        return replace(op, kind="depthwise", label="Conv", macs=macs, sizes=sizes)
+        return altered(op, kind="depthwise", label="Conv", macs=macs, sizes=sizes)
 
     def _feeds_blocks(self, tensor: str) -> bool:
         """Whether only convolutions in blocks read a tensor."""
@@ -421,11 +429,17 @@ class _Blocks:
             self._elements[out] = self._elements[tensor]
             maker = self._makers.get(tensor)
             branch = maker.branch if maker else None
-            sizes = {"pixels": Poly.constant(_pixels(self.graph, tensor, self.widths))}
+            sizes = self._reordering(tensor)
             reorder = Op(out, "copy", (tensor,), (out,), label=label, branch=branch, sizes=sizes)
             self._made(reorder)
             self._other[tensor] = out
         return self._other[tensor]
+
+    def _reordering(self, image: str) -> dict[str, Poly]:
+        """The sizes of a reordering of an image, planes or blocks."""
+        channels = self.graph.channels.get(image, Poly.constant(1))
+        pixels = Poly.constant(_pixels(self.graph, image, self.widths))
+        return {"pixels": pixels, "channels": channels}
 
     def _size(self, amount: Poly) -> int:
         return round(amount(self.widths))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from edgeprune.device.profile import Profile
 from edgeprune.poly import Poly
 
 _NONE = Poly({})
+
+Record = TypeVar("Record")
 
 FREE = "free"  # views: no kernel, the output is the input under another shape
 
@@ -158,6 +160,14 @@ class KernelGraph:
         return sum(kernel.macs(values) for kernel in self.kernels)
 
 
+def altered(record: Record, **changes: Any) -> Record:
+    """A copy with other fields: what dataclasses.replace makes, which takes ten times as long by
+    looking at each field, for each op of a file."""
+    made = object.__new__(type(record))
+    vars(made).update(vars(record), **changes)
+    return made
+
+
 def _numbers(poly: Poly, values: Mapping[int, Any]) -> NDArray[np.float64]:
     return np.asarray(poly(values), float)
 
@@ -173,8 +183,9 @@ def unmoved(shape: Sequence[Any], order: Sequence[int]) -> Any:
 
 
 def transposes(order: Sequence[int], feeds_products: bool) -> dict[str, int]:
-    """What runtimes look for in a transpose, for `Op.sizes`: whether it only feeds products, and
-    which of the forms it has that onnxruntime makes part of another op."""
+    """What runtimes look for in a transpose, for `Op.sizes`: whether it only feeds products, which
+    of the forms it has that onnxruntime makes part of another op, and whether that has to move the
+    elements one by one."""
     rank = len(order)
     plain = list(range(rank))
     last_two = [*plain[:-2], rank - 1, rank - 2] if rank > 1 else plain
@@ -183,7 +194,16 @@ def transposes(order: Sequence[int], feeds_products: bool) -> dict[str, int]:
         "swaps": int(list(order) == last_two),
         "to_pixels": int(list(order) == [0, 2, 3, 1]),  # channels last
         "to_planes": int(list(order) == [0, 3, 1, 2]),  # channels first
+        "scattered": int(is_scattered(order)),
     }
+
+
+def is_scattered(order: Sequence[int]) -> bool:
+    """Whether a permutation moves the last axis, and others too: onnxruntime is quick where runs of
+    elements stay together and where one axis moves, and takes ten times as long elsewhere."""
+    rests = ([*order[:i], *order[i + 1 :]] for i in range(len(order)))
+    moves_one = any(rest == sorted(rest) for rest in rests)
+    return len(order) > 1 and not moves_one and order[-1] != max(order)
 
 
 def convolution_kind(groups: int, per_group: int, area: int) -> str:

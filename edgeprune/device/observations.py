@@ -21,7 +21,7 @@ from edgeprune.device.kernels import convolution_kind, convolution_sizes
 from edgeprune.device.pricing import Work, surroundings
 from edgeprune.errors import EdgePruneError
 
-FORMAT = 2
+FORMAT = 3
 
 _CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits")
@@ -39,6 +39,8 @@ LABELS = {
     **dict.fromkeys(("FusedMatMul", "MatMulNBits"), "MatMul"),
     "FusedGemm": "Gemm",
 }
+#: What the name of a transpose ends in that moves elements one by one: shapes don't tell.
+SCATTERED = "+scattered"
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 Shape = tuple[int, ...]
@@ -167,7 +169,7 @@ def _observation(kernel: Mapping[str, Any], block: int, speed: float) -> Observa
     elif op in _PRODUCTS:
         work = _product(op, inputs, outputs[0], int(kernel["parameter_bytes"]))
     else:
-        work = _other(op, inputs, outputs, int(kernel["parameter_bytes"]))
+        work = _other(kernel["name"], op, inputs, outputs, int(kernel["parameter_bytes"]))
     return Observation(work, float(kernel["ms"]) * speed)
 
 
@@ -216,7 +218,9 @@ def _product(op: str, inputs: list[Shape], out: Shape, parameter_bytes: int) -> 
     return _work(kind, LABELS.get(op, op), (), prod(out) * inner, weights, read, prod(out), sizes)
 
 
-def _other(op: str, inputs: list[Shape], outputs: list[Shape], parameter_bytes: int) -> Work:
+def _other(
+    name: str, op: str, inputs: list[Shape], outputs: list[Shape], parameter_bytes: int
+) -> Work:
     label = LABELS.get(op, op)
     kind = "elementwise"
     if label in _POOLS:
@@ -233,12 +237,20 @@ def _other(op: str, inputs: list[Shape], outputs: list[Shape], parameter_bytes: 
     if op in ("Slice", "Gather", "Split"):
         read = written
     sizes: dict[str, int] = {}
-    if len(inputs[0]) == 4:
-        sizes["pixels"] = prod(inputs[0][2:])
+    images = [prod(shape[2:]) for shape in inputs if len(shape) == 4]
+    if images:
+        sizes["pixels"] = max(images)  # of a gate and what it scales, the latter's
+    if op in ("ReorderInput", "ReorderOutput"):
+        # Blocks are filled up; a plan speaks of the channels there are.
+        read = written = min(read, written)
+        sizes["pixels"] = prod((outputs if op == "ReorderInput" else inputs)[0][2:])
+        sizes["channels"] = round(written / sizes["pixels"])
     if kind in ("norm", "softmax"):
         sizes["last"] = outputs[0][-1]
     if op == "Transpose":
-        sizes["run"] = _run(inputs[0], outputs[0])
+        scattered = name.endswith(SCATTERED)
+        sizes["run"] = 1 if scattered else _run(inputs[0], outputs[0])
+        sizes["scattered"] = int(scattered)
     if op == "Concat":
         sizes["count"] = len(inputs)
     return _work(kind, label, (), 0, weights, read, written, sizes)

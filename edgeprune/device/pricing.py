@@ -38,7 +38,7 @@ class Work:
     moved: Array = field(default_factory=lambda: np.zeros(()))
     written: Array = field(default_factory=lambda: np.zeros(()))
     sizes: Mapping[str, Array] = field(default_factory=dict)
-    around: tuple[float, float] = (0.0, 0.0)
+    around: tuple[float | Array, float | Array] = (0.0, 0.0)
 
     @property
     def elements(self) -> Array:

@@ -10,9 +10,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.device.fusion import ACTIVATIONS
+from edgeprune.device.kernels import is_scattered
+from edgeprune.device.observations import SCATTERED
 
 #: Changes whenever the sample networks do: results of another version are of other networks.
-VERSION = 1
+VERSION = 2
 
 _OPSET = 18
 _IR_VERSION = 10
@@ -33,6 +35,8 @@ class SampleNetwork:
         self._pattern = self.rng.standard_normal(251).astype(np.float32)
         self._input = ""
         self._open = self.chance(0.8)
+        #: The most channels of a layer: many networks for small devices are narrow all through.
+        self.widest = float(self.choose(64, 128, 256, 1024, 1024))
 
     def input(self, *shape: int) -> str:
         """Declares the one input."""
@@ -158,13 +162,28 @@ class SampleNetwork:
 
     def transpose(self, x: str, *order: int) -> str:
         shape = tuple(self.shapes[x][i] for i in order)
-        return self.node("Transpose", [x], shape, perm=list(order))
+        made = self.node("Transpose", [x], shape, perm=list(order))
+        if is_scattered(order):
+            self._nodes[-1].name += SCATTERED
+        return made
 
     def linear(self, x: str, features: int) -> str:
         """A product with a weight, and a bias, on tokens (1, rows, features)."""
         inner, shape = self.shapes[x][-1], (*self.shapes[x][:-1], features)
         product = self.node("MatMul", [x, self.weight(inner, features, fan_in=inner)], shape)
         return self.node("Add", [product, self.weight(features)], shape)
+
+    def gemm(self, x: str, features: int) -> str:
+        """A product with a weight, and a bias, on one row (1, features)."""
+        inner = self.shapes[x][-1]
+        weights = [self.weight(features, inner, fan_in=inner), self.weight(features)]
+        return self.node("Gemm", [x, *weights], (1, features), transB=1)
+
+    def batch_norm(self, x: str) -> str:
+        """On an image, with statistics of its own."""
+        c = self.shapes[x][1]
+        parts = [*(self.weight(c) for _ in range(3)), self.variance(c)]
+        return self.node("BatchNormalization", [x, *parts], self.shapes[x])
 
     def layer_norm(self, x: str) -> str:
         size = self.shapes[x][-1]

@@ -20,6 +20,7 @@ REFERENCE = "reference.onnx"
 
 _MOST_MACS = 1.5e9  # of one kernel
 _MOST_ELEMENTS = 1.5e6  # of one tensor
+_MOST_WEIGHTS = 1e7  # of one layer
 _SIDES = (112, 96, 80, 64, 56, 48, 40, 35, 32, 28, 24, 20, 17, 16, 14, 12, 10, 8, 7, 5, 4)
 
 Block = Callable[[SampleNetwork, str], str]
@@ -30,7 +31,7 @@ def sample(seed: int) -> onnx.ModelProto:
     """The network of a seed: the same wherever and whenever it is drawn."""
     net = SampleNetwork(seed)
     kind = net.rng.random()
-    last = _tokens(net) if kind < 0.25 else _whole(net) if kind < 0.7 else _image(net)
+    last = _tokens(net) if kind < 0.33 else _whole(net) if kind < 0.75 else _image(net)
     return net.model(last)
 
 
@@ -69,11 +70,18 @@ def _whole(net: SampleNetwork) -> str:
             wider = net.width(channels, max(_room(net, x, 2.2 * channels, 9 / 4), channels + 1))
             x = net.activation(net.conv(x, wider, net.choose(1, 3), 2), net.choose("", "Relu"))
         x = _stage(net, x, net.choose(*styles), int(net.rng.integers(1, 5)))
-    features = net.shapes[x][1]
-    flat = net.reshape(net.mean(x), 1, features)
-    out = net.width(10, 1500)
-    weights = [net.weight(out, features, fan_in=features), net.weight(out)]
-    return net.node("Gemm", [flat, *weights], (1, out), transB=1)
+    return _classified(net, x)
+
+
+def _classified(net: SampleNetwork, x: str) -> str:
+    """A classifier on an image: of its mean, or, as in VGG, of all of it, with much to read."""
+    _, channels, height, width = net.shapes[x]
+    if net.chance(0.85) or channels * height * width > 25_088:
+        return net.gemm(net.reshape(net.mean(x), 1, channels), net.width(10, 1500))
+    whole = channels * height * width
+    inner = net.width(64, min(4096.0, _MOST_WEIGHTS / whole) + 65)
+    x = net.activation(net.gemm(net.reshape(x, 1, whole), inner), "Relu")
+    return net.gemm(x, net.width(10, 1500))
 
 
 def _image(net: SampleNetwork) -> str:
@@ -97,13 +105,7 @@ def _image(net: SampleNetwork) -> str:
         count -= repeats
         if net.shapes[x][2] > 7 and net.chance(0.4):
             x = _narrow(net, x)
-    if net.chance(0.3):
-        features = net.shapes[x][1]
-        flat = net.reshape(net.mean(x), 1, features)
-        out = net.width(10, 1500)
-        weights = [net.weight(out, features, fan_in=features), net.weight(out)]
-        x = net.node("Gemm", [flat, *weights], (1, out), transB=1)
-    return x
+    return _classified(net, x) if net.chance(0.3) else x
 
 
 def _stage(net: SampleNetwork, x: str, block: Block, repeats: int) -> str:
@@ -130,7 +132,8 @@ def _room(net: SampleNetwork, x: str, high: float, per: float = 1.0) -> float:
     """The most channels that keep the next layer under the limits. per: MACs a channel pair."""
     _, c, height, width = net.shapes[x]
     pixels = height * width
-    return max(min(high, _MOST_MACS / (pixels * c * per), _MOST_ELEMENTS / pixels), 9.0)
+    most = _MOST_MACS / (pixels * c * per), _MOST_ELEMENTS / pixels, net.widest
+    return max(min(high, *most), 9.0)
 
 
 def _narrow(net: SampleNetwork, x: str) -> str:
@@ -189,19 +192,54 @@ def _inverted(net: SampleNetwork, x: str) -> str:
     return net.conv(y, net.width(8, max(_room(net, y, 512), 9)))
 
 
+def _overlaid(net: SampleNetwork, x: str) -> str:
+    """Convolutions of several windows, summed: RepVGG's and MobileOne's as they are trained."""
+    channels = net.shapes[x][1]
+    depthwise = net.chance(0.6)
+    groups = channels if depthwise else 1
+    if not depthwise and channels**2 * net.shapes[x][2] ** 2 * 9 > _MOST_MACS:
+        return _plain(net, x)
+    y = net.conv(x, channels, 3, 1, groups)
+    for _ in range(int(net.rng.integers(1, 4))):
+        y = net.add(y, net.conv(x, channels, net.choose(1, 1, 3), 1, groups))
+    y = net.activation(net.batch_norm(y) if net.chance(0.2) else y, "Relu")
+    return net.activation(net.conv(y, net.width(8, _room(net, y, 512))), net.choose("", "Relu"))
+
+
 def _squeeze(net: SampleNetwork, x: str) -> str:
     channels = net.shapes[x][1]
     inner = net.width(4, max(channels / 3, 5))
     y = net.activation(net.conv(net.mean(x), inner), net.choose("Relu", "SiLU", "HardSwish"))
     gate = net.activation(net.conv(y, channels), net.choose("Sigmoid", "HardSigmoid"))
-    return net.node("Mul", [x, gate], net.shapes[x])
+    both = [x, gate] if net.chance(0.5) else [gate, x]
+    return net.node("Mul", both, net.shapes[x])
+
+
+def _grouped(net: SampleNetwork, x: str) -> str:
+    """1x1, 3x3 in groups of some width, 1x1, and the sum: ResNeXt's and RegNet's; pruned, groups
+    may read more than they write."""
+    outer = net.shapes[x][1]
+    each = int(net.choose(4, 8, 8, 16, 16, 24, 32))
+    wide = net.width(2 * each, max(min(2.0 * outer, _room(net, x, 512)), 2.0 * each + 1))
+    groups = max(wide // each, 2)
+    y = net.activation(net.conv(x, each * groups), "Relu")
+    stride = int(net.choose(1, 1, 2)) if net.shapes[x][2] > 7 else 1
+    out = groups * (each if net.chance(0.6) else int(net.rng.integers(2, 2 * each)))
+    y = net.activation(net.conv(y, out, 3, stride, groups), "Relu")
+    if net.chance(0.3):
+        y = _squeeze(net, y)
+    if stride == 1:
+        return net.activation(net.add(net.conv(y, outer), x), net.choose("Relu", "Relu", ""))
+    return net.activation(net.conv(y, net.width(8, max(_room(net, y, 512), 9))), "Relu")
 
 
 def _dense(net: SampleNetwork, x: str) -> str:
-    """A few layers whose outputs are appended."""
+    """A few layers whose outputs are appended; some normalise what they read, all of it."""
+    normed = net.chance(0.4)
     for _ in range(int(net.rng.integers(1, 4))):
         n, c, height, width = net.shapes[x]
-        y = net.activation(net.conv(x, net.width(16, _room(net, x, 160))), "Relu")
+        y = net.activation(net.batch_norm(x), "Relu") if normed else x
+        y = net.activation(net.conv(y, net.width(16, _room(net, x, 160))), "Relu")
         y = net.conv(y, net.width(8, 64), 3)
         x = net.node("Concat", [x, y], (n, c + net.shapes[y][1], height, width), axis=1)
     return net.activation(net.conv(x, net.width(8, _room(net, x, 512))), "Relu")
@@ -283,8 +321,7 @@ def _normed(net: SampleNetwork, x: str) -> str:
     """A norm over groups of channels as it is exported, or batch norm before a convolution."""
     n, c, height, width = net.shapes[x]
     if net.chance(0.6):
-        parts = [*(net.weight(c) for _ in range(3)), net.variance(c)]
-        x = net.activation(net.node("BatchNormalization", [x, *parts], net.shapes[x]), "Relu")
+        x = net.activation(net.batch_norm(x), "Relu")
     else:
         groups = net.choose(1, 1, math.gcd(c, 8))
         flat = net.reshape(x, n, groups, c * height * width // groups)
@@ -311,18 +348,38 @@ def _upsampled(net: SampleNetwork, x: str) -> str:
     return net.node("ConvTranspose", [x, *weights], (n, channels, 2 * height, 2 * width), **window)
 
 
+def _unfolded(net: SampleNetwork, x: str) -> str:
+    """Each place of a window attends to its like in the other windows: MobileViT's."""
+    n, c, height, width = net.shapes[x]
+    if height % 2 or width % 2 or height * width > 4096:
+        return net.conv(x, net.width(8, _room(net, x, 256)), 3)
+    patches = height * width // 4
+    y = net.reshape(x, n * c * height // 2, 2, width // 2, 2)
+    y = net.reshape(net.transpose(y, 0, 2, 1, 3), n, c, patches, 4)
+    y = net.reshape(net.transpose(y, 0, 3, 2, 1), n * 4, patches, c)
+    heads = int(net.choose(1, 2, 4))
+    y = net.add(y, _attention(net, net.layer_norm(y), heads, int(net.choose(16, 24, 32))))
+    z = net.activation(net.linear(net.layer_norm(y), net.width(16, 2 * c + 17)), "SiLU")
+    y = net.reshape(net.add(y, net.linear(z, c)), n, 4, patches, c)
+    y = net.reshape(net.transpose(y, 0, 3, 2, 1), n * c * height // 2, width // 2, 2, 2)
+    y = net.reshape(net.transpose(y, 0, 2, 1, 3), n, c, height, width)
+    return net.conv(y, net.width(8, _room(net, y, 256)))
+
+
 _BLOCKS: tuple[Block, ...] = (
-    *(_plain, _plain, _bottleneck, _basic, _inverted, _inverted, _inverted),
-    *(_dense, _shuffle, _parallel, _convnext, _cheap, _normed),
+    *(_plain, _plain, _bottleneck, _basic, _inverted, _inverted, _inverted, _grouped),
+    *(_dense, _shuffle, _shuffle, _parallel, _convnext, _cheap, _normed, _unfolded, _overlaid),
 )
 
 
 def _tokens(net: SampleNetwork) -> str:
     """A transformer, or a mixer, on tokens; some begin with an image."""
-    rows = int(net.choose(197, 196, 145, 64, 49, 50, 17, 100, 256, 16, 8, 384))
+    rows = int(net.choose(197, 196, 145, 64, 49, 50, 17, 100, 256, 16, 8, 384, 784, 3136))
     heads = int(net.choose(1, 2, 3, 4, 6, 8, 12))
     size = int(net.choose(16, 24, 32, 40, 48, 64))
-    features = heads * size if net.chance(0.7) else net.width(32, 800)
+    if rows > 400:  # as in the first stages of Swin, which are narrow
+        heads, size = min(heads, 6 if rows < 1000 else 3), min(size, 32)
+    features = heads * size if net.chance(0.7) else net.width(32, min(800, 150_000 / rows + 33))
     side = math.isqrt(rows)
     if side * side == rows and net.chance(0.5):
         x = _patches(net, net.input(1, 3, 8 * side, 8 * side), features, 8)
@@ -332,7 +389,7 @@ def _tokens(net: SampleNetwork) -> str:
     for _ in range(int(net.rng.integers(2, 5))):
         mix = net.rng.random()
         if mix < 0.7:
-            x = net.add(x, _attention(net, net.layer_norm(x), heads, size))
+            x = net.add(x, _attended(net, net.layer_norm(x), heads, size))
         elif mix < 0.85:
             x = net.add(x, _mixing(net, net.layer_norm(x)))
         inner = net.width(32, max(4 * features, 33))
@@ -346,6 +403,36 @@ def _mixing(net: SampleNetwork, x: str) -> str:
     rows = net.shapes[x][1]
     y = net.linear(net.transpose(x, 0, 2, 1), net.width(16, 2 * rows + 20))
     return net.transpose(net.linear(net.activation(y, "Gelu"), rows), 0, 2, 1)
+
+
+def _attended(net: SampleNetwork, x: str, heads: int, size: int) -> str:
+    """Attention of all tokens, of those in a window, or of channels."""
+    n, rows, features = net.shapes[x]
+    side = math.isqrt(rows) // 7
+    if net.chance(0.15):
+        return _covariance(net, x, heads, size)
+    if rows <= 400 or rows != (7 * side) ** 2:
+        return _attention(net, x, heads, size)
+    y = net.transpose(net.reshape(x, n, side, 7, side, 7, features), 0, 1, 3, 2, 4, 5)
+    y = _attention(net, net.reshape(y, n * side * side, 49, features), heads, size)
+    y = net.transpose(net.reshape(y, n, side, side, 7, 7, features), 0, 1, 3, 2, 4, 5)
+    return net.reshape(y, n, rows, features)
+
+
+def _covariance(net: SampleNetwork, x: str, heads: int, size: int) -> str:
+    """Channels attend to channels: XCiT's."""
+    n, rows, features = net.shapes[x]
+    packed = net.reshape(net.linear(x, 3 * heads * size), n, rows, 3, heads, size)
+    parts = [(1, n, heads, size, rows)] * 3
+    first = net.node("Split", [net.transpose(packed, 2, 0, 3, 4, 1)], *parts, axis=0, num_outputs=3)
+    q, k, v = (net.reshape(p, n, heads, size, rows) for p in net.siblings(first, 3))
+    keys = net.transpose(k, 0, 1, 3, 2)
+    scores = net.node("MatMul", [q, keys], (n, heads, size, size))
+    weights = net.node("Softmax", [scores], net.shapes[scores], axis=-1)
+    mixed = net.node("MatMul", [weights, v], (n, heads, size, rows))
+    return net.linear(
+        net.reshape(net.transpose(mixed, 0, 3, 1, 2), n, rows, heads * size), features
+    )
 
 
 def _attention(net: SampleNetwork, x: str, heads: int, size: int) -> str:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,13 @@ Array = NDArray[np.float64]
 Columns = list[Array]
 
 #: Raise it when features or baselines change: tables of another version can't be read.
-VERSION = 1
+VERSION = 2
 
 #: How dear activations are inside a convolution; the others are nearly free.
 _ACTIVATION_COST = {"HardSigmoid": 1.0, "Sigmoid": 2.0, "Tanh": 2.0}
+
+
+_CONVOLUTIONS = ("conv", "pointwise", "depthwise", "grouped")
 
 
 @dataclass(frozen=True)
@@ -82,24 +86,51 @@ class Table:
         return np.asarray(baseline * np.exp(self.trees(features)))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """A kernel's baseline terms and features (rows, …), a row for each entry of `shape`."""
+def described(works: Sequence[Work], block: int) -> tuple[Array, Array]:
+    """The baseline terms and the features, (rows, …), of kernels at one plan: a row for each.
 
-    shape: tuple[int, ...]
-    terms: Array
-    features: Array
+    Kernels of a kind are described together: a file has hundreds, and numpy's calls add up.
+    """
+    alike: dict[Any, list[int]] = {}
+    for i, work in enumerate(works):
+        alike.setdefault((work.kind, work.label, work.fused, *work.sizes), []).append(i)
+    order = [i for those in alike.values() for i in those]
+    parts = [_rows(_stacked([works[i] for i in those]), block) for those in alike.values()]
+    back = np.argsort(order)
+    terms, features = (np.concatenate(columns)[back] for columns in zip(*parts, strict=True))
+    return terms, features
 
 
-def _rows(work: Work, block: int) -> _Rows:
-    shape = np.broadcast_shapes(work.elements.shape, *(s.shape for s in work.sizes.values()))
+def _stacked(works: Sequence[Work]) -> Work:
+    """Kernels that only numbers tell apart as one, with an array for each number."""
+
+    def stack(number: Callable[[Work], Any]) -> Array:
+        return np.array([number(work) for work in works], float)
+
+    return replace(
+        works[0],
+        macs=stack(lambda w: w.macs),
+        weights=stack(lambda w: w.weights),
+        moved=stack(lambda w: w.moved),
+        written=stack(lambda w: w.written),
+        sizes={name: stack(lambda w: w.sizes[name]) for name in works[0].sizes},  # noqa: B023
+        around=(stack(lambda w: w.around[0]), stack(lambda w: w.around[1])),
+    )
+
+
+def _rows(work: Work, block: int) -> tuple[Array, Array]:
+    """Terms and features, (rows, …): a row for each entry of the shape that a kernel's numbers
+    broadcast to."""
+    shape = _shape(work)
     terms, features = (_table_of(columns, shape) for columns in describe(work, block))
-    return _Rows(shape, terms, features)
+    return terms, features
+
+
+def _shape(work: Work) -> tuple[int, ...]:
+    return np.broadcast_shapes(work.elements.shape, *(s.shape for s in work.sizes.values()))
 
 
 def _table_of(columns: Columns, shape: tuple[int, ...]) -> Array:
-    if not shape:
-        return np.array([[float(column) for column in columns]])
     return np.stack([np.broadcast_to(column, shape).ravel() for column in columns], axis=1)
 
 
@@ -112,26 +143,30 @@ class Tables:
 
     def milliseconds(self, works: Sequence[Work]) -> list[Array]:
         """Milliseconds of each kernel, in the shape that its numbers broadcast to; 0 where gone."""
-        rows = [_rows(work, self.block) for work in works]
-        members: dict[str, list[int]] = {}
-        for i, work in enumerate(works):
-            members.setdefault(self._known(work), []).append(i)
+        shapes = [_shape(work) for work in works]
+        members: dict[tuple[str, bool], list[int]] = {}
+        for i, (work, shape) in enumerate(zip(works, shapes, strict=True)):
+            members.setdefault((self._known(work), bool(shape)), []).append(i)
         priced = [np.zeros(0)] * len(works)
-        for name, those in members.items():  # one look-up for all kernels of a kind
-            terms = np.concatenate([rows[i].terms for i in those])
-            features = np.concatenate([rows[i].features for i in those])
+        for (name, many), those in members.items():  # one look-up for all kernels of a kind
+            if many:
+                rows = [_rows(works[i], self.block) for i in those]
+                terms, features = (np.concatenate(columns) for columns in zip(*rows, strict=True))
+            else:
+                terms, features = described([works[i] for i in those], self.block)
             ms = self.tables[name].milliseconds(terms, features)
-            ends = np.cumsum([len(rows[i].terms) for i in those])
+            ends = np.cumsum([prod(shapes[i]) for i in those])
             for i, part in zip(those, np.split(ms, ends[:-1]), strict=True):
                 priced[i] = part
         return [
-            np.where(np.broadcast_to(work.elements, row.shape) > 0, ms.reshape(row.shape), 0.0)
-            for work, row, ms in zip(works, rows, priced, strict=True)
+            np.where(np.broadcast_to(work.elements, shape) > 0, ms.reshape(shape), 0.0)
+            for work, shape, ms in zip(works, shapes, priced, strict=True)
         ]
 
     def _known(self, work: Work) -> str:
-        """The finest table that knows a kernel."""
-        found = next((name for name in names(work) if name in self.tables), None)
+        """The finest table that knows a kernel, or else convolutions in the other layout."""
+        other = ("conv", "conv in blocks") if work.kind in _CONVOLUTIONS else ()
+        found = next((name for name in (*names(work), *other) if name in self.tables), None)
         if found is None:
             raise EdgePruneError(f"the profile has no table for {work.kind!r}: calibrate again")
         return found
@@ -196,19 +231,21 @@ def names(work: Work) -> list[str]:
     """The tables that may know a kernel, the finest first."""
     if work.label == "ConvTranspose":
         return ["transposed", "conv"]
-    if work.kind in ("conv", "pointwise", "depthwise", "grouped"):
+    if work.kind in _CONVOLUTIONS:
         if work.label == "Conv" and "block" in work.sizes:
             return [f"{work.kind} in blocks", "conv in blocks"]
         return [work.kind, "conv"]
     if work.kind in ("linear", "matmul"):
         return [work.kind, "linear"]
+    if np.any(work.sizes.get("scattered", 0)):
+        return ["scattered Transpose", work.kind, "elementwise"]
     return [work.label, work.kind, "elementwise"]
 
 
 def describe(work: Work, block: int) -> tuple[Columns, Columns]:
     """A kernel's baseline terms and features, as columns that broadcast."""
     form: Callable[[Work, int], tuple[Columns, Columns]]
-    if work.kind in ("conv", "pointwise", "depthwise", "grouped") and work.sizes:
+    if work.kind in _CONVOLUTIONS and work.sizes:
         form = _convolution
     elif work.kind in ("linear", "matmul") and work.sizes:
         form = _product
@@ -245,7 +282,7 @@ def _convolution(work: Work, block: int) -> tuple[Columns, Columns]:
         np.asarray(adds),
         np.asarray(activation),
         np.asarray(s["cin"] < tile, float),
-        _log(s["cout"] / np.maximum(s["groups"], 1)),
+        _log(cout / np.maximum(s["groups"], 1)),
         _twos(s["pixels"]),
         *map(_log, work.around),
     ]
@@ -283,6 +320,7 @@ def _memory(work: Work, block: int) -> tuple[Columns, Columns]:
         np.asarray(s.get("count", nothing), float),
         _log(s.get("pixels", nothing)),
         _twos(s.get("pixels", nothing)),
+        np.asarray(s.get("channels", nothing), float) % max(block, 1),
         *map(_log, work.around),
     ]
     return terms, features

@@ -17,7 +17,7 @@ BLOCK = 16
 MACS_PER_MS, ELEMENTS_PER_MS, LAUNCH_MS = 2e7, 2e6, 0.004
 TODAY = datetime.date(2026, 1, 2)
 HEADER = {
-    "format": 2,
+    "format": 3,
     "runtime": "onnxruntime 1.99",
     "provider": "CPUExecutionProvider",
     "threads": 2,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgeprune.coupling import couple
 from edgeprune.device import from_graph, from_onnx
-from edgeprune.device.kernels import Kernel, KernelGraph
+from edgeprune.device.kernels import Kernel, KernelGraph, transposes
 from edgeprune.device.observations import LABELS
 from edgeprune.device.profile import Fusion, Profile, load_profile
 from edgeprune.device.samples import SampleNetwork
@@ -100,7 +100,16 @@ def leaves_the_image(net: SampleNetwork) -> str:
     return net.conv(y, 16)
 
 
+def pools_planes(net: SampleNetwork) -> str:
+    """A GELU keeps blocks; a pool works on them even where its input has none."""
+    x = net.activation(net.conv(net.input(1, 32, 14, 14), 32, 3), "Gelu")
+    x = net.conv(x, 32)
+    x = net.node("Softmax", [x], net.shapes[x], axis=1)
+    return net.conv(net.pool(x, "AveragePool", 3, 1), 16)
+
+
 NETWORKS: tuple[Build, ...] = (
+    pools_planes,
     residual,
     stem,
     squeeze,
@@ -150,6 +159,43 @@ def test_a_tensor_is_reordered_once_for_all_that_read_it() -> None:
     assert told(found).count("ReorderOutput") == 1
     reorder = next(kernel for kernel in found if kernel.label == "ReorderOutput")
     assert reorder.moved({}) == 2 * 32 * 14 * 14
+
+
+def test_a_reordering_knows_its_channels_and_pixels() -> None:
+    found = [k for k in kernels(leaves_the_image, BLOCKS) if k.label.startswith("Reorder")]
+    assert found
+    for kernel in found:
+        sizes = {name: size({}) for name, size in kernel.sizes.items()}
+        assert sizes["channels"] * sizes["pixels"] == kernel.written({})
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_what_a_gate_scales_says_how_many_pixels_there_are(first: bool) -> None:
+    def gated(net: SampleNetwork) -> str:
+        x = net.input(1, 24, 14, 14)
+        gate = net.activation(net.mean(x), "Sigmoid")
+        return net.node("Mul", [gate, x] if first else [x, gate], net.shapes[x])
+
+    scaled = kernels(gated, ROWS)[-1]
+    assert scaled.label == "Mul" and scaled.sizes["pixels"]({}) == 14 * 14
+
+
+@pytest.mark.parametrize(
+    ("order", "scattered"),
+    [
+        ((0, 2, 1), False),  # one axis moves
+        ((0, 2, 3, 1), False),
+        ((0, 3, 1, 2), False),
+        ((0, 2, 1, 3), False),  # runs stay together
+        ((0, 3, 2, 1), True),
+        ((2, 0, 3, 4, 1), True),
+        ((), False),
+    ],
+)
+def test_transposes_that_move_elements_one_by_one_say_so(
+    order: tuple[int, ...], scattered: bool
+) -> None:
+    assert transposes(order, False)["scattered"] == scattered
 
 
 def test_convolutions_say_that_they_work_on_blocks() -> None:

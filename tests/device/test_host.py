@@ -79,8 +79,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_this_machine_is_measured_batch_by_batch(hasty: None, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    results = host.measure(path, threads=1, seconds=2.5)
-    assert len(results.samples) >= 4
+    for seconds in (2.5, 10.0, 40.0):  # a busy machine manages fewer in a time
+        results = host.measure(path, threads=1, seconds=seconds)
+        if len(results.samples) > host._BATCH:
+            break
+    assert len(results.samples) > host._BATCH
     assert results.header["threads"] == 1
     names = [line["network"] for line in lines(path) if "network" in line]
     assert names == [f"{seed:05d}" for seed in range(len(names))]

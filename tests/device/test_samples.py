@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from edgeprune.device.fusion import ACTIVATIONS
+from edgeprune.device.observations import SCATTERED
 from edgeprune.device.samples import REFERENCE, SampleNetwork, reference, sample, write_samples
 
 SEEDS = range(25)
@@ -58,6 +59,8 @@ def test_together_they_have_what_networks_have() -> None:
     convolutions = [n for s in SEEDS for n in drawn(s).graph.node if n.op_type == "Conv"]
     groups = [a.i for node in convolutions for a in node.attribute if a.name == "group"]
     assert groups.count(1) > 100 and sum(each > 1 for each in groups) > 20
+    names = [node.name for seed in SEEDS for node in drawn(seed).graph.node]
+    assert any(name.startswith("Transpose") and name.endswith(SCATTERED) for name in names)
     dims = [drawn(seed).graph.input[0].type.tensor_type.shape.dim[0] for seed in SEEDS]
     assert {dim.dim_param for dim in dims} == {"batch", ""}
 

@@ -15,7 +15,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 
 from edgeprune.device import calibration
 from edgeprune.device.pricing import Work, pricing
-from edgeprune.device.tables import Table, Tables, Trees
+from edgeprune.device.tables import Table, Tables, Trees, describe, described
 from edgeprune.errors import EdgePruneError
 from tests.device import tabled
 
@@ -156,6 +156,11 @@ def test_the_finest_table_that_is_there_prices_a_kernel() -> None:
         some.milliseconds([convolution(block=0)])
 
 
+def test_a_layout_that_was_not_measured_costs_what_the_other_does() -> None:
+    some = Tables({"conv in blocks": Table(np.array([2.0, 0, 0]), None)}, 16)
+    assert [float(ms) for ms in some.milliseconds([convolution(block=0)])] == [2]
+
+
 def test_an_unknown_op_costs_what_its_kind_costs(tables: Tables) -> None:
     unknown = elementwise("NobodyKnows", 50_000)
     plain = replace(unknown, label="elementwise")
@@ -198,3 +203,19 @@ def test_the_made_up_device_is_met_inside_what_was_measured(tables: Tables) -> N
     works = [convolution(cin, cout, 28) for cin in (32, 64, 96) for cout in (24, 64, 128)]
     for work, ms in zip(works, tables.milliseconds(works), strict=True):
         assert float(ms) == pytest.approx(tabled.milliseconds(work), rel=0.35)
+
+
+def test_kernels_described_together_are_described_as_alone() -> None:
+    convolutions = [
+        convolution(64, 96, 14),
+        replace(convolution(40, 8, 7, kernel=1), around=(3.0, 4.0)),
+        replace(convolution(64, 64, 14), fused=("Add", "Relu")),
+        convolution(24, 32, 28, block=0),
+        convolution(32, 24, 28),
+    ]
+    others = [elementwise("Relu", 5000), elementwise("Add", 70), elementwise("Relu", 9)]
+    for works in (convolutions, others):
+        terms, features = described(works, 16)
+        alone = [describe(work, 16) for work in works]
+        np.testing.assert_array_equal(terms, np.array([columns for columns, _ in alone], float))
+        np.testing.assert_array_equal(features, np.array([columns for _, columns in alone], float))

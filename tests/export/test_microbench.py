@@ -17,7 +17,9 @@ from edgeprune.errors import EdgePruneError
 from export import microbench, runner
 from tests.device.hasty import HASTE, hasty_scripts
 
+FIRST = 4  # the ones from here on are of both kinds: with planes and with tokens
 NETWORKS = 4
+NAMES = [f"{number:05d}" for number in range(FIRST, FIRST + NETWORKS)]
 KERNEL = {"name": "Conv0", "op": "Conv", "in": [], "out": [], "parameter_bytes": 0, "ms": 0.1}
 
 
@@ -25,7 +27,7 @@ KERNEL = {"name": "Conv0", "op": "Conv", "in": [], "out": [], "parameter_bytes":
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few small networks and the reference."""
     folder = tmp_path_factory.mktemp("networks")
-    for _ in write_samples(folder, NETWORKS):
+    for _ in write_samples(folder, NETWORKS, FIRST):
         pass
     return folder
 
@@ -79,8 +81,8 @@ def test_a_file_says_the_circumstances_the_networks_their_memory_and_a_summary(
     assert header["format"] == microbench.FORMAT and header["threads"] == 1
     assert header["runtime"] == runner.RUNTIME and header["provider"] == runner.CPU_PROVIDER
     assert {"machine", "cpu", "ram_mb", "governor", "load_average"} <= set(header)
-    assert [line["network"] for line in networks] == [f"{n:05d}" for n in range(NETWORKS)]
-    assert 1 < memory["peak_memory_mb"] < 10_000 and memory["memory"] in ("00000", "00001", "00002")
+    assert [line["network"] for line in networks] == NAMES
+    assert 1 < memory["peak_memory_mb"] < 10_000 and memory["memory"] in NAMES
     assert summary["summary"]["networks"] == NETWORKS
     kernels = sum(len(line["kernels"]) for line in networks)
     assert summary["summary"]["kernels"] == kernels > 50
@@ -97,10 +99,10 @@ def test_a_networks_kernels_have_shapes_and_times_that_add_up(measured: Path) ->
 
 def test_what_was_measured_can_be_read(measured: Path) -> None:
     results = read_results(measured)
-    assert [sample.name for sample in results.samples] == [f"{n:05d}" for n in range(NETWORKS)]
+    assert [sample.name for sample in results.samples] == NAMES
     assert results.summary["networks"] == NETWORKS and len(results.peaks_mb) == 1
     works = [o.work for sample in results.samples for o in sample.kernels]
-    assert {"conv", "pointwise", "elementwise"} <= {work.kind for work in works}
+    assert {"conv", "copy", "elementwise"} <= {work.kind for work in works}
     assert any("Relu" in work.fused for work in works)
 
 
@@ -112,11 +114,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 ) -> None:
     path, asked = tmp_path / "r.jsonl", timed()
     microbench.measure(folder, path, seconds=0)
-    assert asked == ["00000"]
+    assert asked == NAMES[:1]
     with path.open("a") as file:
-        file.write('{"network": "00001", "ms": 1.0, "kern')
+        file.write(f'{{"network": "{NAMES[1]}", "ms": 1.0, "kern')
     microbench.measure(folder, path, seconds=60)
-    assert asked == [f"{n:05d}" for n in range(NETWORKS)]
+    assert asked == NAMES
     assert [s.name for s in read_results(path).samples] == asked
     microbench.measure(folder, path, seconds=60)
     assert len(asked) == NETWORKS
@@ -145,7 +147,7 @@ def test_another_setup_is_refused(
         return
     with pytest.raises(runner.RunnerError, match="measured otherwise"):
         microbench.measure(folder, path, threads=threads, seconds=0)
-    assert path.read_text() == before and asked == ["00000"]
+    assert path.read_text() == before and asked == NAMES[:1]
 
 
 def test_a_file_of_something_else_is_not_added_to(folder: Path, tmp_path: Path) -> None:
@@ -164,7 +166,7 @@ def test_a_disturbed_network_is_timed_once_more_and_the_quieter_time_kept(
 ) -> None:
     asked = timed({"noisy": True, "ms": 9.0}, {"ms": 2.0})
     microbench.measure(folder, tmp_path / "r.jsonl", seconds=60)
-    assert asked[:3] == ["00000", "00000", "00001"]
+    assert asked[:3] == [NAMES[0], NAMES[0], NAMES[1]]
     first = lines(tmp_path / "r.jsonl")[1]
     assert (first["ms"], first["noisy"]) == (2.0, False)
 
@@ -202,7 +204,7 @@ def test_a_device_that_slows_down_is_refused(
 def test_runs_that_spread_or_share_their_core_are_noisy(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, reference = folder / "00003.onnx", lambda: None
+    path, reference = folder / f"{NAMES[3]}.onnx", lambda: None
     quiet = microbench._timed(path, reference, 1, runner.CPU_PROVIDER)
     monkeypatch.setattr(microbench, "NOISY", -1.0)
     spread = microbench._timed(path, reference, 1, runner.CPU_PROVIDER)
