@@ -26,7 +26,7 @@ lint: $(STAMP)
 
 # A file's tests stay together: they share what they set up. One thread each, or they fight for cores.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Some without their dependencies, which would put another torch in place or disagree: pip complains
 # of them, the models that the benchmarks build work.

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,11 @@ def _burst(run: Any) -> float:
     return float(np.median(times))
 
 
+def family(name: str) -> str:
+    """The network that a variant (`latency_networks.variants`) is of."""
+    return re.sub(r"-[pq]\d+$", "", name)
+
+
 def passes(paths: list[Path], count: int, seconds: float, cache: Path | None) -> dict[str, Any]:
     """For each file, (its ms, the reference's ms) of each pass."""
     done = json.loads(cache.read_text()) if cache and cache.exists() else {}
@@ -71,7 +78,7 @@ def passes(paths: list[Path], count: int, seconds: float, cache: Path | None) ->
         beside = runner.bind(runner.open_session(Path(folder) / REFERENCE))
     families: dict[str, list[Path]] = {}
     for path in paths:
-        families.setdefault(path.stem.partition("-p")[0], []).append(path)
+        families.setdefault(family(path.stem), []).append(path)
     for turn in range(count):
         for members in families.values():
             missing = [p for p in members if len(done.setdefault(p.stem, [])) <= turn]
@@ -107,6 +114,23 @@ def summary(name: str, errors: list[float], raw: list[float]) -> None:
     )
 
 
+def ranking(
+    what: str,
+    names: list[str],
+    guess: Mapping[str, float],
+    truth: Mapping[str, float],
+    halves: Mapping[str, list[float]],
+) -> None:
+    """Prints how well variants are ranked, and how well two halves of the measurement agree."""
+    found = spearmanr([guess[n] for n in names], [truth[n] for n in names]).statistic
+    again = spearmanr(*zip(*(halves[n] for n in names), strict=True)).statistic
+    times = [truth[n] for n in names]
+    print(
+        f"ranking of {what} ({max(times) / min(times):.2f} x from fastest to slowest): Spearman "
+        f"{found:.3f} (half of the passes against the others: {again:.3f})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
@@ -125,6 +149,7 @@ def main() -> None:
     errors: dict[str, float] = {}
     raw: dict[str, float] = {}
     truth: dict[str, float] = {}
+    halves: dict[str, list[float]] = {}
     guess: dict[str, float] = {}
     took = []
     print(f"{'network':<34}{'predicted':>10}{'measured':>10}{'error':>8}{'raw':>8}  interval")
@@ -134,7 +159,9 @@ def main() -> None:
         took.append(cost)
         found = measured[name][: arguments.passes]
         guess[name] = ms
-        truth[name] = statistics.median(m * (usual / r if usual else 1) for m, r in found)
+        times = [m * (usual / r if usual else 1) for m, r in found]
+        truth[name] = statistics.median(times)
+        halves[name] = [statistics.median(times[half::2] or times) for half in (0, 1)]
         errors[name] = ms / truth[name] - 1
         raw[name] = ms / statistics.median(m for m, _ in found) - 1
         low, high = profile.latency_interval_ms(ms)
@@ -144,18 +171,18 @@ def main() -> None:
             f"{low:.2f}-{high:.2f} {mark}"
         )
     kinds = {
-        "originals": [n for n in errors if "-p" not in n],
-        "pruned": [n for n in errors if n.endswith("-p0")],
-        "together": [n for n in errors if "-p" not in n or n.endswith("-p0")],
+        "originals": [n for n in errors if n == family(n)],
+        "pruned": [n for n in errors if n == f"{family(n)}-p0"],
+        "together": [n for n in errors if n in (family(n), f"{family(n)}-p0")],
     }
     for kind, names in kinds.items():
         if names:
             summary(kind, [errors[n] for n in names], [raw[n] for n in names])
     for name in kinds["originals"]:
-        variants = [n for n in errors if n.startswith(f"{name}-p")]
-        if len(variants) > 5:
-            found = spearmanr([guess[n] for n in variants], [truth[n] for n in variants])
-            print(f"ranking of {len(variants)} pruned {name}: Spearman {found.statistic:.3f}")
+        for letter, strengths in (("p", "alike in strength"), ("q", "light to heavy")):
+            variants = [n for n in errors if n.startswith(f"{name}-{letter}")]
+            if len(variants) > 5:
+                ranking(f"{len(variants)} {name}, {strengths}", variants, guess, truth, halves)
     inside = [
         profile.latency_interval_ms(guess[n])[0]
         <= truth[n]

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,9 +43,10 @@ TIMM = (
     "mixer_s16_224 resmlp_12_224 hrnet_w18_small selecsls42b rexnet_100 mobilenetv4_conv_small "
     "repghostnet_100 xcit_nano_12_p16_224"
 ).split()
-#: Networks of which many variants are ranked.
+#: Networks of which many variants are ranked: about as strongly pruned each, and light to heavy.
 RANKED = ("resnet50", "mobilenet_v2", "vit_tiny_patch16_224", "densenet121", "efficientnet_b0")
 VARIANTS = 12
+LIGHTEST, HEAVIEST, SPREAD = 0.9, 0.35, 0.15
 #: Widths come in one of these multiples, one a network; 1 takes whatever comes.
 MULTIPLES = (4, 8, 16, 8)
 
@@ -59,35 +61,49 @@ def build(name: str) -> torch.nn.Module:
     return timm.create_model(name, pretrained=False)
 
 
-def uneven(coupling: Coupling, seed: int, multiple: int) -> Plan:
-    """Each group keeps a share of its own, of 0.3 to 0.95, in whole multiples where it has them."""
+def uneven(
+    coupling: Coupling, seed: int, multiple: int, between: tuple[float, float] = (0.3, 0.95)
+) -> Plan:
+    """Each group keeps a share of its own, in whole multiples where it has them."""
     rng = np.random.default_rng(seed)
     counts = {}
     for group in coupling.groups:
-        count = round(group.size * rng.uniform(0.3, 0.95))
+        count = round(group.size * rng.uniform(*between))
         step = multiple if group.size >= 4 * multiple else 1
         counts[group.index] = min(max(round(count / step) * step, step), group.size)
     importance = [rng.random(group.size) for group in coupling.groups]
     return Plan(keep_best(importance, counts), frozenset())
 
 
+def variants(name: str) -> dict[str, dict[str, Any]]:
+    """What to call `uneven` with for each pruned variant: p0, p1, … with shares of 0.3 to 0.95,
+    q0, q1, … around shares that fall."""
+    first = sum(map(ord, name)) + 1
+    count = VARIANTS if name in RANKED else 1
+    plans = {f"p{i}": {"seed": first + i} for i in range(count)}
+    if name in RANKED:
+        for i, share in enumerate(np.linspace(LIGHTEST, HEAVIEST, VARIANTS)):
+            between = (share - SPREAD, min(share + SPREAD, 1.0))
+            plans[f"q{i}"] = {"seed": first + VARIANTS + i, "between": between}
+    return {key: {**plan, "multiple": MULTIPLES[plan["seed"] % 4]} for key, plan in plans.items()}
+
+
 def make(name: str, folder: Path) -> None:
     """Exports a network and its pruned variants to FOLDER."""
     side = 299 if name == "inception_v3" else 224
-    count = VARIANTS if name in RANKED else 1
-    paths = [folder / f"{name}.onnx", *(folder / f"{name}-p{i}.onnx" for i in range(count))]
+    paths = {folder / f"{name}-{suffix}.onnx": plan for suffix, plan in variants(name).items()}
+    paths = {folder / f"{name}.onnx": None, **paths}
     if all(path.exists() for path in paths):
         return
     inputs = ExampleInputs((torch.randn(1, 3, side, side),), {})
     traced = trace(build(name).eval(), inputs)
     coupling = couple(traced)
-    for i, path in enumerate(paths):
+    for path, plan in paths.items():
         if path.exists():
             continue
-        seed = sum(map(ord, name)) + i
         module = traced.graph_module
-        if i:
-            module = resize(traced, coupling, uneven(coupling, seed, MULTIPLES[seed % 4]))
+        if plan is not None:
+            module = resize(traced, coupling, uneven(coupling, **plan))
         with tempfile.TemporaryDirectory(dir=folder) as draft:
             export(module, inputs, traced.dynamic_batch, Path(draft) / "model.onnx", {})
             onnx.load(Path(draft) / "model.onnx")
