@@ -128,6 +128,11 @@ def scored_and_recovered(result: edgeprune.Result) -> float:
     return sum(result.report["seconds"].get(step, 0.0) for step in ("score", "shape", "recover"))
 
 
+def macs_left(result: edgeprune.Result) -> float:
+    """The share of the multiply-accumulates that is left."""
+    return float(result.report["after"]["macs"] / result.report["before"]["macs"])
+
+
 def untrained(bench: Bench, part: str, share: float, depth: int = 56, data: bool = True) -> None:
     """A share of the multiply-accumulates, without training."""
     model, images = bench.network(depth), bench.images
@@ -139,7 +144,7 @@ def untrained(bench: Bench, part: str, share: float, depth: int = 56, data: bool
         "edgeprune",
         images.accuracy(result.graph_module),
         base,
-        macs=result.report["after"]["macs"] / result.report["before"]["macs"],
+        macs=macs_left(result),
         score_recover_s=scored_and_recovered(result),
         whole_s=seconds,
         peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -164,9 +169,13 @@ def trained(bench: Bench, part: str, share: float) -> None:
     model, images = bench.network(), bench.images
     base = images.accuracy(model)
     result, seconds = ours(bench, model, share, data=images.labelled(), epochs=EPOCHS)
-    macs = result.report["after"]["macs"] / result.report["before"]["macs"]
     bench.add(
-        part, "edgeprune", images.accuracy(result.graph_module), base, macs=macs, whole_s=seconds
+        part,
+        "edgeprune",
+        images.accuracy(result.graph_module),
+        base,
+        macs=macs_left(result),
+        whole_s=seconds,
     )
     whole = peer.macs(model, bench.example)
 
@@ -274,14 +283,17 @@ def curves(bench: Bench) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         watch = Stopwatch(bench, model, Path(scratch))
 
-        def add(what: str, smaller: nn.Module, **others: Any) -> None:
-            costs = {"macs": peer.macs(smaller, bench.example) / whole}
-            costs["latency"] = watch.share(smaller)
-            bench.add("curves", what, images.accuracy(smaller), base, **costs, **others)
+        def add(what: str, smaller: nn.Module, macs: float, of: str) -> None:
+            costs = {"macs": macs, "latency": watch.share(smaller)}
+            bench.add("curves", what, images.accuracy(smaller), base, **costs, of=of)
+
+        def add_ours(share: float, of: str) -> None:
+            profile = load_profile("host") if of == "latency" else None
+            result, _ = ours(bench, model, share, profile, data=images.unlabelled())
+            add("edgeprune", result.graph_module, macs_left(result), of)
 
         for share in curves_of.MACS:
-            result, _ = ours(bench, model, share, data=images.unlabelled())
-            add("edgeprune", result.graph_module, of="macs")
+            add_ours(share, "macs")
             for name in peer.CRITERIA:
                 for round_to, of in ((None, "macs"), (8, "latency")):
                     smaller = peer.pruned(
@@ -293,10 +305,10 @@ def curves(bench: Bench) -> None:
                     )
                     if smaller is not None:
                         mended = peer.recalibrated(smaller, images.unlabelled())
-                        add(f"Torch-Pruning, {name}, BN recalibrated", mended, of=of)
+                        left = peer.macs(smaller, bench.example) / whole
+                        add(f"Torch-Pruning, {name}, BN recalibrated", mended, left, of)
         for share in curves_of.LATENCY:
-            result, _ = ours(bench, model, share, load_profile("host"), data=images.unlabelled())
-            add("edgeprune", result.graph_module, of="latency")
+            add_ours(share, "latency")
     curves_of.plot([row for row in bench.rows if row["part"] == "curves"], base, bench.plot)
 
 
