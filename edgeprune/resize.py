@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
@@ -30,6 +30,17 @@ _TO_THE_END = 2**62
 
 def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGraph:
     """A smaller GraphModule with parameters of its own; nodes keep their names."""
+    graph, gone = outline(traced, coupling, plan), plan.gone(coupling)
+    read = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr"))
+    module = TrainableGraph(
+        {name: _resized(traced.graph_module, name, coupling, gone) for name in read}, graph
+    )
+    module.train(False)
+    return module
+
+
+def outline(traced: TracedModel, coupling: Coupling, plan: Plan) -> Graph:
+    """The graph that `resize` gives its parameters to."""
     with quiet():
         graph = copy.deepcopy(traced.graph_module.graph)
     nodes = {node.name: node for node in graph.nodes}
@@ -45,12 +56,7 @@ def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGrap
         _bypass(coupling.branches[index], nodes)
     graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.lint()
-    read = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr"))
-    module = TrainableGraph(
-        {name: _resized(traced.graph_module, name, coupling, gone) for name in read}, graph
-    )
-    module.train(False)
-    return module
+    return graph
 
 
 def inherit(

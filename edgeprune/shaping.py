@@ -12,9 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from torch import Tensor
+
 from edgeprune.coupling import Coupling
+from edgeprune.linear.outputs import outputs
+from edgeprune.linear.replay import Replay
 from edgeprune.linear.sampling import affordable, calls_of
 from edgeprune.plan import Plan
 from edgeprune.scoring.sensitivity import joint_loss
@@ -84,7 +89,12 @@ class Shaping:
         return self._lost[key], values
 
     def _joint_loss(self, plan: Plan) -> float:
-        return joint_loss(self.traced, self.coupling, plan, self.calls, self.seed)
+        return joint_loss(self.traced, self.coupling, plan, self.calls, self.seed, self._wanted)
+
+    @cached_property
+    def _wanted(self) -> list[list[Tensor]]:
+        """The original's outputs."""
+        return outputs(Replay(self.traced.graph_module, self.calls), self.traced.graph_module)
 
 
 def shaped(

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from edgeprune.coupling import Coupling, Group
-from edgeprune.coupling.walk import attribute
 from edgeprune.kept import Kept
 from edgeprune.linear.layers import find_layers
 from edgeprune.linear.outputs import divergence, outputs
@@ -24,7 +22,7 @@ from edgeprune.linear.replay import Replay
 from edgeprune.linear.sampling import Sampling
 from edgeprune.plan import Plan
 from edgeprune.ranks import spread
-from edgeprune.resize import resize
+from edgeprune.resize import outline, resize
 from edgeprune.trace import ExampleInputs, TracedModel
 
 #: How many layers behind a change are fitted anew in a trial.
@@ -80,9 +78,11 @@ def joint_loss(
     plan: Plan,
     calls: Sequence[ExampleInputs],
     seed: int = 0,
+    want: list[list[Tensor]] | None = None,
 ) -> float:
-    """The divergence of the outputs under a plan, with every layer fitted anew."""
-    want = outputs(Replay(traced.graph_module, calls), traced.graph_module)
+    """The divergence of the outputs under a plan, with every layer fitted anew. want: the
+    original's, if they are known."""
+    want = want or outputs(Replay(traced.graph_module, calls), traced.graph_module)
     return _trial(traced, coupling, plan, Replay(traced.graph_module, calls), want, seed, True)
 
 
@@ -117,32 +117,31 @@ def _trial(
 
 def _begin(traced: TracedModel, coupling: Coupling, plan: Plan) -> str:
     """The first node at which a plan makes a difference."""
-    smaller = resize(traced, coupling, plan)
-    twins = {node.name: node for node in smaller.graph.nodes}
-    taking = {aim.name for aim in aims(smaller, coupling, plan) if aim.takes_over}
+    twins = {node.name: node for node in outline(traced, coupling, plan).nodes}
+    gone, taking = plan.gone(coupling), set()
+    if plan.removed_branches:
+        smaller = resize(traced, coupling, plan)
+        taking = {aim.name for aim in aims(smaller, coupling, plan) if aim.takes_over}
     for node in traced.graph_module.graph.nodes:
         if node.op != "call_function":
             continue
         twin = twins.get(node.name)
         if twin is None or node.name in taking or str(node.args) != str(twin.args):
             return node.name
-        if str(node.kwargs) != str(twin.kwargs) or _resized(node, twin, traced, smaller):
+        if str(node.kwargs) != str(twin.kwargs) or _shrinks(node, coupling, gone):
             return node.name
     return "output"
 
 
-def _resized(node: Node, twin: Node, traced: TracedModel, smaller: GraphModule) -> bool:
-    """Whether a parameter that a node reads is smaller now."""
-    return any(
-        _size(traced.graph_module, a) != _size(smaller, b)
-        for a, b in zip(node.all_input_nodes, twin.all_input_nodes, strict=True)
-        if a.op == "get_attr"
-    )
-
-
-def _size(module: GraphModule, node: Node) -> torch.Size | None:
-    value = attribute(module, str(node.target))
-    return value.shape if isinstance(value, Tensor) else None
+def _shrinks(node: Node, coupling: Coupling, gone: NDArray[np.bool_]) -> bool:
+    """Whether a parameter that a node reads loses something."""
+    labels = [
+        label
+        for source in node.all_input_nodes
+        if source.op == "get_attr"
+        for label in coupling.parameters.get(str(source.target), ())
+    ]
+    return any(not coupling.kept(label, gone).all() for label in labels if label is not None)
 
 
 def _near(every: Sequence[Aim], traced: TracedModel, coupling: Coupling, plan: Plan) -> list[Aim]:
