@@ -27,7 +27,7 @@ from edgeprune.errors import EdgePruneError
 Array = NDArray[np.float64]
 
 #: Part of the key of cached profiles: raise it when `fit` draws other figures from the same times.
-FIT_VERSION = 5
+FIT_VERSION = 6
 
 #: Peak memory on the machine of benchmarks/memory_model.py, 51 networks and a pruned one of each;
 #: with blocks of channels (x86), and without them (there with the optimisations that ARM has).

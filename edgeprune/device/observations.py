@@ -164,7 +164,10 @@ def _observation(kernel: Mapping[str, Any], block: int, speed: float) -> Observa
         return None
     if op in _CONVOLUTIONS:
         if len(inputs) < 2 or len(inputs[1]) != len(inputs[0]):
-            return None  # its weight was packed away, and the window with it
+            window = re.search(r"\+(\d+)x(\d+)$", kernel["name"])
+            if op != "ConvTranspose" or window is None:
+                return None  # its weight was packed away, and the window with it
+            inputs[1:1] = [(inputs[0][1], outputs[0][1], *map(int, window.groups()))]
         work = _convolution(kernel["name"], op, inputs, outputs[0], block)
     elif op in _PRODUCTS:
         work = _product(op, inputs, outputs[0], int(kernel["parameter_bytes"]))
@@ -185,14 +188,15 @@ def _convolution(name: str, op: str, inputs: list[Shape], out: Shape, block: int
     area = prod(weight[2:])
     groups = max(x[1] // per_group, 1)
     kind = convolution_kind(groups, per_group, area)
-    sizes = convolution_sizes(x, out, weight[2:], max(round(x[-1] / out[-1]), 1), groups)
+    steps = out[-1] / x[-1] if transposed else x[-1] / out[-1]
+    sizes = convolution_sizes(x, out, weight[2:], max(round(steps), 1), groups)
     if blocked:
         sizes["block"] = block
     adds = any(len(shape) == len(out) for shape in inputs[2:])
     fused = (*(["Add"] if adds else []), *_activation(name))
     weights = prod(weight)
     read = sum(map(prod, (x, *(s for s in inputs[2:] if len(s) == len(out)))))
-    macs = prod(out) * per_group * area
+    macs = prod(x) * weight[1] * area if transposed else prod(out) * per_group * area
     label = "ConvTranspose" if transposed else "Conv"
     return _work(kind, label, fused, macs, weights, read, prod(out), sizes)
 

@@ -14,7 +14,7 @@ from edgeprune.device.kernels import is_scattered
 from edgeprune.device.observations import SCATTERED
 
 #: Changes whenever the sample networks do: results of another version are of other networks.
-VERSION = 2
+VERSION = 3
 
 _OPSET = 18
 _IR_VERSION = 10
@@ -36,7 +36,11 @@ class SampleNetwork:
         self._input = ""
         self._open = self.chance(0.8)
         #: The most channels of a layer: many networks for small devices are narrow all through.
-        self.widest = float(self.choose(64, 128, 256, 1024, 1024))
+        self.widest = float(self.choose(64, 128, 512, 1024, 2048))
+        #: Multiply-accumulates of the convolutions so far.
+        self.macs = 0
+        #: Whether layers are about as wide as what they read, or of any width.
+        self.steady = False
 
     def input(self, *shape: int) -> str:
         """Declares the one input."""
@@ -78,6 +82,8 @@ class SampleNetwork:
         outputs = [f"{name}_{i}" for i in range(len(shapes))]
         self.shapes.update(zip(outputs, shapes, strict=True))
         self._nodes.append(helper.make_node(op, inputs, outputs, name=name, **attributes))
+        if op == "ConvTranspose":  # its weight is packed away before it runs
+            self._nodes[-1].name += "+{}x{}".format(*attributes["kernel_shape"])
         if op in ACTIVATIONS:
             for node in self._nodes:
                 if node.op_type == "Conv" and node.output[0] == inputs[0]:
@@ -134,6 +140,7 @@ class SampleNetwork:
             "pads": [kh // 2, kw // 2, kh // 2, kw // 2],
             "group": groups,
         }
+        self.macs += math.prod(out) * fan_in
         return self.node("Conv", [x, *weights], out, **attributes)
 
     def activation(self, x: str, kind: str) -> str:

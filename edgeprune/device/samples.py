@@ -21,6 +21,7 @@ REFERENCE = "reference.onnx"
 _MOST_MACS = 1.5e9  # of one kernel
 _MOST_ELEMENTS = 1.5e6  # of one tensor
 _MOST_WEIGHTS = 1e7  # of one layer
+_MOST_ALTOGETHER = 2e9  # of a network's MACs, about: slow boards run it too
 _SIDES = (112, 96, 80, 64, 56, 48, 40, 35, 32, 28, 24, 20, 17, 16, 14, 12, 10, 8, 7, 5, 4)
 
 Block = Callable[[SampleNetwork, str], str]
@@ -31,7 +32,7 @@ def sample(seed: int) -> onnx.ModelProto:
     """The network of a seed: the same wherever and whenever it is drawn."""
     net = SampleNetwork(seed)
     kind = net.rng.random()
-    last = _tokens(net) if kind < 0.33 else _whole(net) if kind < 0.75 else _image(net)
+    last = _tokens(net) if kind < 0.3 else _whole(net) if kind < 0.8 else _image(net)
     return net.model(last)
 
 
@@ -56,20 +57,26 @@ def write_samples(folder: Path, count: int, first: int = 0) -> Iterator[Path]:
 
 
 def _whole(net: SampleNetwork) -> str:
-    """A network as they are built: a stem, stages of one or two blocks that halve the image and
-    widen, a classifier."""
+    """A network as they are built: a stem, stages of a few blocks that halve the image and widen,
+    a classifier. Most of its weights are at the end, where the image is small."""
+    net.steady = net.chance(0.7)
     side = int(net.choose(96, 128, 160, 192, 224, 224, 224, 256, 299))
     x = net.conv(net.input(1, 3, side, side), net.width(8, 64), net.choose(3, 3, 7), 2)
     x = net.activation(x, net.choose("Relu", "Relu", "Clip", "HardSwish", "SiLU", "Gelu"))
     if net.chance(0.3):
         x = net.pool(x, "MaxPool", 3, 2)
     styles = [net.choose(*_BLOCKS) for _ in range(int(net.rng.integers(1, 3)))]
+    wider = float(net.choose(1.3, 1.6, 2.0, 2.0, 2.4)) if net.steady else 2.2
     for _ in range(int(net.rng.integers(3, 6))):
         if net.shapes[x][2] > 7:
             channels = net.shapes[x][1]
-            wider = net.width(channels, max(_room(net, x, 2.2 * channels, 9 / 4), channels + 1))
-            x = net.activation(net.conv(x, wider, net.choose(1, 3), 2), net.choose("", "Relu"))
-        x = _stage(net, x, net.choose(*styles), int(net.rng.integers(1, 5)))
+            least = 0.8 * wider * channels if net.steady else channels
+            most = max(_room(net, x, 1.2 * wider * channels, 9 / 4), channels + 1)
+            more = net.width(min(least, most - 1), most)
+            x = net.activation(net.conv(x, more, net.choose(1, 3), 2), net.choose("", "Relu"))
+        repeats = int(net.choose(1, 2, 2, 3, 4, 6)) if net.steady else int(net.rng.integers(1, 5))
+        if net.macs < _MOST_ALTOGETHER:
+            x = _stage(net, x, net.choose(*styles), repeats)
     return _classified(net, x)
 
 
@@ -102,7 +109,7 @@ def _image(net: SampleNetwork) -> str:
     while count > 0:
         repeats = min(int(net.choose(1, 1, 2, 3, 4)), count)
         x = _stage(net, x, net.choose(*_BLOCKS), repeats)
-        count -= repeats
+        count -= repeats if net.macs < _MOST_ALTOGETHER else count
         if net.shapes[x][2] > 7 and net.chance(0.4):
             x = _narrow(net, x)
     return _classified(net, x) if net.chance(0.3) else x
@@ -114,6 +121,8 @@ def _stage(net: SampleNetwork, x: str, block: Block, repeats: int) -> str:
     state = net.rng.bit_generator.state
     uneven = net.chance(0.4)
     for _ in range(repeats):
+        if net.macs > _MOST_ALTOGETHER:
+            break
         if not uneven:
             net.rng.bit_generator.state = state
         x = block(net, x)
@@ -136,25 +145,36 @@ def _room(net: SampleNetwork, x: str, high: float, per: float = 1.0) -> float:
     return max(min(high, *most), 9.0)
 
 
+def _wide(net: SampleNetwork, x: str, high: float, per: float = 1.0, low: float = 8) -> int:
+    """The width of a layer that reads `x`: of a steady network not far from what it reads, of
+    another up to `high`. per: as in `_room`."""
+    if not net.steady:
+        return net.width(low, max(_room(net, x, high, per), low + 1))
+    channels = net.shapes[x][1]
+    most = _room(net, x, 1.6 * channels + 8, per)
+    return net.width(min(max(channels / 2.5, 8.0), most / 1.5), most)
+
+
 def _narrow(net: SampleNetwork, x: str) -> str:
     """Half the image, by a pool or a convolution."""
     if net.chance(0.4):
         return net.pool(x, net.choose("MaxPool", "AveragePool"), net.choose(2, 3), 2)
-    channels = net.width(16, _room(net, x, 1024, 9 / 4))
+    channels = _wide(net, x, 1024, 9 / 4, 16)
     return net.activation(net.conv(x, channels, net.choose(1, 3), 2), net.choose("", "Relu"))
 
 
 def _plain(net: SampleNetwork, x: str) -> str:
     kernel = net.choose(1, 1, 3, 3, 3, 5, 7, (1, 7), (7, 1), (1, 3), (3, 1))
     area = kernel**2 if isinstance(kernel, int) else kernel[0] * kernel[1]
-    channels = net.width(8, _room(net, x, 1024, area))
+    channels = _wide(net, x, 1024, area)
     return net.activation(net.conv(x, channels, kernel), net.choose(*_ACTIVATIONS))
 
 
 def _bottleneck(net: SampleNetwork, x: str) -> str:
     """1x1, 3x3 (perhaps grouped), 1x1, and the sum, as in ResNet, ResNeXt and RegNet."""
     outer = net.shapes[x][1]
-    inner = net.width(8, max(min(outer * 1.5, _room(net, x, 512, 9)), 9))
+    least = outer / 5 if net.steady else 8
+    inner = net.width(max(least, 8), max(min(outer * 1.5, _room(net, x, 512, 9)), least + 1, 9))
     y = net.activation(net.conv(x, inner), "Relu")
     groups = 1
     if net.chance(0.3):
@@ -171,7 +191,7 @@ def _bottleneck(net: SampleNetwork, x: str) -> str:
 def _basic(net: SampleNetwork, x: str) -> str:
     """Two 3x3 and the sum."""
     outer = net.shapes[x][1]
-    y = net.activation(net.conv(x, net.width(8, _room(net, x, 512, 9)), 3), "Relu")
+    y = net.activation(net.conv(x, _wide(net, x, 512, 9), 3), "Relu")
     if outer * net.shapes[y][1] * net.shapes[x][2] ** 2 * 9 > _MOST_MACS:
         return y
     return net.activation(net.add(net.conv(y, outer, 3), x), net.choose("Relu", ""))
@@ -189,7 +209,7 @@ def _inverted(net: SampleNetwork, x: str) -> str:
         y = _squeeze(net, y)
     if stride == 1 and net.chance(0.7):
         return net.add(net.conv(y, outer), x)
-    return net.conv(y, net.width(8, max(_room(net, y, 512), 9)))
+    return net.conv(y, _wide(net, y, 512))
 
 
 def _overlaid(net: SampleNetwork, x: str) -> str:
@@ -203,7 +223,7 @@ def _overlaid(net: SampleNetwork, x: str) -> str:
     for _ in range(int(net.rng.integers(1, 4))):
         y = net.add(y, net.conv(x, channels, net.choose(1, 1, 3), 1, groups))
     y = net.activation(net.batch_norm(y) if net.chance(0.2) else y, "Relu")
-    return net.activation(net.conv(y, net.width(8, _room(net, y, 512))), net.choose("", "Relu"))
+    return net.activation(net.conv(y, _wide(net, y, 512)), net.choose("", "Relu"))
 
 
 def _squeeze(net: SampleNetwork, x: str) -> str:
@@ -230,7 +250,7 @@ def _grouped(net: SampleNetwork, x: str) -> str:
         y = _squeeze(net, y)
     if stride == 1:
         return net.activation(net.add(net.conv(y, outer), x), net.choose("Relu", "Relu", ""))
-    return net.activation(net.conv(y, net.width(8, max(_room(net, y, 512), 9))), "Relu")
+    return net.activation(net.conv(y, _wide(net, y, 512)), "Relu")
 
 
 def _dense(net: SampleNetwork, x: str) -> str:
@@ -242,7 +262,7 @@ def _dense(net: SampleNetwork, x: str) -> str:
         y = net.activation(net.conv(y, net.width(16, _room(net, x, 160))), "Relu")
         y = net.conv(y, net.width(8, 64), 3)
         x = net.node("Concat", [x, y], (n, c + net.shapes[y][1], height, width), axis=1)
-    return net.activation(net.conv(x, net.width(8, _room(net, x, 512))), "Relu")
+    return net.activation(net.conv(x, _wide(net, x, 512)), "Relu")
 
 
 def _shuffle(net: SampleNetwork, x: str) -> str:
@@ -271,18 +291,18 @@ def _parallel(net: SampleNetwork, x: str) -> str:
     n, _, height, width = net.shapes[x]
     ends = []
     for _ in range(int(net.rng.integers(2, 5))):
-        y = net.activation(net.conv(x, net.width(8, _room(net, x, 256))), "Relu")
+        y = net.activation(net.conv(x, _wide(net, x, 256)), "Relu")
         for _ in range(int(net.rng.integers(0, 3))):
             kernel = net.choose(3, 3, 5, (1, 7), (7, 1))
-            y = net.conv(y, net.width(8, _room(net, y, 256, 25)), kernel)
+            y = net.conv(y, _wide(net, y, 256, 25), kernel)
             y = net.activation(y, "Relu")
         ends.append(y)
     if net.chance(0.5):
         pooled = net.pool(x, net.choose("MaxPool", "AveragePool"), 3, 1)
-        ends.append(net.activation(net.conv(pooled, net.width(8, _room(net, x, 128))), "Relu"))
+        ends.append(net.activation(net.conv(pooled, _wide(net, x, 128)), "Relu"))
     channels = sum(net.shapes[y][1] for y in ends)
     joined = net.node("Concat", ends, (n, channels, height, width), axis=1)
-    return net.conv(joined, net.width(8, _room(net, joined, 512)))
+    return net.conv(joined, _wide(net, joined, 512))
 
 
 def _convnext(net: SampleNetwork, x: str) -> str:
@@ -314,7 +334,7 @@ def _cheap(net: SampleNetwork, x: str) -> str:
             x = net.node(op, [x, net.weight(*net.shapes[x][1:])], net.shapes[x])
     if net.chance(0.3) and height <= 56:
         x = _upsampled(net, x)
-    return net.conv(x, net.width(8, _room(net, x, 512)), net.choose(1, 3, 3))
+    return net.conv(x, _wide(net, x, 512), net.choose(1, 3, 3))
 
 
 def _normed(net: SampleNetwork, x: str) -> str:
@@ -330,7 +350,7 @@ def _normed(net: SampleNetwork, x: str) -> str:
         x = net.reshape(x, n, c, height, width)
         scaled = net.node("Mul", [x, net.weight(c, 1, 1)], net.shapes[x])
         x = net.node("Add", [scaled, net.weight(c, 1, 1)], net.shapes[x])
-    return net.conv(x, net.width(8, _room(net, x, 512)), net.choose(1, 1, 3))
+    return net.conv(x, _wide(net, x, 512), net.choose(1, 1, 3))
 
 
 def _upsampled(net: SampleNetwork, x: str) -> str:
@@ -342,17 +362,20 @@ def _upsampled(net: SampleNetwork, x: str) -> str:
         scales = net.numbers(1, 1, 2, 2)
         mode = net.choose("nearest", "linear")
         return net.node("Resize", [x, "", scales], out, mode=mode)
-    channels = net.width(8, max(_room(net, x, 128, 4), 9))
-    weights = [net.weight(c, channels, 2, 2, fan_in=c), net.weight(channels)]
-    window = {"kernel_shape": [2, 2], "strides": [2, 2]}
-    return net.node("ConvTranspose", [x, *weights], (n, channels, 2 * height, 2 * width), **window)
+    channels = net.width(8, max(_room(net, x, 128, 16), 9))
+    size = int(net.choose(2, 2, 3, 4))
+    weights = [net.weight(c, channels, size, size, fan_in=c), net.weight(channels)]
+    window = {"kernel_shape": [size] * 2, "strides": [2, 2]}
+    window["pads"], window["output_padding"] = [int(size > 2)] * 4, [size % 2] * 2
+    shape = (n, channels, 2 * height, 2 * width)
+    return net.node("ConvTranspose", [x, *weights], shape, **window)
 
 
 def _unfolded(net: SampleNetwork, x: str) -> str:
     """Each place of a window attends to its like in the other windows: MobileViT's."""
     n, c, height, width = net.shapes[x]
     if height % 2 or width % 2 or height * width > 4096:
-        return net.conv(x, net.width(8, _room(net, x, 256)), 3)
+        return net.conv(x, _wide(net, x, 256), 3)
     patches = height * width // 4
     y = net.reshape(x, n * c * height // 2, 2, width // 2, 2)
     y = net.reshape(net.transpose(y, 0, 2, 1, 3), n, c, patches, 4)
@@ -363,7 +386,7 @@ def _unfolded(net: SampleNetwork, x: str) -> str:
     y = net.reshape(net.add(y, net.linear(z, c)), n, 4, patches, c)
     y = net.reshape(net.transpose(y, 0, 3, 2, 1), n * c * height // 2, width // 2, 2, 2)
     y = net.reshape(net.transpose(y, 0, 2, 1, 3), n, c, height, width)
-    return net.conv(y, net.width(8, _room(net, y, 256)))
+    return net.conv(y, _wide(net, y, 256))
 
 
 _BLOCKS: tuple[Block, ...] = (
@@ -375,8 +398,8 @@ _BLOCKS: tuple[Block, ...] = (
 def _tokens(net: SampleNetwork) -> str:
     """A transformer, or a mixer, on tokens; some begin with an image."""
     rows = int(net.choose(197, 196, 145, 64, 49, 50, 17, 100, 256, 16, 8, 384, 784, 3136))
-    heads = int(net.choose(1, 2, 3, 4, 6, 8, 12))
-    size = int(net.choose(16, 24, 32, 40, 48, 64))
+    heads = int(net.choose(1, 2, 3, 3, 4, 6, 6, 8, 12))
+    size = int(net.choose(16, 24, 32, 40, 48, 64, 64))
     if rows > 400:  # as in the first stages of Swin, which are narrow
         heads, size = min(heads, 6 if rows < 1000 else 3), min(size, 32)
     features = heads * size if net.chance(0.7) else net.width(32, min(800, 150_000 / rows + 33))
@@ -386,13 +409,17 @@ def _tokens(net: SampleNetwork) -> str:
         x = net.transpose(net.reshape(x, 1, features, rows), 0, 2, 1)
     else:
         x = net.input(1, rows, features)
-    for _ in range(int(net.rng.integers(2, 5))):
+    most = max(int(_MOST_ALTOGETHER / (12 * rows * features**2)), 2)
+    alike, state = net.chance(0.6), net.rng.bit_generator.state
+    for _ in range(min(int(net.choose(2, 3, 4, 6, 8, 12)), most)):
+        if alike:
+            net.rng.bit_generator.state = state
         mix = net.rng.random()
         if mix < 0.7:
             x = net.add(x, _attended(net, net.layer_norm(x), heads, size))
         elif mix < 0.85:
             x = net.add(x, _mixing(net, net.layer_norm(x)))
-        inner = net.width(32, max(4 * features, 33))
+        inner = net.width(min(features, 32) if net.chance(0.3) else features, 4.2 * features + 33)
         y = net.activation(net.linear(net.layer_norm(x), inner), net.choose("Gelu", "Relu", "SiLU"))
         x = net.add(x, net.linear(y, features))
     return x

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 Columns = list[Array]
 
 #: Raise it when features or baselines change: tables of another version can't be read.
-VERSION = 2
+VERSION = 3
 
 #: How dear activations are inside a convolution; the others are nearly free.
 _ACTIVATION_COST = {"HardSigmoid": 1.0, "Sigmoid": 2.0, "Tanh": 2.0}
@@ -268,9 +268,11 @@ def _convolution(work: Work, block: int) -> tuple[Columns, Columns]:
     area = s["kh"] * s["kw"]
     adds = float("Add" in work.fused)
     activation = max((_ACTIVATION_COST.get(label, 0.0) for label in work.fused), default=0.0)
-    out = cout * s["pixels"]
-    read = cin * s["pixels"] * s["stride"] ** 2 + out * (1 + adds) + cout * per_group * area
-    terms = [np.ones(()), out * per_group * area, read]
+    out, steps = cout * s["pixels"], s["stride"] ** 2
+    wider = 1 / steps if work.label == "ConvTranspose" else steps  # the input, next to the output
+    taps = out * per_group * area * np.minimum(wider, 1.0)
+    read = cin * s["pixels"] * wider + out * (1 + adds) + cout * per_group * area
+    terms = [np.ones(()), taps, read]
     features = [
         _log(per_group),
         _log(cout),

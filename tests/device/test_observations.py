@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from edgeprune.device.from_onnx import kernel_graph
 from edgeprune.device.observations import SCATTERED, _observation
 from edgeprune.device.pricing import Work
 
@@ -39,3 +42,35 @@ def test_a_transpose_is_scattered_if_its_name_says_so() -> None:
     assert (plain.sizes["scattered"], scattered.sizes["scattered"]) == (0, 1)
     same: Any = ([[4, 4, 4]], [4, 4, 4])  # shapes alone say that nothing moves
     assert observed("Transpose", *same, name=f"T{SCATTERED}").sizes["run"] == 1
+
+
+@pytest.mark.parametrize("window", [(2, 2), (3, 3), (4, 4)])
+def test_a_transposed_convolution_is_what_its_file_says(window: tuple[int, int]) -> None:
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 24, 9, 9)),
+        helper.make_tensor_value_info("w", TensorProto.FLOAT, (24, 8, *window)),
+    ]
+    pads, more = [int(window[0] > 2)] * 4, [window[0] % 2] * 2
+    node = helper.make_node(
+        "ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], pads=pads, output_padding=more
+    )
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 8, 18, 18))]
+    graph = helper.make_graph([node], "g", inputs[:1], outputs, [_zeros("w", (24, 8, *window))])
+    read = kernel_graph(helper.make_model(graph)).kernels[0].work({})
+    name = "ConvTranspose7+{}x{}".format(*window)
+    seen = observed("ConvTranspose", [[1, 24, 9, 9], [8]], [1, 8, 18, 18], name)
+    assert seen.label == read.label == "ConvTranspose" and seen.macs == read.macs > 0
+    assert {k: float(v) for k, v in seen.sizes.items()} == {
+        k: float(read.sizes[k]) for k in seen.sizes
+    }
+    plain = {
+        "name": "C",
+        "op": "ConvTranspose",
+        "in": [[1, 24, 9, 9], [8]],
+        "out": [[1, 8, 18, 18]],
+    }
+    assert _observation({**plain, "parameter_bytes": 0, "ms": 1.0}, 8, 1.0) is None
+
+
+def _zeros(name: str, shape: tuple[int, ...]) -> TensorProto:
+    return numpy_helper.from_array(np.zeros(shape, np.float32), name)

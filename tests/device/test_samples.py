@@ -11,9 +11,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from edgeprune.device.from_onnx import kernel_graph
 from edgeprune.device.fusion import ACTIVATIONS
 from edgeprune.device.observations import SCATTERED
-from edgeprune.device.samples import REFERENCE, SampleNetwork, reference, sample, write_samples
+from edgeprune.device.samples import (
+    _MOST_ALTOGETHER,
+    REFERENCE,
+    SampleNetwork,
+    reference,
+    sample,
+    write_samples,
+)
 
 SEEDS = range(25)
 
@@ -73,6 +81,23 @@ def test_a_convolution_is_named_after_the_activation_that_reads_it() -> None:
     net.activation(net.conv(x, 8, 1), "HardSwish")
     named = [n.name for n in net.model(x).graph.node]
     assert named == ["Conv0+Relu", "Relu1", "Conv2", "Conv3+HardSwish", "HardSwish4"]
+
+
+def test_a_transposed_convolution_is_named_after_its_window() -> None:
+    net = SampleNetwork(0)
+    x = net.input(1, 8, 8, 8)
+    window = {"kernel_shape": [4, 4], "strides": [2, 2], "pads": [1] * 4}
+    x = net.node("ConvTranspose", [x, net.weight(8, 4, 4, 4)], (1, 4, 16, 16), **window)
+    assert [n.name for n in net.model(x).graph.node] == ["ConvTranspose0+4x4"]
+
+
+def test_whole_networks_are_as_large_as_those_in_use_but_run_on_slow_boards() -> None:
+    graphs = [kernel_graph(drawn(seed)) for seed in range(40)]
+    weights = [graph.weights({}) for graph in graphs]
+    assert max(weights) > 5e6 and np.median(weights) < 2e6
+    macs = [sum(kernel.macs({}) for kernel in graph.kernels) for graph in graphs]
+    # One stage may begin under the limit and end over it.
+    assert max(macs) < 3 * _MOST_ALTOGETHER
 
 
 @pytest.mark.parametrize("seed", SEEDS)
