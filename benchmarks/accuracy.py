@@ -3,8 +3,9 @@
     PYTHONPATH=. python benchmarks/accuracy.py --data ../shared/data [--json FILE] [PART …]
 
 Parts (all unless named): half, third, resnet20, datafree, datafree20, latency, epochs,
-latency-epochs, third-epochs, curves (with a plot: --plot FILE). CIFAR-10 networks with public
-weights, 1,024 unlabelled images for what needs no training, 4,000 labelled ones for 10 epochs;
+latency-epochs, third-epochs, curves (with a plot: --plot FILE; where --json FILE kept its rows, an
+interrupted run goes on). CIFAR-10 networks with public weights, 1,024 unlabelled images for what
+needs no training, 4,000 labelled ones for 10 epochs;
 accuracy on 1,000 test images that take part in nothing. The peer is measured with each of its
 data-free criteria; the best of them counts, as the test images see it, which favours it.
 """
@@ -47,11 +48,21 @@ Row = dict[str, Any]
 class Bench:
     """The networks, the images and what was measured so far."""
 
-    def __init__(self, data: Path, plot: Path) -> None:
+    def __init__(self, data: Path, plot: Path, file: Path | None = None) -> None:
+        """file: where the rows are kept; what it holds already counts as measured."""
         self.loaders, self.images = load(data)
-        self.plot = plot
+        self.plot, self._file = plot, file
         self.example = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-        self.rows: list[Row] = []
+        self.rows: list[Row] = json.loads(file.read_text()) if file and file.exists() else []
+
+    def has(self, **row: Any) -> bool:
+        """Whether a row of these entries is there already."""
+        return any(row.items() <= known.items() for known in self.rows)
+
+    def _keep(self, row: Row) -> None:
+        self.rows.append(row)
+        if self._file:
+            self._file.write_text(json.dumps(self.rows, indent=1))
 
     def network(self, depth: int = 56) -> nn.Module:
         model: nn.Module = self.loaders.cifar_resnet(depth)
@@ -60,7 +71,7 @@ class Bench:
     def add(self, part: str, what: str, accuracy: float, base: float, **others: Any) -> None:
         """Prints and keeps one row."""
         row = {"part": part, "what": what, "accuracy": accuracy, "drop": base - accuracy, **others}
-        self.rows.append(row)
+        self._keep(row)
         more = "  ".join(
             f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in others.items()
         )
@@ -69,9 +80,9 @@ class Bench:
             flush=True,
         )
 
-    def unreached(self, part: str, what: str) -> None:
+    def unreached(self, part: str, what: str, **others: Any) -> None:
         """Says that a peer has no model at the cost, at any of its rates."""
-        self.rows.append({"part": part, "what": what, "reached": False})
+        self._keep({"part": part, "what": what, "reached": False, **others})
         print(f"{part:15} {what:42} doesn't come down to this cost at any rate", flush=True)
 
 
@@ -277,39 +288,50 @@ def by_latency(bench: Bench, part: str, share: float, epochs: int = 0) -> None:
 
 
 def curves(bench: Bench) -> None:
-    """Accuracy against multiply-accumulates and against measured latency, without training."""
+    """Accuracy against multiply-accumulates and against measured latency, without training. Goes on
+    where an earlier run stopped that kept its rows (--json)."""
     model, images = bench.network(), bench.images
     base, whole = images.accuracy(model), peer.macs(model, bench.example)
     with tempfile.TemporaryDirectory() as scratch:
         watch = Stopwatch(bench, model, Path(scratch))
 
-        def add(what: str, smaller: nn.Module, macs: float, of: str) -> None:
+        def add(what: str, smaller: nn.Module, macs: float, **point: Any) -> None:
             costs = {"macs": macs, "latency": watch.share(smaller)}
-            bench.add("curves", what, images.accuracy(smaller), base, **costs, of=of)
+            bench.add("curves", what, images.accuracy(smaller), base, **costs, **point)
 
         def add_ours(share: float, of: str) -> None:
+            if bench.has(part="curves", what="edgeprune", of=of, asked=share):
+                return
             profile = load_profile("host") if of == "latency" else None
             result, _ = ours(bench, model, share, profile, data=images.unlabelled())
-            add("edgeprune", result.graph_module, macs_left(result), of)
+            add("edgeprune", result.graph_module, macs_left(result), of=of, asked=share)
+
+        def add_peer(name: str, share: float, of: str) -> None:
+            what = f"Torch-Pruning, {name}, BN recalibrated"
+            if bench.has(part="curves", what=what, of=of, asked=share):
+                return
+            smaller = peer.pruned(
+                model,
+                bench.example,
+                name,
+                lambda m: peer.macs(m, bench.example) <= whole * share,
+                8 if of == "latency" else None,
+            )
+            if smaller is None:
+                bench.unreached("curves", what, of=of, asked=share)
+                return
+            mended = peer.recalibrated(smaller, images.unlabelled())
+            add(what, mended, peer.macs(smaller, bench.example) / whole, of=of, asked=share)
 
         for share in curves_of.MACS:
             add_ours(share, "macs")
             for name in peer.CRITERIA:
-                for round_to, of in ((None, "macs"), (8, "latency")):
-                    smaller = peer.pruned(
-                        model,
-                        bench.example,
-                        name,
-                        lambda m, s=share: peer.macs(m, bench.example) <= whole * s,
-                        round_to,
-                    )
-                    if smaller is not None:
-                        mended = peer.recalibrated(smaller, images.unlabelled())
-                        left = peer.macs(smaller, bench.example) / whole
-                        add(f"Torch-Pruning, {name}, BN recalibrated", mended, left, of)
+                add_peer(name, share, "macs")
+                add_peer(name, share, "latency")
         for share in curves_of.LATENCY:
             add_ours(share, "latency")
-    curves_of.plot([row for row in bench.rows if row["part"] == "curves"], base, bench.plot)
+    rows = [row for row in bench.rows if row["part"] == "curves" and "accuracy" in row]
+    curves_of.plot(rows, base, bench.plot)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
@@ -336,11 +358,11 @@ def main() -> None:
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         sys.exit(f"no part {unknown[0]}: choose from {', '.join(PARTS)}")
-    bench = Bench(options.data, options.plot)
+    bench = Bench(options.data, options.plot, options.json)
     for part in options.parts or PARTS:
+        if part != "curves":  # those go on; anything else is measured anew
+            bench.rows = [row for row in bench.rows if row["part"] != part]
         PARTS[part](bench)
-        if options.json:
-            options.json.write_text(json.dumps(bench.rows, indent=1))
 
 
 if __name__ == "__main__":
