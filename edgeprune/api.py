@@ -29,7 +29,7 @@ from edgeprune.output import MASKS, RESULTS, publish
 from edgeprune.pipeline import Outcome, run
 from edgeprune.report import Report, write_html
 from edgeprune.sentence import Requirements, understand
-from edgeprune.settings import Settings
+from edgeprune.settings import MIN_AGREEMENT, Settings
 from edgeprune.sparse.masks import Masks
 from edgeprune.steps import Listener, Steps
 from edgeprune.task import Loss, Metric, Task, check_teachable
@@ -119,6 +119,8 @@ def prune(
     loss: Loss | None = None,
     schedule: str = "linear",
     sparse_initializers: bool = False,
+    align: int | str | None = None,
+    min_agreement: float = MIN_AGREEMENT,
     require: str | None = None,
     output: str | Path | None = None,
     listener: Listener | None = None,
@@ -138,7 +140,9 @@ def prune(
     epochs: of fine-tuning, in all. max_drop: the most points of the metric that may be lost. loss:
     for fine-tuning, of what the model returns and the batch as the data give it; without it, labels
     and the model as it was teach. sparse_initializers: store weights that are mostly zeros as
-    values and places.
+    values and places. align: passes of unlabelled alignment over the data, "none", or None for as
+    many as are worth it. min_agreement: percent of agreement with the original, on data that
+    nothing was fitted on, below which `result.report["agreement"]["lost"]` is True; 0: never.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
@@ -170,16 +174,21 @@ def prune(
         max_drop=max_drop,
         schedule=schedule,
         sparse_initializers=sparse_initializers,
+        align=align,
+        min_agreement=min_agreement,
     )
     inputs = check_inputs(model, as_example_inputs(example_inputs))
+    given = as_data(data, inputs, model)
+    no_labels = given is not None and given.test is None
+    named = "agreement, %" if no_labels and max_drop is not None else None
     task = Task(
         type(model).__name__,
         model,
         inputs,
         settings,
-        as_data(data, inputs),
+        given,
         metric,
-        None if metric is None else getattr(metric, "__name__", "metric"),
+        named if metric is None else getattr(metric, "__name__", "metric"),
         loss=loss,
         makes_samples_up=not (isinstance(data, str) and data == NO_DATA),
     )
@@ -257,12 +266,14 @@ def as_example_inputs(value: Any) -> ExampleInputs:
     )
 
 
-def as_data(value: Any, inputs: ExampleInputs) -> Data | None:
+def as_data(value: Any, inputs: ExampleInputs, module: nn.Module | None = None) -> Data | None:
     """Data from loaders, or from what --data takes."""
     if value is None or isinstance(value, Data):
         return value
     if isinstance(value, str) and value == NO_DATA:
         return None
     return (
-        load_data(str(value), inputs) if isinstance(value, str | Path) else data_from(value, inputs)
+        load_data(str(value), inputs, module)
+        if isinstance(value, str | Path)
+        else data_from(value, inputs)
     )

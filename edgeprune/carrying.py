@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,25 @@ from edgeprune.budgets import Budgets
 from edgeprune.costs import Cost, count_parameters, measured_pair, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.device.from_graph import kernel_graph
+from edgeprune.errors import UserError
 from edgeprune.export import Exported, export
+from edgeprune.linear.outputs import streamed
+from edgeprune.linear.samples import Samples
+from edgeprune.linear.yardstick import Found, Yardstick
 from edgeprune.measuring import Here
 from edgeprune.oracle import SurgeryProof
 from edgeprune.plan import Plan
 from edgeprune.ranks import from_first
-from edgeprune.recover import Recovery, recover, tune
+from edgeprune.recover import (
+    LEAST_PASSES,
+    Alignment,
+    Recovery,
+    affordable_passes,
+    align,
+    recover,
+    tune,
+)
+from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
 from edgeprune.steps import Steps
@@ -55,6 +69,8 @@ class Candidate:
     """One plan carried out, as a file. history: what each step came to.
 
     reachable: None where no solver chose. masks: which single weights stay, where some went.
+    agreement: with the original, on samples that nothing was fitted on, once all was done.
+    remarks: how the plan was chosen, for the report.
     """
 
     plan: Plan
@@ -70,6 +86,9 @@ class Candidate:
     warnings: tuple[str, ...]
     metric: float | None
     masks: Masks | None = None
+    alignment: Alignment | None = None
+    agreement: Found | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def removes_nothing(self) -> bool:
@@ -81,11 +100,22 @@ class Candidate:
         return not over(self.cost, budgets)
 
 
+def lost(task: Task, best: Candidate) -> bool:
+    """Whether a model no longer does its job, as the user's own data tell."""
+    least = task.settings.min_agreement
+    return (
+        task.data is not None
+        and best.agreement is not None
+        and not best.removes_nothing
+        and best.agreement.agreement < least
+    )
+
+
 class Carrying:
     """A task on the way to a file. `baseline` is there once `run` has begun.
 
-    made_up: batches to recover on without data. kernels: what the runtime launches, for any plan.
-    criterion: what the scores were, once they are there.
+    samples: to recover and to judge on, the user's or made up. kernels: what the runtime launches,
+    for any plan. criterion: what the scores were, once they are there.
     """
 
     baseline: Baseline
@@ -98,10 +128,10 @@ class Carrying:
         coupling: Coupling,
         folder: Path,
         steps: Steps,
-        made_up: Sequence[Tensor] = (),
+        samples: Samples | None = None,
     ) -> None:
         self._task = task
-        self._samples = task.data.train if task.data is not None else made_up or None
+        self._samples = samples if samples is not None and samples.fit else None
         self._settings = task.settings
         self._traced = traced
         self._coupling = coupling
@@ -120,7 +150,10 @@ class Carrying:
         """Points of the metric that are lost."""
         before = self.baseline.metric
         if before is None or metric is None:
-            raise AssertionError("--max-drop without a metric: check_teachable refuses that")
+            raise UserError(
+                "--max-drop: --data holds too few samples to put some aside and tell the drop by: "
+                "give at least 8, or --eval"
+            )
         return before - metric
 
     def _bearable(self, metric: float | None, number: int) -> bool:
@@ -139,8 +172,21 @@ class Carrying:
 
     # -- recovery -------------------------------------------------------------------------------
 
+    @cached_property
+    def _judge(self) -> Yardstick:
+        """Of the original's outputs on the samples that nothing is fitted on."""
+        assert self._samples is not None
+        return judge_of(self._traced, self._samples)
+
+    def _agreement(self, module: GraphModule) -> Found | None:
+        """How far a module is from the original now; None where no samples can tell."""
+        samples = self._samples
+        if samples is None or not samples.held:
+            return None
+        return from_first(lambda: self._judge.measure(streamed(module, samples.held)))
+
     def _recovered(
-        self, module: GraphModule, plan: Plan, samples: Any, masks: Masks | None = None
+        self, module: GraphModule, plan: Plan, samples: Samples, masks: Masks | None = None
     ) -> Recovery:
         """What least squares or batch-norm statistics did to a module, in place."""
 
@@ -150,7 +196,8 @@ class Carrying:
                 self._coupling,
                 plan,
                 module,
-                self._batches(samples),
+                samples,
+                self._judge,
                 self._settings.seed,
                 lambda words, share: self._steps.note("recover", words, share),
                 masks,
@@ -161,6 +208,33 @@ class Carrying:
             recovery, weights = from_first(compute)
             module.load_state_dict(weights)
             return recovery
+
+    def _aligned(self, module: GraphModule, plan: Plan, samples: Samples) -> Alignment | None:
+        """What gradients towards the original did to a module, in place."""
+        passes = self._settings.align
+        if passes is None:
+            passes = affordable_passes(self._traced, samples)
+
+        def compute() -> tuple[Alignment | None, dict[str, Tensor]]:
+            found = align(
+                self._traced,
+                self._coupling,
+                plan,
+                module,
+                samples,
+                self._judge,
+                passes,
+                self._settings.seed,
+                lambda words, share: self._steps.note("align", words, share),
+            )
+            return found, module.state_dict()
+
+        if passes < LEAST_PASSES:
+            return None
+        with self._steps.step("align"):
+            found, weights = from_first(compute)
+            module.load_state_dict(weights)
+            return found
 
     def _tuned(
         self,
@@ -182,7 +256,7 @@ class Carrying:
                 self._coupling,
                 plan,
                 self._task.loss,
-                recovery.error_after,
+                recovery.after.loss,
                 lambda words, share: self._steps.note("fine-tune", words, share),
                 masks,
             )
@@ -242,11 +316,18 @@ class Carrying:
         return from_first(lambda: measured_pair(before, after, parameters, profile, known, machine))
 
     def _metric(self, module: GraphModule) -> float | None:
+        """The user's metric or accuracy; without either, where --max-drop needs one, the percent of
+        agreement with the original."""
         metric, data = self._task.metric, self._task.data
         if metric is not None:
             return from_first(lambda: float(metric(module)))
-        if data is None or data.test is None:
+        if data is None:
             return None
+        if data.test is None:
+            if self._settings.max_drop is None:
+                return None
+            agreement = self._agreement(module)
+            return None if agreement is None else agreement.agreement
         batches, inputs = self._batches(data.test), self._traced.example_inputs
         return from_first(lambda: accuracy(module, batches, inputs))
 

@@ -74,6 +74,17 @@ _Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets."
 _Schedule = Annotated[str, Parameter(help="How far each step goes: linear, cubic or exponential.")]
 _Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
 _Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32.")]
+_Align = Annotated[
+    str | None,
+    Parameter(help="Passes of unlabelled alignment, or none; left out: as many as help."),
+]
+_MinAgreement = Annotated[
+    float | None,
+    Parameter(
+        "--min-agreement",
+        help="Percent of agreement with the original below which the run ends with 5; 0: never.",
+    ),
+]
 _Output = Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")]
 _SolverSeconds = Annotated[float, Parameter(help="Time limit of the solver.")]
 _Json = Annotated[
@@ -130,6 +141,8 @@ def prune(
     steps: _Steps = None,
     schedule: _Schedule = "linear",
     epochs: _Epochs = None,
+    align: _Align = None,
+    min_agreement: _MinAgreement = None,
     precision: _Precision = "fp32",
     sparse_initializers: Annotated[
         bool,
@@ -187,6 +200,8 @@ def prune(
         ssh_options,
         schedule,
         sparse_initializers,
+        align=align,
+        min_agreement=min_agreement,
     )
     return prune_model(request if asked is None else request.with_limits(asked), json, quiet)
 
@@ -214,6 +229,7 @@ def sweep(
     keep: _Keep = None,
     steps: _Steps = None,
     epochs: _Epochs = None,
+    align: _Align = None,
     precision: _Precision = "fp32",
     output: _Output = None,
     solver_seconds: _SolverSeconds = 20.0,
@@ -262,6 +278,7 @@ def sweep(
         data,
         eval,
         output,
+        align=align,
     )
     return sweep_model(request, asked, json, quiet)
 

@@ -16,7 +16,7 @@ from edgeprune import ranks
 from edgeprune.api import carry_out, known_device
 from edgeprune.budgets import Budgets
 from edgeprune.coupling import couple
-from edgeprune.data import NO_DATA, load_data, load_metric
+from edgeprune.data import NO_DATA, Data, load_data, load_metric
 from edgeprune.deadline import deadline
 from edgeprune.device.profile import HOST, load_profile
 from edgeprune.errors import UserError
@@ -29,8 +29,9 @@ from edgeprune.printing import print_json
 from edgeprune.progress import Bars
 from edgeprune.remote import Remote
 from edgeprune.report import Report, print_report
+from edgeprune.report.words import lost_sentence
 from edgeprune.sentence import Requirements
-from edgeprune.settings import Settings
+from edgeprune.settings import MIN_AGREEMENT, Settings
 from edgeprune.steps import Steps
 from edgeprune.task import Task
 from edgeprune.trace import ExampleInputs, trace
@@ -66,6 +67,8 @@ class Request:
     schedule: str = "linear"
     sparse_initializers: bool = False
     understood: str | None = None
+    align: str | None = None
+    min_agreement: float | None = None
 
     def with_limits(self, asked: Requirements) -> Request:
         """With what a sentence asks for. Raises UserError for what options say too."""
@@ -81,7 +84,8 @@ class Request:
 
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
-    """Prunes, writes and prints; returns the exit status: 0, or 3 where a budget isn't met.
+    """Prunes, writes and prints; returns the exit status: 0, 3 where a budget isn't met, 5 where
+    the model lost its job.
 
     Under torchrun every process comes here, and the first one speaks.
     """
@@ -96,6 +100,14 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
     elif not quiet:
         print_report(report, Console())
     unmet = [*report.unmet(), *_missed_rate(report)]
+    if not unmet and report.agreement.lost:
+        if ranks.is_first():
+            told = lost_sentence(report.agreement)
+            print(
+                f"edgeprune: {told} ({target} is marked; --min-agreement sets the limit)",
+                file=sys.stderr,
+            )
+        return 5
     if not unmet:
         return 0
     if ranks.is_first():
@@ -168,9 +180,11 @@ def task_of(request: Request) -> Task:
         remote=request.remote is not None,
         schedule=request.schedule,
         sparse_initializers=request.sparse_initializers,
+        align=request.align,
+        min_agreement=MIN_AGREEMENT if request.min_agreement is None else request.min_agreement,
     )
     given = request.data not in (None, NO_DATA)
-    data = load_data(str(request.data), inputs) if given else None
+    data = load_data(str(request.data), inputs, loaded.module) if given else None
     return Task(
         loaded.name,
         loaded.module,
@@ -178,10 +192,19 @@ def task_of(request: Request) -> Task:
         settings,
         data,
         load_metric(request.metric) if request.metric else None,
-        request.metric or ("accuracy, %" if data and data.test else None),
+        request.metric or metric_name(data, request.max_drop),
         (*_understood(request), *remarks, *(data.remarks if data else ())),
         makes_samples_up=request.data != NO_DATA,
     )
+
+
+def metric_name(data: Data | None, max_drop: float | None) -> str | None:
+    """What tells how well the model does, where the user gave no metric of their own."""
+    if data is None:
+        return None
+    if data.test is not None:
+        return "accuracy, %"
+    return None if max_drop is None else "agreement, %"
 
 
 def _understood(request: Request) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -49,16 +50,17 @@ class Data:
     remarks: tuple[str, ...] = ()
 
 
-def load_data(spec: str, example_inputs: ExampleInputs) -> Data:
+def load_data(spec: str, example_inputs: ExampleInputs, module: nn.Module | None = None) -> Data:
     """The data that --data names; its first batch is checked against what the model takes.
 
+    module: the model, which may tell how its pictures are made and what its inputs are called.
     Raises UserError if there is none, it can't be read, or a batch doesn't fit the model.
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        train, test, remarks = _from_folder(path, example_inputs)
+        train, test, remarks = _from_folder(path, example_inputs, preprocessing_of(module))
     elif path.is_file() and path.suffix == ".npz":
-        train, test, remarks = _from_npz(path)
+        train, test, remarks = _from_npz(path, input_names(module, example_inputs))
     elif not path.exists() and ":" in spec:
         train, test, remarks = _from_function(spec)
     elif path.exists():
@@ -154,33 +156,84 @@ def _loaders(result: Any, who: str) -> _Parts:
     return result, test, ()
 
 
-def _from_npz(path: Path) -> _Parts:
-    """x: (samples, *input), y: (samples,), and x_test, y_test of the same kind."""
+def _from_npz(path: Path, names: Sequence[str] = ()) -> _Parts:
+    """x: (samples, *input), y: (samples,), and x_test, y_test of the same kind; a model of several
+    inputs has them by their names: image, state, y, and image_test, state_test, y_test."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key.lower(): torch.from_numpy(file[key]) for key in file.files}
     except Exception as error:
         raise UserError(f"--data {path} can't be read: {one_line(error)}") from error
-    if "x" not in arrays:
-        raise UserError(f"--data {path} has no x (it has {', '.join(arrays) or 'nothing'})")
-    train = _arrays(path, arrays, "x", "y")
-    test = _arrays(path, arrays, "x_test", "y_test") if "x_test" in arrays else None
+    lower = [name.lower() for name in names]
+    by_name = len(lower) > 1 and all(name in arrays for name in lower)
+    inputs = lower if by_name else ["x"]
+    if not by_name and "x" not in arrays:
+        wanted = f"no x and not all of {', '.join(names)}" if len(names) > 1 else "no x"
+        raise UserError(f"--data {path} has {wanted} (it has {', '.join(arrays) or 'nothing'})")
+    train = _arrays(path, arrays, inputs, "y")
+    tests = [f"{name}_test" for name in inputs]
+    test = _arrays(path, arrays, tests, "y_test") if all(t in arrays for t in tests) else None
     return _loader(train, shuffle=True), None if test is None else _loader(test), ()
 
 
-def _arrays(path: Path, arrays: Mapping[str, Tensor], x: str, y: str) -> Dataset[Any]:
-    given = [arrays[x], arrays[y]] if y in arrays else [arrays[x]]
+def input_names(module: nn.Module | None, inputs: ExampleInputs) -> tuple[str, ...]:
+    """What the model calls its inputs, in call order; () where that can't be told."""
+    if module is None:
+        return tuple(inputs.kwargs)
+    try:
+        parameters = list(inspect.signature(module.forward).parameters)
+    except (TypeError, ValueError):
+        return tuple(inputs.kwargs)
+    names = [*parameters[: len(inputs.args)], *inputs.kwargs]
+    return tuple(names) if len(names) == len(inputs.tensors) else ()
+
+
+def _arrays(path: Path, arrays: Mapping[str, Tensor], x: Sequence[str], y: str) -> Dataset[Any]:
+    names = [*x, y] if y in arrays else list(x)
+    given = [arrays[name] for name in names]
     lengths = [len(array) if array.dim() else 0 for array in given]
     if min(lengths) != max(lengths) or min(lengths) == 0:
-        sizes = " and ".join(map(str, lengths))
-        raise UserError(f"--data {path}: {x} and {y} hold {sizes} samples, the same is needed")
+        sizes, told = " and ".join(map(str, lengths)), " and ".join(names)
+        raise UserError(f"--data {path}: {told} hold {sizes} samples, the same is needed")
     dataset = TensorDataset(*given)
     # In order of class, a split would put whole classes aside.
-    in_order = len(given) == 2 and given[1].dim() == 1 and bool((given[1].diff() >= 0).all())
+    labels = given[-1] if y in arrays else torch.zeros(1, 1)
+    in_order = labels.dim() == 1 and bool((labels.diff() >= 0).all())
     return _mixed(dataset) if in_order else dataset
 
 
-def _from_folder(path: Path, example_inputs: ExampleInputs) -> _Parts:
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become a model's input. crop: the share of the shorter side that a square in the
+    middle keeps, None where pictures are stretched to the input's shape. mean, deviation: of pixels
+    between 0 and 1. known_from: where that stands, None where it is assumed."""
+
+    mean: tuple[float, ...] = _MEAN
+    deviation: tuple[float, ...] = _STD
+    crop: float | None = None
+    bicubic: bool = False
+    known_from: str | None = None
+
+
+def preprocessing_of(module: nn.Module | None) -> Preprocessing:
+    """What the model's own config says (timm's pretrained_cfg), or its library's custom."""
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if isinstance(config, Mapping) and "mean" in config and "std" in config:
+        return Preprocessing(
+            tuple(float(x) for x in config["mean"]),
+            tuple(float(x) for x in config["std"]),
+            float(config.get("crop_pct") or 0.875),
+            config.get("interpolation") == "bicubic",
+            "the model's config",
+        )
+    if type(module).__module__.startswith("torchvision.models."):
+        return Preprocessing(crop=0.875, known_from="torchvision's custom")
+    return Preprocessing()
+
+
+def _from_folder(
+    path: Path, example_inputs: ExampleInputs, preprocessing: Preprocessing | None = None
+) -> _Parts:
     """Images, in one folder per class or (unlabelled) in one; in train/ and test/ or not."""
     wanted = example_inputs.tensors
     if len(wanted) != 1 or wanted[0].dim() != 4 or wanted[0].shape[1] not in (1, 3):
@@ -189,14 +242,14 @@ def _from_folder(path: Path, example_inputs: ExampleInputs) -> _Parts:
             f"--data {path} is an image folder, and the model takes {shapes}: give {_FORMS}"
         )
     _, channels, height, width = wanted[0].shape
-    normalised = ", normalised with ImageNet's mean and deviation" if channels == 3 else ""
-    remark = f"images resized to {height}x{width}, scaled to 0..1{normalised}"
+    how = preprocessing or Preprocessing()
+    remark = how_made(how, channels, height, width)
     tests = [path / key for key in _TEST_KEYS if (path / key).is_dir()]
     if (path / "train").is_dir():
-        train = _images(path / "train", (channels, height, width))
-        test = _images(tests[0], (channels, height, width)) if tests else None
+        train = _images(path / "train", (channels, height, width), how)
+        test = _images(tests[0], (channels, height, width), how) if tests else None
     else:
-        train, test = _images(path, (channels, height, width)), None
+        train, test = _images(path, (channels, height, width), how), None
     remarks: tuple[str, ...] = (remark,)
     if train.labels is not None:
         remarks = (remark, f"classes numbered in alphabetical order ({len(set(train.labels))})")
@@ -207,11 +260,32 @@ def _from_folder(path: Path, example_inputs: ExampleInputs) -> _Parts:
     )
 
 
+def how_made(how: Preprocessing, channels: int, height: int, width: int) -> str:
+    """What became of the pictures, for the user to read."""
+    if how.crop is None:
+        told = f"images resized to {height}x{width}"
+    else:
+        told = f"images cropped to {height}x{width} from the middle {how.crop:.3g} of them"
+    told += ", scaled to 0..1"
+    if channels == 3 and how.known_from is None:
+        return f"{told}, normalised with ImageNet's mean and deviation"
+    if channels == 3:
+        mean, deviation = (", ".join(f"{x:.3g}" for x in t) for t in (how.mean, how.deviation))
+        told += f", normalised by mean {mean} and deviation {deviation} ({how.known_from})"
+    return told
+
+
 class _Images(Dataset[Any]):
     """Images as (channels, height, width) tensors, with the numbers of their classes if any."""
 
-    def __init__(self, files: list[Path], labels: list[int] | None, shape: tuple[int, int, int]):
-        self.files, self.labels, self.shape = files, labels, shape
+    def __init__(
+        self,
+        files: list[Path],
+        labels: list[int] | None,
+        shape: tuple[int, int, int],
+        how: Preprocessing,
+    ) -> None:
+        self.files, self.labels, self.shape, self.how = files, labels, shape, how
 
     def __len__(self) -> int:
         return len(self.files)
@@ -221,30 +295,43 @@ class _Images(Dataset[Any]):
         return image if self.labels is None else (image, self.labels[index])
 
     def _read(self, file: Path) -> Tensor:
-        channels, height, width = self.shape
+        channels = self.shape[0]
         try:
             with Image.open(file) as opened:
-                image = opened.convert("RGB" if channels == 3 else "L").resize(
-                    (width, height), Image.Resampling.BILINEAR
-                )
+                image = self._fitted(opened.convert("RGB" if channels == 3 else "L"))
         except Exception as error:
             raise UserError(f"--data: {file} isn't a readable image: {one_line(error)}") from error
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         if channels == 1:
             return pixels[None]
-        mean, deviation = torch.tensor(_MEAN), torch.tensor(_STD)
+        mean, deviation = torch.tensor(self.how.mean), torch.tensor(self.how.deviation)
         return ((pixels - mean) / deviation).permute(2, 0, 1).contiguous()
 
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """Resized to the model's input, the middle of it where the config says so."""
+        _, height, width = self.shape
+        kind = Image.Resampling.BICUBIC if self.how.bicubic else Image.Resampling.BILINEAR
+        if self.how.crop is None:
+            return image.resize((width, height), kind)
+        scale = max(height, width) / self.how.crop / min(image.size)
+        size = [
+            max(round(side * scale), least)
+            for side, least in zip(image.size, (width, height), strict=True)
+        ]
+        image = image.resize((size[0], size[1]), kind)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        return image.crop((left, top, left + width, top + height))
 
-def _images(path: Path, shape: tuple[int, int, int]) -> _Images:
+
+def _images(path: Path, shape: tuple[int, int, int], how: Preprocessing) -> _Images:
     classes = sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
     found = [(file, number) for number, c in enumerate(classes) for file in _image_files(c)]
     if found:
-        return _Images([file for file, _ in found], [number for _, number in found], shape)
+        return _Images([file for file, _ in found], [number for _, number in found], shape, how)
     files = _image_files(path)
     if not files:
         raise UserError(f"--data {path} holds no images ({', '.join(sorted(_SUFFIXES))})")
-    return _Images(files, None, shape)
+    return _Images(files, None, shape, how)
 
 
 def _image_files(path: Path) -> list[Path]:

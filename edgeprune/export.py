@@ -193,8 +193,17 @@ def _constants_hidden(program: torch.export.ExportedProgram) -> Iterator[None]:
 
 def mark_unmet(path: Path) -> None:
     """Writes into a file's metadata that it does not meet its budgets."""
+    _mark(path, "edgeprune.met", "false")
+
+
+def mark_lost(path: Path) -> None:
+    """Writes into a file's metadata that the model no longer does its job."""
+    _mark(path, "edgeprune.lost", "true")
+
+
+def _mark(path: Path, key: str, value: str) -> None:
     model = onnx.load(str(path))
-    model.metadata_props.append(onnx.StringStringEntryProto(key="edgeprune.met", value="false"))
+    model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
     _save(model, path)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
 from torch.fx import GraphModule
 
 from edgeprune.aiming import Aim, over
@@ -17,20 +16,31 @@ from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import parameter_count
 from edgeprune.export import Exported
+from edgeprune.linear.outputs import streamed
+from edgeprune.linear.reconstruct import BRIEF, reconstruct
+from edgeprune.linear.samples import Samples
+from edgeprune.linear.yardstick import Found
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
+from edgeprune.plan_search import SAMPLES, Choice, PlanSearch, searched
 from edgeprune.ranks import from_first
-from edgeprune.recover import Recovery, share_of_epochs
+from edgeprune.recover import Alignment, Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
 from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
-from edgeprune.shaping import shaped
-from edgeprune.solve import Limits, Losses, Problem, Solution, solve
+from edgeprune.scoring.sensitivity import joint_loss
+from edgeprune.solve import Limits, Problem, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel
 
 ROUNDS = 3
+_EASED = (
+    0.25,
+    0.5,
+    0.75,
+    0.9,
+)  # shares of the way back to the original, for a model that lost its job
 _TRIALS = 5  # latencies that are tried where the fastest model of a given loss is sought
 # The model as it was is timed beside each candidate. If it runs this much faster than at first, the
 # machine was busy then, and latencies count from now on beside the faster one.
@@ -49,10 +59,17 @@ class Draft:
     recovery: Recovery | None = None
     trained: tuple[str, ...] = ()
     metric: float | None = None
+    alignment: Alignment | None = None
+    agreement: Found | None = None
 
 
 class Fitting(Carrying):
-    """Carries out plans until one fits."""
+    """Carries out plans until one fits.
+
+    works_at_ms: where a model that lost its job still does it, if that was found.
+    """
+
+    works_at_ms: float | None = None
 
     def __init__(
         self,
@@ -62,9 +79,9 @@ class Fitting(Carrying):
         scores: Scores,
         folder: Path,
         steps: Steps,
-        made_up: Sequence[Tensor] = (),
+        samples: Samples | None = None,
     ) -> None:
-        super().__init__(task, traced, coupling, folder, steps, made_up)
+        super().__init__(task, traced, coupling, folder, steps, samples)
         self.criterion = scores.criterion
         count = parameter_count(traced, coupling)
         settings = self._settings
@@ -72,6 +89,8 @@ class Fitting(Carrying):
         self._problem = Problem.build(
             coupling, scores, self.kernels, count, settings.profile, settings.method, keep
         )
+        self._choice: Choice | None = None
+        self._remarks: list[str] = []
 
     def run(self) -> Candidate:
         """The candidate that keeps the budgets, or the last one that is good."""
@@ -79,29 +98,39 @@ class Fitting(Carrying):
         self._aim = Aim(self._settings, self._problem.costs(self._problem.full), self.baseline.cost)
         kept_already = not over(self.baseline.cost, self._settings.budgets)
         fastest = self._settings.fastest and kept_already
-        self._problem = self._shaped(self._sought() if fastest else self._aim.limits())
+        limits = self._sought() if fastest else self._aim.limits()
+        self._choice = self._searched(limits)
+        if self._choice is not None:
+            self._problem = self._choice.problem
         best = self._fastest() if fastest else self._stepped()
+        if best is not None and not fastest:
+            best = self._still_of_use(best)
         return self._as_file(best or self._untouched())
 
-    def _shaped(self, limits: Limits) -> Problem:
-        """The problem with losses of the shape that serves the limits best, as samples say."""
-        samples, problem = self._samples, self._problem
-        if samples is None or self.criterion != "sensitivity":
-            return problem
-
-        def losses() -> Losses:
-            return shaped(
-                self._traced,
-                self._coupling,
-                problem,
-                limits,
-                self._batches(samples),
-                self._settings.seed,
-                lambda words: self._steps.note("shape", words),
-            ).losses
-
-        with self._steps.step("shape"):
-            return problem.with_losses(from_first(losses))
+    def _searched(self, limits: Limits) -> Choice | None:
+        """The best plan of several loss models, as samples say; None where the user chose one."""
+        if self._samples is None or self.criterion != "sensitivity":
+            return None
+        search = PlanSearch(
+            self._traced,
+            self._coupling,
+            self._problem,
+            limits,
+            self._samples,
+            self._judge,
+            self._settings.seed,
+            lambda words: self._steps.note("choose a plan", words),
+        )
+        with self._steps.step("choose a plan"):
+            choice = from_first(lambda: searched(search))
+        if choice is not None:
+            told = dict(sorted(choice.tried, key=lambda pair: -pair[1]))
+            nearest = ", ".join(f"{name} {loss:.3g}" for name, loss in reversed(told.items()))
+            self._remarks.append(
+                f"{len(told)} plans were carried out and judged on samples put aside; what they "
+                f"lose: {nearest}"
+            )
+        return choice
 
     def _sought(self) -> Limits:
         """Half way to the least latency: where the fastest model of a given loss may lie."""
@@ -155,7 +184,7 @@ class Fitting(Carrying):
             eased = self._eased(number / count)
             draft = self._draft(problem, self._solve(problem, eased, None))
         epochs = share_of_epochs(self._settings.epochs, count, number)
-        return self._mended(draft, before, epochs)
+        return self._mended(draft, before, epochs, number == count)
 
     def _eased(self, done: float) -> Limits:
         """The limits at a share of the steps, by the schedule."""
@@ -174,6 +203,8 @@ class Fitting(Carrying):
         for _ in range(ROUNDS):
             limits = self._aim.limits()
             solution = self._solve(problem, limits, drafts[-1].solution if drafts else None)
+            if not drafts:
+                solution = self._judged(problem, solution)
             draft = self._draft(problem, solution)
             cost = self._priced(draft)[1]
             drafts.append(replace(draft, cost=cost))
@@ -185,6 +216,85 @@ class Fitting(Carrying):
             elif not self._aim.leaves_room(limits, own, cost):
                 break
         return self._best(drafts)
+
+    def _judged(self, problem: Problem, solution: Solution) -> Solution:
+        """The solver's choice, or the one that was judged before, whichever loses less on samples:
+        the solver had longer now, and knows the losses' sum alone."""
+        choice = self._choice
+        if choice is None or problem is not self._problem or solution.status == "infeasible":
+            return solution
+        if not problem.within(choice.values, self._aim.limits()):
+            return solution
+        samples = self._samples
+        if samples is None or dict(choice.values) == dict(solution.values):
+            return solution
+
+        def loss() -> float:
+            plan = problem.plan(solution.values)
+            fit = samples.first(SAMPLES, samples.count)
+            return joint_loss(
+                self._traced, self._coupling, plan, fit, self._judge, self._settings.seed
+            )
+
+        with self._steps.step("choose a plan"):
+            better = from_first(loss) < choice.loss
+        if better:
+            return solution
+        objective = problem.loss(choice.values)
+        return replace(solution, values=choice.values, status="feasible", objective=objective)
+
+    def _still_of_use(self, draft: Draft) -> Draft:
+        """Looks for where the model still does its job, if what was asked for took that from it.
+
+        Where the budgets are out of reach anyway, the model nearest to them that does its job takes
+        the place of the one that is cut down to nothing.
+        """
+        least, found = self._settings.min_agreement, draft.agreement
+        if self._task.data is None or found is None or found.agreement >= least:
+            return draft
+        full, own = (
+            self._problem.costs(self._problem.full),
+            self._problem.costs(draft.solution.values),
+        )
+        for share in _EASED:
+            eased = Limits(**{name: own[name] + share * (full[name] - own[name]) for name in own})
+            made = self._draft(self._problem, self._solve(self._problem, eased, None))
+            if draft.solution.status == "infeasible":
+                made = self._mended(made, None, 0)
+                if made.agreement is not None and made.agreement.agreement >= least:
+                    lost = f"{100 - found.agreement:.0f} % of its agreement with the original"
+                    self._warnings.append(
+                        "the budgets are out of reach: cut down to the least, the model loses "
+                        f"{lost}, so this is the one nearest to them that still does its job"
+                    )
+                    return replace(made, solution=replace(made.solution, status="infeasible"))
+                continue
+            if self._agrees(made, least):
+                cost = self._priced(made)[1]
+                self.works_at_ms = cost.latency_ms
+                break
+        return draft
+
+    def _agrees(self, draft: Draft, least: float) -> bool:
+        """Whether a plan carried out, its layers fitted, agrees with the original as it must."""
+        samples = self._samples
+        assert samples is not None
+
+        def agreement() -> float:
+            fit = samples.first(SAMPLES, samples.count)
+            reconstruct(
+                self._traced,
+                self._coupling,
+                draft.plan,
+                draft.module,
+                fit.fit,
+                self._settings.seed,
+                effort=BRIEF,
+            )
+            return self._judge.measure(streamed(draft.module, samples.judged)).agreement
+
+        with self._steps.step("choose a plan"):
+            return from_first(agreement) >= least
 
     def _best(self, drafts: Sequence[Draft]) -> Draft:
         """The least loss among those that keep the budgets, else the last one."""
@@ -225,19 +335,23 @@ class Fitting(Carrying):
         nothing = Solution(full, "feasible", 0.0, 0.0, 0.0)
         return replace(self._draft(self._problem, nothing), metric=self.baseline.metric)
 
-    def _mended(self, draft: Draft, before: Draft | None, epochs: int) -> Draft:
-        """A draft with its accuracy won back where there are samples."""
+    def _mended(self, draft: Draft, before: Draft | None, epochs: int, last: bool = True) -> Draft:
+        """A draft with its accuracy won back where there are samples. last: no step follows."""
         samples = self._samples
         if samples is not None and not draft.plan.removes_nothing:
             if before is not None:
                 inherit(draft.module, draft.plan, before.module, before.plan, self._coupling)
             recovery = self._recovered(draft.module, draft.plan, samples)
             draft = replace(draft, recovery=recovery)
+            if last and (not epochs or self._settings.align is not None):
+                aligned = self._aligned(draft.module, draft.plan, samples)
+                draft = replace(draft, alignment=aligned)
             if epochs:
                 trained = self._tuned(draft.module, draft.plan, epochs, recovery)
                 draft = replace(draft, trained=trained)
         with self._steps.step("evaluate"):
-            return replace(draft, metric=self._metric(draft.module))
+            metric, agreement = self._metric(draft.module), self._agreement(draft.module)
+            return replace(draft, metric=metric, agreement=agreement)
 
     def _record(self, number: int, draft: Draft) -> StepRecord:
         count = count_parameters(draft.module)
@@ -268,6 +382,9 @@ class Fitting(Carrying):
             tuple(self._history) if self._settings.steps > 1 else (),
             tuple(dict.fromkeys((*self._warnings, *exported.warnings, *cost.remarks))),
             draft.metric,
+            alignment=draft.alignment,
+            agreement=draft.agreement,
+            remarks=tuple(self._remarks),
         )
 
     def _priced(self, draft: Draft) -> tuple[Exported, Cost]:

@@ -15,12 +15,14 @@ from torch import nn
 from torch.fx import GraphModule
 
 from edgeprune.batches import as_batches
-from edgeprune.carrying import Candidate
+from edgeprune.carrying import Candidate, lost
 from edgeprune.coupling import Coupling, couple
 from edgeprune.deadline import deadline
 from edgeprune.errors import EdgePruneError, ParityError, UserError
-from edgeprune.export import Exported, mark_unmet
+from edgeprune.export import Exported, mark_lost, mark_unmet
 from edgeprune.fitting import Fitting
+from edgeprune.heap import keep_freed_memory
+from edgeprune.linear.samples import Samples
 from edgeprune.output import MASKS
 from edgeprune.ranks import from_first
 from edgeprune.report import Report
@@ -54,12 +56,14 @@ class Prepared:
     """A model that is traced, coupled and scored: any number of budgets can be met from here.
 
     made: the samples made up for it, where there are no data and it is a model that this is for.
+    samples: the user's, or those, in the part that fits and the part that judges.
     """
 
     traced: TracedModel
     coupling: Coupling
     scores: Scores
     made: MadeUp | None = None
+    samples: Samples | None = None
 
 
 def run(task: Task, folder: Path, steps: Steps) -> Outcome:
@@ -74,27 +78,40 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
         return fit(task, prepare(task, steps), folder, steps)
     traced, coupling = _captured(task, steps)
     made = made_for(task, traced, steps)  # weights are scored in each step
-    batches = made.batches if made is not None else ()
-    sparsifying = Sparsifying(task, traced, coupling, pattern, folder, steps, batches)
+    samples = samples_for(task, traced, made)
+    sparsifying = Sparsifying(task, traced, coupling, pattern, folder, steps, samples)
     return _finished(task, traced, coupling, sparsifying, made, folder, steps)
 
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
     settings = task.settings
+    keep_freed_memory()
     traced, coupling = _captured(task, steps)
     made = made_for(task, traced, steps)
+    samples = samples_for(task, traced, made)
     with steps.step("score"):
         found = score(
             traced,
             coupling,
             settings.importance,
-            _samples(task, traced, made),
+            _batches(task, traced, made),
             settings.seed,
             lambda words, share: steps.note("score", words, share),
+            samples,
         )
         scores = from_first(lambda: found)
-    return Prepared(traced, coupling, scores, made)
+    return Prepared(traced, coupling, scores, made, samples)
+
+
+def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples | None:
+    """The user's samples, or those made up, in two parts; None where there are none."""
+    if task.data is not None:
+        train = task.data.train
+        return from_first(lambda: Samples.of(traced, as_batches(train, traced)))
+    if made is None or not made.batches:
+        return None
+    return Samples.of(traced, made.batches)
 
 
 def _captured(task: Task, steps: Steps) -> tuple[TracedModel, Coupling]:
@@ -124,8 +141,7 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
 def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
     """Prunes a prepared model to the task's budgets, as `run` does."""
     traced, coupling, made = prepared.traced, prepared.coupling, prepared.made
-    batches = made.batches if made is not None else ()
-    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps, batches)
+    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps, prepared.samples)
     return _finished(task, traced, coupling, fitting, made, folder, steps)
 
 
@@ -146,6 +162,8 @@ def _finished(
         best.masks.save(folder / MASKS)
     if not best.met(task.settings.budgets):
         mark_unmet(best.exported.path)
+    if lost(task, best):
+        mark_lost(best.exported.path)
     with steps.step("validate"):
         validation = from_first(
             lambda: validate(
@@ -165,7 +183,7 @@ def _finished(
     return _outcome(best, written, report, traced.dynamic_batch)
 
 
-def _samples(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[Any] | None:
+def _batches(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[Any] | None:
     """Batches that scores can be measured on, as the graph takes them."""
     if task.data is None:
         return (made.for_scores or None) if made is not None else None

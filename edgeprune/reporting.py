@@ -7,14 +7,16 @@ from dataclasses import asdict
 from typing import Literal, cast
 
 from edgeprune import __version__
-from edgeprune.carrying import Candidate, Carrying
+from edgeprune.carrying import Candidate, Carrying, lost
 from edgeprune.costs import Cost
 from edgeprune.coupling import Coupling
 from edgeprune.device.from_graph import kernel_names
 from edgeprune.device.kernels import KernelGraph
 from edgeprune.device.profile import Profile
+from edgeprune.linear.yardstick import Found
 from edgeprune.plan import Plan
 from edgeprune.report import (
+    Agreement,
     Figures,
     GroupWidth,
     KernelCost,
@@ -95,6 +97,7 @@ def build_report(
         },
         remarks=[
             *task.remarks,
+            *best.remarks,
             *_predicted(task, best),
             *_recovered(task, best),
             *best.trained,
@@ -109,6 +112,7 @@ def build_report(
         metric_name=task.metric_name,
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
+        agreement=_agreement(task, fitting, best),
     )
 
 
@@ -231,19 +235,55 @@ def _recovered(task: Task, best: Candidate) -> list[str]:
     kind = "made-up samples" if task.data is None else "samples of --data"
     if not done.samples:
         return ["--data holds too few samples to win accuracy back with"]
-    figures = f"outputs miss {_percent(done.error_before)} of their variance before, "
-    figures += f"{_percent(done.error_after)} after"
+    figures = f"{_agrees(done.before, done.kind)} before, {_agrees(done.after, done.kind)} after"
     if done.layers:
         what = f"{done.layers} layers fitted to the original's values"
     elif done.batch_norms:
         what = f"{done.batch_norms} batch norms re-estimated"
     else:
-        return [f"nothing that recovery tried on {done.samples:,} {kind} helped"]
-    return [f"{what} on {done.samples:,} {kind}: {figures}"]
+        what = f"nothing that recovery tried on {done.samples:,} {kind} helped"
+        return [what, *_alignment(best)]
+    judged = f"judged on {done.judged:,} of them" if done.judged else "with none put aside"
+    return [
+        f"{what} on {done.samples:,} {kind}, {judged} ({done.words}): {figures}",
+        *_alignment(best),
+    ]
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %" if share < 1 else "all"
+def _agrees(found: Found, kind: str) -> str:
+    share = f"{found.agreement:.3g} %"
+    return f"{share} with the same first class" if kind == "top1" else f"{share} alike"
+
+
+def _alignment(best: Candidate) -> list[str]:
+    done = best.alignment
+    if done is None:
+        return []
+    passes = f"{done.passes} pass{'es' if done.passes > 1 else ''} over {done.samples:,} samples"
+    if not done.helped:
+        return [f"alignment: {passes} brought nothing nearer, so the weights stay as fitted"]
+    return [
+        f"aligned to the original's inner values and outputs, {passes}: loss "
+        f"{done.before.loss:.3g} before, {done.after.loss:.3g} after"
+    ]
+
+
+def _agreement(task: Task, fitting: Carrying, best: Candidate) -> Agreement:
+    """How far the model agrees with the original where nothing was fitted, and whether it lost
+    its job."""
+    if best.removes_nothing or best.recovery is None or not best.recovery.judged:
+        return Agreement()
+    found = best.agreement or best.recovery.after
+    return Agreement(
+        kind=best.recovery.kind,
+        before_recovery=best.recovery.before.agreement,
+        after=found.agreement,
+        samples=best.recovery.judged,
+        lost=lost(task, best),
+        least=task.settings.min_agreement,
+        made_up=task.data is None,
+        works_at_ms=getattr(fitting, "works_at_ms", None),
+    )
 
 
 def _unknown(coupling: Coupling) -> list[str]:

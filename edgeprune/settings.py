@@ -19,6 +19,9 @@ PRECISIONS = ("fp32",)
 PLANNED_PRECISIONS = ("fp16", "int8")
 
 
+#: Percent of agreement with the original below which a model has lost its job.
+MIN_AGREEMENT = 50.0
+
 _STEPS_TO_STOP_AT = 4  # where --max-drop may end the way to the budgets early
 
 
@@ -32,7 +35,9 @@ class Settings:
     most points of the metric that may be lost; the last step that keeps it stands. fastest: that is
     the only limit asked for, so where the profile's own budgets hold already latency is made small.
     schedule: how much of the way each step goes. sparse_initializers: weights that are mostly zeros
-    are stored as values and places.
+    are stored as values and places. align: passes of unlabelled alignment, None for as many as are
+    worth it. min_agreement: percent of agreement with the original below which a model has lost its
+    job; 0: never.
     """
 
     profile: Profile
@@ -52,6 +57,8 @@ class Settings:
     fastest: bool = False
     schedule: str = "linear"
     sparse_initializers: bool = False
+    align: int | None = None
+    min_agreement: float = MIN_AGREEMENT
 
     @staticmethod
     def build(
@@ -72,6 +79,8 @@ class Settings:
         remote: bool = False,
         schedule: str = "linear",
         sparse_initializers: bool = False,
+        align: int | str | None = None,
+        min_agreement: float = MIN_AGREEMENT,
     ) -> Settings:
         """Settings from what was asked. remote: costs are measured on the device.
 
@@ -96,6 +105,8 @@ class Settings:
         _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
         _whole("--steps", steps, 1)
         _whole("--epochs", epochs, 0)
+        if not (math.isfinite(min_agreement) and 0 <= min_agreement <= 100):
+            raise UserError(f"--min-agreement {min_agreement:g}: give percent, from 0 to 100")
         if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
             raise UserError(f"--max-drop {max_drop:g}: give points of the metric, at least 0")
         if rate is not None:
@@ -133,6 +144,8 @@ class Settings:
             max_drop is not None and rate is None and asked.is_empty,
             schedule,
             sparse_initializers,
+            _passes(align),
+            min_agreement,
         )
 
     @property
@@ -169,6 +182,17 @@ def _under(parameter: str, pattern: str) -> bool:
 def _whole(option: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise UserError(f"{option} {value}: give a whole number, at least {least}")
+
+
+def _passes(align: int | str | None) -> int | None:
+    """--align as passes: 0 for none, None where nothing was said. Raises UserError."""
+    if align is None or align == "auto":
+        return None
+    if align == "none":
+        return 0
+    if (isinstance(align, str) and not align.isdigit()) or int(align) < 0:
+        raise UserError(f"--align {align}: give none, or how many passes over the samples")
+    return int(align)
 
 
 def _positive(option: str, seconds: float) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from edgeprune.costs import Cost, count_parameters, predicted
 from edgeprune.coupling import Coupling
 from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.export import Exported
+from edgeprune.linear.samples import Samples
+from edgeprune.linear.yardstick import Found
 from edgeprune.oracle import SurgeryProof, difference
 from edgeprune.plan import Plan
 from edgeprune.ranks import from_first
@@ -51,6 +54,7 @@ class Zeroed:
     recovery: Recovery | None = None
     trained: tuple[str, ...] = ()
     metric: float | None = None
+    agreement: Found | None = None
 
 
 class Sparsifying(Carrying):
@@ -64,9 +68,9 @@ class Sparsifying(Carrying):
         pattern: Pattern,
         folder: Path,
         steps: Steps,
-        made_up: Sequence[Tensor] = (),
+        samples: Samples | None = None,
     ) -> None:
-        super().__init__(task, traced, coupling, folder, steps, made_up)
+        super().__init__(task, traced, coupling, folder, steps, samples)
         self._pattern = pattern
         keep = self._settings.kept_parameters(coupling.parameters)
         self._input_dims = prunable_weights(traced, keep)
@@ -136,7 +140,7 @@ class Sparsifying(Carrying):
                 replace(self._traced, graph_module=module),
                 self._input_dims,
                 self._settings.importance,
-                None if self._samples is None else self._batches(self._samples),
+                self._scored_on(),
                 self._settings.seed,
             )
         )
@@ -144,6 +148,13 @@ class Sparsifying(Carrying):
             for name, mask in before.masks.kept.items():
                 scores[name][~mask] = _GONE
         return scores
+
+    def _scored_on(self) -> Iterable[Any] | None:
+        """Data with their labels, where there are any."""
+        if self._task.data is not None:
+            return self._batches(self._task.data.train)
+        samples = self._samples
+        return None if samples is None else [tuple(call.tensors) for call in samples.fit]
 
     def _proof(
         self, original: dict[str, Tensor], masks: Masks, module: GraphModule
@@ -174,7 +185,7 @@ class Sparsifying(Carrying):
                 "written (please report the model)"
             )
         with self._steps.step("evaluate"):
-            return replace(made, metric=self._metric(module))
+            return replace(made, metric=self._metric(module), agreement=self._agreement(module))
 
     def _record(self, number: int, made: Zeroed) -> StepRecord:
         zeros = made.masks.zeros
@@ -206,6 +217,7 @@ class Sparsifying(Carrying):
             (*self._warnings, *self._left_dense(made), *_emptied(made.masks), *exported.warnings),
             metric,
             made.masks,
+            agreement=made.agreement,
         )
 
     def _price(self, exported: Exported, zeros: int) -> Cost:

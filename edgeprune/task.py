@@ -48,6 +48,8 @@ def check_teachable(task: Task) -> None:
         check_element_criterion(settings.importance)
     if settings.epochs and data is None:
         raise UserError("--epochs needs something to train on: give --data")
-    judged = task.metric is not None or (data is not None and data.test is not None)
-    if settings.max_drop is not None and not judged:
-        raise UserError("--max-drop needs a metric: give --data with labels, or --eval")
+    if settings.max_drop is not None and data is None and task.metric is None:
+        raise UserError(
+            "--max-drop needs something to tell the drop by: give --data (with labels for "
+            "accuracy, without for agreement with the original), or --eval"
+        )

@@ -461,7 +461,7 @@ def test_bare_pickle_naming_os_system_runs_nothing(run: Any, place: Path, tmp_pa
         (("--method", "chanel"), "choose from"),
         (("--precision", "int8"), "not supported yet"),
         (("--precision", "fp16"), "not supported yet"),
-        (("--max-drop", "1"), "needs a metric"),
+        (("--max-drop", "1"), "needs something to tell the drop by"),
         (("--require", "fast"), ">>>fast<<<"),
         (("--steps", "0"), "at least 1"),
         (("--epochs", "3"), "give --data"),

@@ -103,7 +103,10 @@ def test_the_users_own_loss_teaches(task: tuple[nn.Module, tuple[Any, Any]]) -> 
 
 def test_what_is_asked_needs_data(task: tuple[nn.Module, tuple[Any, Any]]) -> None:
     model, _ = task
-    for options, said in (({"epochs": 2}, "--epochs needs"), ({"max_drop": 1.0}, "needs a metric")):
+    for options, said in (
+        ({"epochs": 2}, "--epochs needs"),
+        ({"max_drop": 1.0}, "needs something to tell the drop by"),
+    ):
         with pytest.raises(UserError, match=said):
             edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5, **options)
 

@@ -1,15 +1,14 @@
-"""A model's outputs over many batches, and how far they are from another's."""
+"""A model's outputs over many batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgeprune.linear.replay import Replay
+from edgeprune.trace import ExampleInputs
 
 
 def outputs(run: Replay, module: GraphModule) -> list[list[Tensor]]:
@@ -25,11 +24,13 @@ def _floats(node: Node) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def divergence(got: Sequence[Sequence[Tensor]], want: Sequence[Sequence[Tensor]]) -> float:
-    """How much of the outputs' variance over the samples is lost, on average over outputs."""
-    shares = []
-    for output in zip(zip(*got, strict=True), zip(*want, strict=True), strict=True):
-        made, wanted = (torch.cat([b.flatten(1) for b in batches]).double() for batches in output)
-        variance = (wanted - wanted.mean(0)).square().sum().clamp(min=1e-30)
-        shares.append(float((made - wanted).square().sum() / variance))
-    return float(np.mean(shares)) if shares else 0.0
+def streamed(module: GraphModule, calls: Iterable[ExampleInputs]) -> Iterator[list[Tensor]]:
+    """The graph's floating outputs, batch by batch: no more than one batch's values are held."""
+    for call in calls:
+        yield from outputs(Replay(module, [call]), module)
+
+
+def forked_outputs(run: Replay, module: GraphModule) -> Iterator[list[Tensor]]:
+    """The outputs of another graph that goes on from where a run is, batch by batch."""
+    for i in range(run.active):
+        yield from outputs(run.fork(module, only=i), module)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,15 +31,20 @@ ROUNDS = 3
 
 _HELD_OUT = 5  # every so many-th sample chooses the ridge
 
+#: Whether rows are held out, inputs, targets, and what of the targets is there already.
+_Part = tuple[bool, Tensor, Tensor, Tensor | None]
+
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
 RELUS = (aten.relu.default, aten.relu_.default)
+_CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default)
 
 
 @dataclass(frozen=True)
 class Aim:
     """What a layer is fitted to: the original's value at `original`, of which the smaller model
     already has `addend`; its own node for the value is `made`. plain: the original's value at the
-    layer's own output. takes_over: whether a removed branch's work is part of it."""
+    layer's own output. takes_over: whether a removed branch's work is part of it. seen: the range
+    of the value that those who read it see, the rest being cut off (a ReLU's: 0 to infinity)."""
 
     layer: Layer
     made: str
@@ -46,7 +52,12 @@ class Aim:
     addend: str | None
     plain: str
     takes_over: bool
-    rectified: bool
+    seen: tuple[float, float] | None
+
+    @property
+    def rectified(self) -> bool:
+        """Whether those that read the value see a part of it only."""
+        return self.seen is not None
 
     @property
     def name(self) -> str:
@@ -63,7 +74,7 @@ class Aim:
         if self.addend is None or smaller.known(self.addend):
             return self
         return replace(
-            self, made=self.layer.output.name, original=self.plain, addend=None, rectified=False
+            self, made=self.layer.output.name, original=self.plain, addend=None, seen=None
         )
 
 
@@ -84,10 +95,8 @@ def _aim(layer: Layer, stands_for: Mapping[str, str]) -> Aim:
         same = len(others) == 1 and _shape(others[0]) == _shape(node) == _shape(add)
         if add.target in _ADDS and same and add.kwargs.get("alpha", 1) == 1:
             whole = stands_for.get(add.name, add.name)
-            return Aim(
-                layer, add.name, whole, others[0].name, plain, whole != add.name, _rectified(add)
-            )
-    return Aim(layer, node.name, plain, None, plain, plain != node.name, _rectified(node))
+            return Aim(layer, add.name, whole, others[0].name, plain, whole != add.name, _seen(add))
+    return Aim(layer, node.name, plain, None, plain, plain != node.name, _seen(node))
 
 
 def _stand_ins(smaller: GraphModule, coupling: Coupling, plan: Plan) -> dict[str, str]:
@@ -108,9 +117,20 @@ def _stand_ins(smaller: GraphModule, coupling: Coupling, plan: Plan) -> dict[str
     return found
 
 
-def _rectified(node: Node) -> bool:
-    """Whether all that read a node see its positive part only."""
-    return bool(node.users) and all(user.target in RELUS for user in node.users)
+def _seen(node: Node) -> tuple[float, float] | None:
+    """The range of a node's value that all who read it see, if they cut the rest off."""
+    ranges = {_range(user) for user in node.users}
+    return ranges.pop() if len(ranges) == 1 else None
+
+
+def _range(node: Node) -> tuple[float, float] | None:
+    if node.target in RELUS:
+        return 0.0, float("inf")
+    if node.target in _CLAMPS:
+        low, high = (*node.args[1:3], *(-1.0, 1.0)[len(node.args) - 1 :])[:2]
+        if isinstance(low, int | float) and isinstance(high, int | float) and not node.kwargs:
+            return float(low), float(high)
+    return None
 
 
 def _shape(node: Node) -> tuple[str, ...]:
@@ -136,15 +156,16 @@ def refit(
     layer = aim.layer
     if layer.depth > LARGEST_DEPTH:
         return False
-    rows = list(_rows(aim, original, smaller, kept, coupling, sampling))
+    rows = _Rows(aim, original, smaller, kept, coupling, sampling)
     matrix, offset = layer.weights()
     fitted: Fitted | None = None
+    moments = (Moments(matrix, offset), Moments(matrix, offset))
     for _ in range(rounds if aim.rectified else 1):
-        moments = [Moments(matrix, offset), Moments(matrix, offset)]
         current = (matrix, offset) if fitted is None else (fitted.matrix, fitted.offset)
+        moments = (moments[0].for_new_targets(), moments[1].for_new_targets())
         for held, x, y, addend in rows:
-            if aim.rectified:
-                y = _as_seen(x, y, addend, *current)
+            if aim.seen is not None:
+                y = _as_seen(x, y, addend, aim.seen, *current)
             moments[held].add(x, y - addend if addend is not None else y)
         found = fit(moments[0], moments[1], layer.has_offset, layer.mask(masks))
         if found is None:
@@ -156,37 +177,83 @@ def refit(
     return True
 
 
-def _rows(
-    aim: Aim, original: Replay, smaller: Replay, kept: Kept, coupling: Coupling, sampling: Sampling
-) -> Iterator[tuple[bool, Tensor, Tensor, Tensor | None]]:
-    """For each batch, twice: whether these rows are held out; inputs; what the sum is to be; what
-    of it is there. Rows as in Layer.rows and Layer.targets."""
-    layer = aim.layer
-    inputs = smaller.values(layer.source.name)
-    wanted = original.values(aim.original)
-    addends = smaller.values(aim.addend) if aim.addend is not None else [None] * len(inputs)
-    labels = coupling.labels[aim.original]
-    seen = 0
-    share = sampling.share(layer, wanted)
-    for value, target, addend in zip(inputs, wanted, addends, strict=True):
-        target = kept.gather(target, labels)
-        held = (torch.arange(seen, seen + len(value)) % _HELD_OUT) == _HELD_OUT - 1
-        seen += len(value)
-        for part, chosen in ((False, ~held), (True, held)):
-            if chosen.any():
+_KEPT_BYTES = 3e8  # of rows; more are gathered again for each round
+
+
+class _Rows:
+    """A layer's rows, the same each time they are gone through: for each batch, twice, whether they
+    are held out; inputs; what the sum is to be; what of it is there. As in Layer.rows and
+    Layer.targets."""
+
+    def __init__(
+        self,
+        aim: Aim,
+        original: Replay,
+        smaller: Replay,
+        kept: Kept,
+        coupling: Coupling,
+        sampling: Sampling,
+    ) -> None:
+        self._layer = aim.layer
+        self._inputs = smaller.values(aim.layer.source.name)
+        wanted = original.values(aim.original)
+        labels = coupling.labels[aim.original]
+        self._gather = lambda value: kept.gather(value, labels)
+        self._wanted = wanted
+        nothing: list[Any] = [None] * len(wanted)
+        self._addends = nothing if aim.addend is None else smaller.values(aim.addend)
+        self._sampling, self._share = sampling, sampling.share(aim.layer, wanted)
+        self._picks: list[Tensor | None] = []
+        self._parts: list[_Part] | None = []
+        self._bytes = 0.0
+
+    def __iter__(self) -> Iterator[_Part]:
+        if self._parts and self._picks:
+            yield from self._parts
+            return
+        first = not self._picks
+        for part in self._made(first):
+            yield part
+            if first and self._parts is not None:
+                self._bytes += sum(4.0 * t.numel() for t in part[1:] if isinstance(t, Tensor))
+                self._parts.append(part)
+                if self._bytes > _KEPT_BYTES:
+                    self._parts = None
+
+    def _made(self, first: bool) -> Iterator[_Part]:
+        layer, seen = self._layer, 0
+        picks = iter(self._picks)
+        for value, target, addend in zip(self._inputs, self._wanted, self._addends, strict=True):
+            target = self._gather(target)
+            held = (torch.arange(seen, seen + len(value)) % _HELD_OUT) == _HELD_OUT - 1
+            seen += len(value)
+            for part, chosen in ((False, ~held), (True, held)):
+                if not chosen.any():
+                    continue
                 y = target[chosen]
-                picked = sampling.pick(layer, y, share)
+                if first:
+                    picked = self._sampling.pick(layer, y, self._share)
+                    self._picks.append(picked)
+                else:
+                    picked = next(picks)
                 there = None if addend is None else layer.targets(addend[chosen], picked).float()
                 x = layer.rows(value[chosen], picked).float()
                 yield part, x, layer.targets(y, picked).float(), there
 
 
 def _as_seen(
-    inputs: Tensor, target: Tensor, addend: Tensor | None, matrix: Tensor, offset: Tensor
+    inputs: Tensor,
+    target: Tensor,
+    addend: Tensor | None,
+    seen: tuple[float, float],
+    matrix: Tensor,
+    offset: Tensor,
 ) -> Tensor:
-    """A target of which only the positive part counts: where it is negative, whatever negative
-    value the layer gives is right."""
+    """A target of which only a range counts: where it lies beyond, whatever value beyond the layer
+    gives is right."""
     made = inputs @ matrix.float().transpose(1, 2) + offset.float()[:, None]
     if addend is not None:
         made = made + addend
-    return torch.where(target > 0, target, made.clamp(max=0.0))
+    low, high = seen
+    below = torch.where(target <= low, made.clamp(max=low), target)
+    return torch.where(target >= high, made.clamp(min=high), below)

@@ -24,10 +24,17 @@ class Replay:
     """
 
     def __init__(
-        self, module: GraphModule, batches: Sequence[ExampleInputs], held: Collection[str] = ()
+        self,
+        module: GraphModule,
+        batches: Sequence[ExampleInputs],
+        held: Collection[str] = (),
+        active: int | None = None,
     ) -> None:
-        """held: nodes whose values stay until `release`."""
+        """held: nodes whose values stay until `release`. active: how many of the batches run, the
+        first ones; None: all. Others wait until `widen` lets them in."""
         self._module = module
+        self._all = tuple(batches)
+        batches = self._all[:active]
         self._nodes: list[Node] = list(module.graph.nodes)
         self._order = {node.name: i for i, node in enumerate(self._nodes)}
         self._next = 0
@@ -40,27 +47,55 @@ class Replay:
         self._inputs = {node: [flat[i] for flat in leaves] for i, node in enumerate(placeholders)}
         self._batches = len(batches)
 
-    def fork(self, module: GraphModule, held: Collection[str] = ()) -> Replay:
-        """A run of another graph that goes on from where this one is.
+    def fork(
+        self, module: GraphModule, held: Collection[str] = (), only: int | None = None
+    ) -> Replay:
+        """A run of another graph that goes on from where this one is, or of one of its batches.
 
         Both must have computed the same so far, under the same names.
         """
+        taken = slice(None) if only is None else slice(only, only + 1)
         other = Replay(module, (), held)
-        other._batches = self._batches
+        other._batches = self._batches if only is None else 1
         run = [n for n in other._nodes if n.name in self._order and self.known(n.name)]
         other._next = max((other._order[n.name] + 1 for n in run), default=0)
         for node in run:
             twin = self._nodes[self._order[node.name]]
             if twin in self._values and other._last.get(node, -1) >= other._next:
-                values = self._values[twin]
+                values = self._values[twin][taken]
                 # Where ops write to tensors, two runs must not share them.
                 other._values[node] = _copies(values) if other._mutable else values
         other._inputs = {
-            node: self._inputs[self._nodes[self._order[node.name]]]
+            node: self._inputs[self._nodes[self._order[node.name]]][taken]
             for node in other._nodes[other._next :]
             if node.op == "placeholder"
         }
         return other
+
+    @property
+    def active(self) -> int:
+        """How many batches run."""
+        return self._batches
+
+    def set_active(self, count: int) -> None:
+        """Lets more batches in, each run to where the others are, or the last ones go."""
+        count = min(count, len(self._all))
+        if count < self._batches:
+            for kept in (self._values, self._inputs):
+                for node, values in kept.items():
+                    kept[node] = values[:count]
+            self._batches = count
+        for call in self._all[self._batches : count]:
+            # One at a time: what it computes on the way is gone before the next one begins.
+            one = Replay(self._module, [call], self._held)
+            while one._next < self._next:
+                one._run(one._nodes[one._next])
+                one._next += 1
+            for node, values in one._values.items():
+                self._values.setdefault(node, []).extend(values)
+            for node, values in one._inputs.items():
+                self._inputs[node].extend(values)
+            self._batches += 1
 
     def run_to(self, name: str, including: bool = True) -> None:
         """Runs everything up to a node, and the node itself or not."""
@@ -123,18 +158,43 @@ def _last_readers(nodes: Iterable[Node]) -> dict[Node, int]:
     return last
 
 
-def bytes_per_sample(traced: TracedModel) -> float:
-    """The most that a run of a traced graph holds at once, in bytes for each sample."""
+def live_bytes(traced: TracedModel) -> dict[str, float]:
+    """For each node of a traced graph, the bytes of all values alive while it runs, for one
+    sample."""
     nodes = list(traced.graph_module.graph.nodes)
     last = _last_readers(nodes)
     ends: dict[int, list[float]] = {}
-    held = most = 0.0
+    alive: dict[str, float] = {}
+    held = 0.0
     for i, node in enumerate(nodes):
-        value = node.meta.get("val")
-        if node.op in ("placeholder", "call_function") and isinstance(value, Tensor):
-            size = float(torch.Size(traced.sizes(node)).numel() * value.element_size())
+        size = _bytes(node, traced)
+        if size:
             held += size
             ends.setdefault(last.get(node, i), []).append(size)
-        most = max(most, held)
+        alive[node.name] = held / traced.batch
         held -= sum(ends.get(i, ()))
-    return most / traced.batch
+    return alive
+
+
+def bytes_per_sample(traced: TracedModel) -> float:
+    """The most that a run of a traced graph holds at once, in bytes for each sample."""
+    return max(live_bytes(traced).values(), default=0.0)
+
+
+def activation_bytes(traced: TracedModel) -> float:
+    """All values of a run together, as gradients need them, in bytes for each sample."""
+    return sum(_bytes(n, traced) for n in traced.graph_module.graph.nodes) / traced.batch
+
+
+def largest_value_bytes(traced: TracedModel) -> float:
+    """The largest single value of a run, in bytes for each sample."""
+    return max((_bytes(n, traced) for n in traced.graph_module.graph.nodes), default=0.0) / (
+        traced.batch
+    )
+
+
+def _bytes(node: Node, traced: TracedModel) -> float:
+    value = node.meta.get("val")
+    if node.op not in ("placeholder", "call_function") or not isinstance(value, Tensor):
+        return 0.0
+    return float(torch.Size(traced.sizes(node)).numel() * value.element_size())

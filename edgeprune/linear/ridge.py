@@ -12,8 +12,10 @@ LARGEST_DEPTH = 4608
 
 _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the inputs' mean square
 _FEW_RIDGES = (1e-4, 1e-2, 1.0)  # where each takes many steps
+_LARGE_DEPTH = 1024  # systems of more unknowns are solved for few ridges
 _STEPS, _PRECISION = 40, 1e-3  # of conjugate gradients: the ridge's choice matters more
 _TINY = 1e-30
+_RESCALED = 1e-3  # of the outputs' mean power: one that is nearly constant keeps its scale
 _LEAST_GAIN = 1e-3  # of the error on held-out rows
 
 
@@ -30,16 +32,27 @@ class Moments:
         self.xx = torch.zeros(groups, depth, depth, dtype=torch.double)
         self.xr = torch.zeros(groups, depth, outputs, dtype=torch.double)
         self.rr = torch.zeros(groups, outputs, dtype=torch.double)
+        self._inputs_known = False
+
+    def for_new_targets(self) -> Moments:
+        """The sums over inputs that are known by now, with nothing known of targets: the same rows
+        are to be added again, with others."""
+        other = Moments(self.matrix, self.offset)
+        if self.count:
+            other.count, other.x, other.xx = self.count, self.x, self.xx
+            other._inputs_known = True
+        return other
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
         """Counts rows in."""
         inputs, targets = inputs.float(), targets.float()
         made = inputs @ self.matrix.float().transpose(1, 2) + self.offset.float()[:, None]
         lacks = targets - made
-        self.count += inputs.shape[1]
-        self.x += inputs.sum(1)
+        if not self._inputs_known:
+            self.count += inputs.shape[1]
+            self.x += inputs.sum(1)
+            self.xx += inputs.transpose(1, 2) @ inputs
         self.r += lacks.sum(1)
-        self.xx += inputs.transpose(1, 2) @ inputs
         self.xr += inputs.transpose(1, 2) @ lacks
         self.rr += lacks.square().sum(1)
 
@@ -83,6 +96,9 @@ def fit(
 ) -> Fitted | None:
     """The weights of least squared error; None if they'd be no better on rows held out.
 
+    Where rows are few, a scale and a bias for each output may be all that they bear: what does best
+    on the rows held out is taken.
+
     mask (groups, outputs, depth): False where a weight must stay what it is.
 
     The ridge pulls towards the weights there are; it is the one that does best on `held`, and the
@@ -90,18 +106,18 @@ def fit(
     """
     if not seen.count:
         return None
-    ridge = _RIDGES[4]
+    ridge: float | None = _RIDGES[4]
     if held.count:
-        zero = torch.zeros_like(seen.xr), torch.zeros_like(seen.r)
-        before = held.error(*zero)
-        errors = {}
-        for candidate in _RIDGES if mask is None else _FEW_RIDGES:
+        many = mask is None and seen.matrix.shape[2] <= _LARGE_DEPTH
+        errors: dict[float | None, float] = {}
+        for candidate in (*(_RIDGES if many else _FEW_RIDGES), None):
             change = _change(seen, candidate, has_offset, mask)
             if change is not None:
                 errors[candidate] = held.error(*change)
         if not errors:
             return None
         ridge = min(errors, key=lambda candidate: errors[candidate])
+        before = held.error(torch.zeros_like(seen.xr), torch.zeros_like(seen.r))
         if not errors[ridge] < before * (1 - _LEAST_GAIN):
             return None
     every = seen + held
@@ -120,9 +136,12 @@ def fit(
 
 
 def _change(
-    moments: Moments, ridge: float, has_offset: bool, mask: Tensor | None = None
+    moments: Moments, ridge: float | None, has_offset: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """How weights (groups, depth, outputs) and offsets (groups, outputs) should change."""
+    """How weights (groups, depth, outputs) and offsets (groups, outputs) should change; ridge None:
+    by a factor for each output alone."""
+    if ridge is None:
+        return _rescaled(moments, has_offset)
     left, right = moments.system(has_offset)
     size = left.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     left = left + torch.diag_embed((ridge * size)[:, None].expand(-1, left.shape[1]))
@@ -133,6 +152,19 @@ def _change(
         change = torch.cholesky_solve(right, factor)
     else:
         change = _conjugate_gradients(left, right, mask.transpose(1, 2))
+    if not has_offset:
+        return change, torch.zeros_like(moments.r)
+    mean_x, mean_r = moments.x / moments.count, moments.r / moments.count
+    return change, mean_r - (mean_x[:, None] @ change)[:, 0]
+
+
+def _rescaled(moments: Moments, has_offset: bool) -> tuple[Tensor, Tensor]:
+    """The factor for each output's weights, and its offset, of least squared error."""
+    left, right = moments.system(has_offset)
+    weights = moments.matrix.transpose(1, 2)  # (groups, depth, outputs)
+    power = (weights * (left @ weights)).sum(1)
+    along = (weights * right).sum(1) / (power + _RESCALED * power.mean(1, keepdim=True) + _TINY)
+    change = weights * along[:, None]
     if not has_offset:
         return change, torch.zeros_like(moments.r)
     mean_x, mean_r = moments.x / moments.count, moments.r / moments.count

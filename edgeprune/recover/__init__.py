@@ -1,6 +1,16 @@
 """Winning accuracy back on the smaller model (docs/recovery.md)."""
 
+from edgeprune.recover.alignment import LEAST_PASSES, Alignment, affordable_passes, align
 from edgeprune.recover.tuning import share_of_epochs, tune
 from edgeprune.recover.unlabelled import Recovery, recover
 
-__all__ = ["Recovery", "recover", "share_of_epochs", "tune"]
+__all__ = [
+    "LEAST_PASSES",
+    "Alignment",
+    "Recovery",
+    "affordable_passes",
+    "align",
+    "recover",
+    "share_of_epochs",
+    "tune",
+]

@@ -12,16 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch.fx import GraphModule
 
+from edgeprune.linear.samples import joined
 from edgeprune.trace import ExampleInputs
 from edgeprune.trainable import is_batch_norm, least_batch
 
+_TOGETHER = 32  # samples whose statistics are taken at once
 
-def recalibrate(module: GraphModule, calls: Sequence[ExampleInputs]) -> int:
+
+def recalibrate(
+    module: GraphModule, calls: Sequence[ExampleInputs], dynamic_batch: bool = True
+) -> int:
     """Replaces the running statistics of every batch norm in `module` by averages over `calls`;
-    returns how many batch norms there are."""
+    returns how many batch norms there are. dynamic_batch: whether calls may be joined."""
     norms = [n for n in module.graph.nodes if is_batch_norm(n) and not n.args[5]]
     least = least_batch(module)
-    usable = [call for call in calls if (call.batch or 1) >= least]
+    batch = max((call.batch or 1 for call in calls), default=1)
+    # Statistics of a few samples leave out what differs between samples.
+    larger = joined(calls, -(-_TOGETHER // batch)) if dynamic_batch else calls
+    usable = [call for call in larger if (call.batch or 1) >= least]
     if not norms or not usable:
         return 0
     original = {node: node.args for node in norms}

@@ -1,46 +1,47 @@
 """Recovery without labels: least squares against the original, or batch-norm statistics alone.
 
-Both are carried out, and what stays is what leaves the outputs nearest to the original's.
+Both are carried out on the samples that fit, and what stays is what leaves the outputs nearest to
+the original's on those held back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from edgeprune.coupling import Coupling
-from edgeprune.linear.outputs import divergence, outputs
-from edgeprune.linear.replay import Replay
-from edgeprune.linear.sampling import calls_of
+from edgeprune.linear.outputs import streamed
+from edgeprune.linear.reconstruct import reconstruct
+from edgeprune.linear.samples import Samples, counted
+from edgeprune.linear.yardstick import Found, Yardstick
 from edgeprune.plan import Plan
 from edgeprune.recover.batch_norms import recalibrate
-from edgeprune.recover.reconstruct import reconstruct
 from edgeprune.sparse.masks import Masks
 from edgeprune.trace import TracedModel
-
-#: More samples than this no longer move the fit.
-SAMPLES = 1024
-
-_ASIDE = 8  # every so many-th batch compares
 
 
 @dataclass(frozen=True)
 class Recovery:
     """What was done. layers: fitted by least squares; batch_norms: re-estimated (one or the other
-    is 0); samples: that it was done on.
+    is 0); samples: that there were; judged: those of them that nothing was fitted on, 0 where there
+    were too few to hold any back.
 
-    error_before, error_after: the share of the outputs' variance by which they miss the original's.
+    before, after: how far the outputs are from the original's on the samples judged. kind, words:
+    see Yardstick.
     """
 
     layers: int
     batch_norms: int
     samples: int
-    error_before: float
-    error_after: float
+    judged: int
+    before: Found
+    after: Found
+    kind: Literal["top1", "relative"]
+    words: str
 
 
 def recover(
@@ -48,42 +49,39 @@ def recover(
     coupling: Coupling,
     plan: Plan,
     smaller: GraphModule,
-    batches: Iterable[Any],
+    samples: Samples,
+    judge: Yardstick,
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
     masks: Masks | None = None,
 ) -> Recovery:
-    """Mends `smaller` (resized from `traced` by `plan`) in place. masks: weights that stay zero.
+    """Mends `smaller` (resized from `traced` by `plan`) in place.
 
-    Raises UserError for a batch that doesn't fit the model.
+    judge: of the original's outputs on `samples.judged`. masks: weights that stay zero.
     """
-    calls, count = calls_of(traced, batches, SAMPLES)
-    if not calls:
-        return Recovery(0, 0, 0, 0.0, 0.0)
-    aside = max(len(calls) // _ASIDE, 1)
-    compared = calls[-aside:]
-    fitted_on = calls[:-aside] if len(calls) > aside else calls
-    want = outputs(Replay(traced.graph_module, compared), traced.graph_module)
 
-    def error() -> float:
-        return divergence(outputs(Replay(smaller, compared), smaller), want)
+    def found() -> Found:
+        return judge.measure(streamed(smaller, samples.judged))
 
     states = {"untouched": _state(smaller)}
-    errors = {"untouched": error()}
-    norms = recalibrate(smaller, fitted_on)
+    results = {"untouched": found()}
+    norms = recalibrate(smaller, samples.fit, traced.dynamic_batch)
     if norms:
-        states["statistics"], errors["statistics"] = _state(smaller), error()
+        states["statistics"], results["statistics"] = _state(smaller), found()
         smaller.load_state_dict(states["untouched"])
-    layers = reconstruct(traced, coupling, plan, smaller, fitted_on, seed, note, masks)
-    states["fitted"], errors["fitted"] = _state(smaller), error()
-    best = min(errors, key=lambda kind: errors[kind])
+    layers = reconstruct(traced, coupling, plan, smaller, samples.fit, seed, note, masks)
+    states["fitted"], results["fitted"] = _state(smaller), found()
+    best = min(results, key=lambda kind: results[kind].loss)
     smaller.load_state_dict(states[best])
     return Recovery(
         layers if best == "fitted" else 0,
         norms if best == "statistics" else 0,
-        count,
-        errors["untouched"],
-        errors[best],
+        samples.count,
+        counted(samples.held),
+        results["untouched"],
+        results[best],
+        judge.kind,
+        judge.words,
     )
 
 

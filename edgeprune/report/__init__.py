@@ -2,6 +2,7 @@
 
 from edgeprune.report.html import write_html
 from edgeprune.report.model import (
+    Agreement,
     Figures,
     GroupWidth,
     KernelCost,
@@ -17,6 +18,7 @@ from edgeprune.report.model import (
 from edgeprune.report.terminal import print_report
 
 __all__ = [
+    "Agreement",
     "Figures",
     "GroupWidth",
     "KernelCost",

@@ -113,7 +113,7 @@ def budget_bars(report: Report) -> list[Bar]:
     """A bar for each budget, long enough for what it was, what it is and what it may be."""
     bars = []
     for row in words.rows(report):
-        if row.met is None:
+        if row.met is None or all(math.isnan(x) for x in row.amounts):
             continue
         before, after, limit = (0.0 if math.isnan(x) else x for x in row.amounts)
         longest = max(before, after, 1.08 * limit)

@@ -153,6 +153,25 @@ class StepFigures(_Frozen):
     metric: float | None = None
 
 
+class Agreement(_Frozen):
+    """How far the model agrees with the original on samples that nothing was fitted on.
+
+    kind: "top1": percent with the same first class; "relative": 100 x (1 - the share of the
+    outputs' variance that is missed); None where no samples could tell. before_recovery: of the cut
+    alone. lost: whether it is below `least`, so that the model no longer does its job; works_at_ms:
+    at which latency it still does, about, where that was found. made_up: the samples are no data.
+    """
+
+    kind: Literal["top1", "relative"] | None = None
+    before_recovery: float | None = None
+    after: float | None = None
+    samples: Count = 0
+    lost: bool = False
+    least: float = 0.0
+    made_up: bool = False
+    works_at_ms: float | None = None
+
+
 class Report(_Frozen):
     """Everything that is told about a run.
 
@@ -197,6 +216,7 @@ class Report(_Frozen):
     batch: int = Field(default=1, ge=1)
     files: dict[String, String] = {}
     runtime: String = "onnxruntime"
+    agreement: Agreement = Agreement()
 
     @field_validator("budgets", mode="before")
     @classmethod

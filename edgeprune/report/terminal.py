@@ -19,7 +19,17 @@ MOST_GROUPS = 24
 
 #: What stands in for characters that the terminal's encoding lacks.
 _PLAIN = str.maketrans(
-    {"→": "->", MINUS: "-", DASH: "-", TIMES: "x", "…": "...", "✓": "ok", "✗": "NO", "·": "-"}
+    {
+        "→": "->",
+        MINUS: "-",
+        DASH: "-",
+        TIMES: "x",
+        "…": "...",
+        "≥": ">=",
+        "✓": "ok",
+        "✗": "NO",
+        "·": "-",
+    }
 )
 
 
@@ -37,7 +47,7 @@ class _Printer:
     def run(self) -> None:
         report = self._report
         self._line(f"{report.model} on {report.profile}", "bold")
-        self._line(words.headline(report))
+        self._line(words.headline(report), "bold red" if report.agreement.lost else "")
         self._figures()
         self._history()
         self._widths()
@@ -90,7 +100,7 @@ class _Printer:
             return Text("")
         if row.met:
             return self._text(f"{row.budget} {self._mark('✓')}met", "green")
-        verdict = "not known" if row.after == UNKNOWN else "over"
+        verdict = "not known" if row.after == UNKNOWN else row.missed
         return self._text(f"{row.budget} {self._mark('✗')}{verdict}", "bold red")
 
     def _mark(self, mark: str) -> str:

@@ -21,12 +21,13 @@ from edgeprune.report.digits import (
     ratio,
     significant,
 )
-from edgeprune.report.model import GroupWidth, KernelCost, Report
+from edgeprune.report.model import Agreement, GroupWidth, KernelCost, Report
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure before and after. budget: its limit, in words; met: whether it is kept.
+    """One figure before and after. budget: its limit, in words; met: whether it is kept, and
+    missed: what is said where it isn't.
 
     amounts: before, after and limit as numbers, for bars.
     """
@@ -38,6 +39,7 @@ class Row:
     budget: str = ""
     met: bool | None = None
     amounts: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    missed: str = "over"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,25 @@ def rows(report: Report) -> list[Row]:
         table.append(_cost("file, compressed", *sizes, None, megabytes))
     if before.metric is not None or after.metric is not None:
         table.append(_metric(report))
+    if report.agreement.kind is not None:
+        table.append(_agreement(report.agreement))
     return table
+
+
+def _agreement(facts: Agreement) -> Row:
+    """The agreement with the original: of the cut alone, and once it was mended."""
+    before, after = facts.before_recovery, facts.after
+    shown = [DASH if x is None else f"{x:.1f} %" for x in (before, after)]
+    least = f"≥ {facts.least:g} %" if facts.least and not facts.made_up else ""
+    return Row(
+        "agreement, made-up images" if facts.made_up else "agreement",
+        "100 %",
+        shown[1],
+        "" if before is None else f"{shown[0]} unmended",
+        least,
+        None if not least or after is None else not facts.lost,
+        missed="below",
+    )
 
 
 def _counted(label: str, before: int, after: int) -> Row:
@@ -130,7 +150,9 @@ def _metric(report: Report) -> Row:
 
 def in_percent(name: str, values: Iterable[float]) -> bool:
     """Whether a metric is an accuracy in percent."""
-    return "accuracy" in name.lower() and 1 < max(values, default=0.0) <= 100
+    return (
+        name.lower().startswith(("accuracy", "agreement")) and 1 < max(values, default=0.0) <= 100
+    )
 
 
 def metric_value(value: float, percent: bool) -> str:
@@ -197,13 +219,42 @@ def _less(before: float, after: float, less: str, more: str) -> list[str]:
 
 
 def headline(report: Report) -> str:
-    """The gains in one line, or that nothing changed."""
-    return ", ".join(gains(report)[:2]) or "No change in speed or size"
+    """That the model lost its job, if it did; the gains and what they cost in one line, or that
+    nothing changed."""
+    if report.agreement.lost:
+        return lost_sentence(report.agreement)
+    won = gains(report)[:2]
+    if not won:
+        return "No change in speed or size"
+    return ", ".join([*won, *_kept(report)])
+
+
+def lost_sentence(facts: Agreement) -> str:
+    """That a model no longer does its job, and where it still does."""
+    told = (
+        f"The model LOST its job: it agrees with the original on {facts.after:.0f} % "
+        f"(at least {facts.least:g} % are needed)"
+    )
+    if facts.works_at_ms is None:
+        return told
+    return f"{told}; at about {milliseconds(facts.works_at_ms)} it still does it"
+
+
+def _kept(report: Report) -> list[str]:
+    """What is left of the model's accuracy, or that nobody measured it."""
+    facts = report.agreement
+    if changed(report) or report.removed_layers or report.sparsity is not None:
+        if facts.kind is not None and facts.after is not None and not facts.made_up:
+            return [f"{facts.after:.0f} % agreement with the original"]
+        if report.after.metric is None:
+            return ["accuracy not measured"]
+    return []
 
 
 def good(report: Report) -> bool:
-    """Whether every budget is met and no proof failed."""
-    return report.met and all(proof.passed is not False for proof in proofs(report))
+    """Whether every budget is met, the model does its job and no proof failed."""
+    proved = all(proof.passed is not False for proof in proofs(report))
+    return report.met and not report.agreement.lost and proved
 
 
 def verdict(report: Report) -> str:
@@ -213,6 +264,8 @@ def verdict(report: Report) -> str:
         told = f"Budgets NOT met: {'; '.join(missed)}."
     else:
         told = "No budget was set." if report.budgets.is_empty else "Every budget is met."
+    if report.agreement.lost:
+        told = f"{lost_sentence(report.agreement)}. {told}"
     failed = [proof.title for proof in proofs(report) if proof.passed is False]
     return f"{told} NOT proved: {', '.join(failed)}." if failed else told
 

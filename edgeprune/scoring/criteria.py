@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgeprune.coupling import Coupling
+from edgeprune.linear.samples import Samples
 from edgeprune.scoring.gradients import by_gradients
 from edgeprune.scoring.magnitude import Scores, magnitude
 from edgeprune.scoring.measured import Note, measured, reconstruction
@@ -23,11 +24,13 @@ def score(
     batches: Iterable[Any] | None = None,
     seed: int = 0,
     note: Note | None = None,
+    samples: Samples | None = None,
 ) -> Scores:
     """Scores every group and branch.
 
     importance: a criterion; auto is `sensitivity` where there are samples, else `magnitude`.
-    batches: samples, with labels or without. note: called with what is done and how far it is.
+    batches: data, with labels or without. note: called with what is done and how far it is.
+    samples: of these data, where they have been parted already.
     Raises UserError for a criterion that isn't there, or that needs data.
     """
     check_criterion(importance, batches is not None)
@@ -38,6 +41,7 @@ def score(
         return weights
     if importance in ("gradient", "saliency"):
         return by_gradients(traced, coupling, batches, importance, seed)
+    samples = samples or Samples.of(traced, batches)
     if importance == "reconstruction":
-        return reconstruction(traced, coupling, batches, weights, seed)
-    return measured(traced, coupling, batches, weights, seed, note)
+        return reconstruction(traced, coupling, samples, weights, seed)
+    return measured(traced, coupling, samples, weights, seed, note)

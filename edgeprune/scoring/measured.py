@@ -9,31 +9,41 @@ scaled so that their sums agree with that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.coupling import Coupling, Group
-from edgeprune.linear.sampling import affordable, calls_of
+from edgeprune.linear.samples import Samples, first
+from edgeprune.linear.work import work_per_sample
+from edgeprune.linear.yardstick import Yardstick
 from edgeprune.plan import Plan, keep_best
 from edgeprune.ranks import from_first
 from edgeprune.scoring.magnitude import Scores, from_energies
 from edgeprune.scoring.readers import eliminations
-from edgeprune.scoring.sensitivity import branch_plan, group_plan, joint_loss, losses, touching
+from edgeprune.scoring.sensitivity import (
+    branch_plan,
+    group_plan,
+    joint_loss,
+    judge_of,
+    losses,
+    touching,
+)
 from edgeprune.trace import ExampleInputs, TracedModel
 
 Array = NDArray[np.float64]
 Note = Callable[[str, float], None]
 
-#: Samples for the covariances of what layers read, and for trials.
+#: Samples for the covariances of what layers read, and for trials: as many fit as judge.
 SAMPLES = 512
 TRIAL_SAMPLES = 128
 
-#: The trials take about so many seconds at most; fewer samples are used where more would.
-SECONDS = 120.0
+#: What all trials may cost, in multiply-accumulates: minutes on two cores. Fewer samples are used
+#: where more would cost more, no fewer than FEWEST of each part.
+WORK = 1.5e13
+FEWEST = 16
 
 _SHARES = (0.5, 0.25)  # of a group's width: where its loss is measured
 _LARGEST_RATIO = 4.0
@@ -51,32 +61,31 @@ class _Shape:
 def measured(
     traced: TracedModel,
     coupling: Coupling,
-    batches: Iterable[Any],
+    samples: Samples,
     weights: Scores,
     seed: int = 0,
     note: Note | None = None,
 ) -> Scores:
     """Scores from samples; `weights`: scores from weights alone, for groups that nothing linear
-    reads. Raises UserError for a batch that doesn't fit the model."""
+    reads."""
     say = note or (lambda _words, _share: None)
     widths = [(g.index, n) for g in coupling.groups for n in _widths(g)]
     count = len(widths) + len(coupling.branches)
 
-    def samples() -> tuple[list[_Shape], list[ExampleInputs]]:
-        calls, _ = calls_of(traced, batches, SAMPLES)
+    def shapes_of_groups() -> list[_Shape]:
         say("covariances", 0.0)
-        shapes = _shapes(traced, coupling, calls, weights, seed)
-        # On average a trial runs half of the model, and fitting layers anew takes as long again.
-        return shapes, affordable(traced, calls, count, TRIAL_SAMPLES, SECONDS)
+        return _shapes(traced, coupling, first(samples.fit, SAMPLES), weights, seed)
 
-    shapes, trials = from_first(samples)
+    shapes = from_first(shapes_of_groups)
+    trials = trial_samples(traced, samples, count)
+    judge = judge_of(traced, trials)
     plans = [group_plan(coupling, g, _kept(shapes[g], n)) for g, n in widths]
     plans += [branch_plan(coupling, b.index) for b in coupling.branches]
-    found = losses(traced, coupling, plans, trials, seed, lambda s: say("trials", s))
+    found = losses(traced, coupling, plans, trials, judge, seed, lambda s: say("trials", s))
     at_widths = dict(zip(widths, found[: len(widths)], strict=True))
     of_branches = np.array(found[len(widths) :])
     ratios = from_first(
-        lambda: _ratios(traced, coupling, shapes, at_widths, of_branches, trials, seed)
+        lambda: _ratios(traced, coupling, shapes, at_widths, of_branches, trials, judge, seed)
     )
     curves = tuple(
         _curve(shapes[g.index], [(n, at_widths[g.index, n] * ratios[0]) for n in _widths(g)])
@@ -86,19 +95,26 @@ def measured(
     return Scores("sensitivity", importance, curves, tuple((of_branches * ratios[1]).tolist()))
 
 
+def trial_samples(traced: TracedModel, samples: Samples, trials: int) -> Samples:
+    """As many samples as so many trials can be made on: a trial runs half of the model on those it
+    is judged on, and a part of it, twice, on those it is fitted to."""
+    affordable = int(WORK / (work_per_sample(traced) * max(trials, 1)))
+    each = min(max(affordable, FEWEST), TRIAL_SAMPLES // 2)
+    return samples.first(each, each)
+
+
 def reconstruction(
     traced: TracedModel,
     coupling: Coupling,
-    batches: Iterable[Any],
+    samples: Samples,
     weights: Scores,
     seed: int = 0,
 ) -> Scores:
     """Scores from what each group's readers lack once they are fitted anew, without a look at the
     outputs (He et al. 2017, arXiv:1707.06168): what is kept takes the place of magnitude's energy,
     branches are magnitude's."""
-    calls, _ = calls_of(traced, batches, SAMPLES)
     energies = []
-    for shape in _shapes(traced, coupling, calls, weights, seed):
+    for shape in _shapes(traced, coupling, first(samples.fit, SAMPLES), weights, seed):
         # What the unit that is the n-th to stay adds; units keep their order where it adds nothing.
         added = np.maximum(-np.diff(shape.lost), 1e-9)[::-1]
         energy = np.zeros(len(shape.order))
@@ -175,7 +191,8 @@ def _ratios(
     shapes: Sequence[_Shape],
     at_widths: dict[tuple[int, int], float],
     of_branches: Array,
-    calls: Sequence[ExampleInputs],
+    trials: Samples,
+    judge: Yardstick,
     seed: int,
 ) -> tuple[float, float]:
     """How much more is lost when many groups shrink, or many branches go, than each alone adds up
@@ -184,7 +201,7 @@ def _ratios(
     def ratio(plan: Plan, apart: float) -> float:
         if plan.removes_nothing or apart <= 0:
             return 1.0
-        together = joint_loss(traced, coupling, plan, calls, seed)
+        together = joint_loss(traced, coupling, plan, trials, judge, seed)
         return float(np.clip(together / apart, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
 
     every = Plan.everything(coupling)

@@ -14,6 +14,7 @@ from edgeprune.coupling import Coupling, Group
 from edgeprune.linear.layers import Layer, find_layers
 from edgeprune.linear.replay import Replay
 from edgeprune.linear.ridge import LARGEST_DEPTH
+from edgeprune.linear.room import Room
 from edgeprune.linear.sampling import Sampling
 from edgeprune.scoring.elimination import Elimination, Reader, eliminate
 from edgeprune.trace import ExampleInputs, TracedModel
@@ -35,12 +36,14 @@ def eliminations(
     readings = list(_readings(traced, coupling))
     left = {g: sum(g in r.units for r in readings) for g in range(len(coupling.groups))}
     last = {name: reading for reading in readings for name in _names(reading.layer)}
-    replay = Replay(traced.graph_module, calls, last)
+    room = Room(traced, calls)
+    replay = Replay(traced.graph_module, calls, last, room.least)
     sampling = Sampling(seed)
     waiting: dict[int, list[Reader]] = {}
     found = {}
     for reading in readings:
         layer = reading.layer
+        replay.set_active(room.batches(layer.node.name))
         replay.run_to(layer.node.name)
         matrix, _ = layer.weights()
         covariance = _covariance(layer, replay, sampling)

@@ -1,7 +1,8 @@
 """Measured losses: what the output loses when a group shrinks or a branch goes, all else as it was.
 
 Each trial carries out a plan that touches one group or one branch, fits the layers next to it anew
-(as recovery will), runs the rest, and compares outputs. Only what comes behind the change runs.
+(as recovery will) on one part of the samples, runs the rest on the other part, and compares outputs
+there. Only what comes behind the change runs.
 """
 
 from __future__ import annotations
@@ -10,26 +11,29 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from edgeprune.coupling import Coupling, Group
 from edgeprune.kept import Kept
 from edgeprune.linear.layers import find_layers
-from edgeprune.linear.outputs import divergence, outputs
+from edgeprune.linear.outputs import forked_outputs, streamed
+from edgeprune.linear.reconstruct import BRIEF, reconstruct
 from edgeprune.linear.refit import Aim, aims, refit
 from edgeprune.linear.replay import Replay
-from edgeprune.linear.sampling import Sampling
+from edgeprune.linear.room import Room
+from edgeprune.linear.samples import Samples
+from edgeprune.linear.sampling import MEMORY, Sampling
+from edgeprune.linear.yardstick import Yardstick
 from edgeprune.plan import Plan
 from edgeprune.ranks import spread
 from edgeprune.resize import outline, resize
-from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.trace import TracedModel
 
 #: How many layers behind a change are fitted anew in a trial.
 LAYERS_BEHIND = 3
 
 #: Rows for each input of a layer that a trial fits: fewer than recovery takes.
-ROWS_PER_INPUT = 10
+ROWS_PER_INPUT = BRIEF.rows_per_input
 
 
 def group_plan(coupling: Coupling, group: int, keep: NDArray[np.bool_]) -> Plan:
@@ -44,28 +48,49 @@ def branch_plan(coupling: Coupling, branch: int) -> Plan:
     return Plan(Plan.everything(coupling).keep, frozenset({branch}))
 
 
+def judge_of(traced: TracedModel, samples: Samples) -> Yardstick:
+    """The yardstick on the samples that nothing is fitted to."""
+    want = list(streamed(traced.graph_module, samples.judged))
+    return Yardstick(want, samples.by_classes, samples.recognises)
+
+
 def losses(
     traced: TracedModel,
     coupling: Coupling,
     plans: Sequence[Plan],
-    calls: Sequence[ExampleInputs],
+    samples: Samples,
+    judge: Yardstick,
     seed: int = 0,
     note: Callable[[float], None] | None = None,
 ) -> list[float]:
-    """The divergence of the outputs under each plan, in the order given. Under torchrun each
-    process tries a share of the plans."""
+    """What each plan loses on the samples held back, the layers near the change fitted on the
+    others; in the order given. Under torchrun each process tries a share of the plans.
+
+    judge: of the original's outputs on `samples.judged`.
+    """
     order = {node.name: i for i, node in enumerate(traced.graph_module.graph.nodes)}
     begins = [_begin(traced, coupling, plan) for plan in plans]
     by_begin = sorted(range(len(plans)), key=lambda i: order[begins[i]])
-    want = outputs(Replay(traced.graph_module, calls), traced.graph_module)
 
     def tried(share: Sequence[int]) -> list[float]:
-        walk, found = Replay(traced.graph_module, calls), []
+        room = Room(traced, samples.fit, MEMORY / 2)
+        fitting = Replay(traced.graph_module, samples.fit, active=room.least)
+        judging = None
+        if Room(traced, samples.judged, MEMORY).least == len(samples.judged):
+            judging = Replay(traced.graph_module, samples.judged)
+        found = []
         for done, i in enumerate(share):
             if note is not None:
                 note(done / len(share))
-            walk.run_to(begins[i], including=False)
-            found.append(_trial(traced, coupling, plans[i], walk, want, seed))
+            fitting.set_active(room.batches(begins[i]))
+            fitting.run_to(begins[i], including=False)
+            smaller = _mended(traced, coupling, plans[i], fitting, seed)
+            if judging is None:
+                made = streamed(smaller, samples.judged)
+            else:
+                judging.run_to(begins[i], including=False)
+                made = forked_outputs(judging, smaller)
+            found.append(judge.measure(made).loss)
         return found
 
     found = dict(zip(by_begin, spread(by_begin, tried), strict=True))
@@ -76,14 +101,14 @@ def joint_loss(
     traced: TracedModel,
     coupling: Coupling,
     plan: Plan,
-    calls: Sequence[ExampleInputs],
+    samples: Samples,
+    judge: Yardstick,
     seed: int = 0,
-    want: list[list[Tensor]] | None = None,
 ) -> float:
-    """The divergence of the outputs under a plan, with every layer fitted anew. want: the
-    original's, if they are known."""
-    want = want or outputs(Replay(traced.graph_module, calls), traced.graph_module)
-    return _trial(traced, coupling, plan, Replay(traced.graph_module, calls), want, seed, True)
+    """What a plan loses on the samples held back, every layer fitted on the others."""
+    smaller = resize(traced, coupling, plan)
+    reconstruct(traced, coupling, plan, smaller, samples.fit, seed, effort=BRIEF)
+    return judge.measure(streamed(smaller, samples.judged)).loss
 
 
 def touching(group: Group) -> int:
@@ -91,20 +116,14 @@ def touching(group: Group) -> int:
     return len({slot.parameter for slot in group.slots if slot.dim > 0}) + 1
 
 
-def _trial(
-    traced: TracedModel,
-    coupling: Coupling,
-    plan: Plan,
-    walk: Replay,
-    want: list[list[Tensor]],
-    seed: int,
-    everything: bool = False,
-) -> float:
+def _mended(
+    traced: TracedModel, coupling: Coupling, plan: Plan, walk: Replay, seed: int
+) -> GraphModule:
+    """The plan carried out, the layers near the change fitted anew. walk: of the original, up to
+    where the plan makes a difference."""
     smaller = resize(traced, coupling, plan)
     kept, sampling = Kept(coupling, plan), Sampling(seed, ROWS_PER_INPUT)
-    near = aims(smaller, coupling, plan)
-    if not everything:
-        near = _near(near, traced, coupling, plan)
+    near = _near(aims(smaller, coupling, plan), traced, coupling, plan)
     original = walk.fork(traced.graph_module, {n for aim in near for n in aim.wanted})
     run = walk.fork(smaller)
     for aim in near:
@@ -112,7 +131,7 @@ def _trial(
         reachable = aim.reachable(run)
         original.run_to(reachable.original)
         refit(reachable, original, run, kept, coupling, sampling, rounds=1)
-    return divergence(outputs(run, smaller), want)
+    return smaller
 
 
 def _begin(traced: TracedModel, coupling: Coupling, plan: Plan) -> str:

@@ -145,6 +145,41 @@ class Problem:
             made.__dict__[name] = self.__dict__[name]
         return made
 
+    def rescored(self, scores: Scores) -> Problem:
+        """The same decision by other scores, with their losses and the units that they keep."""
+        losses: dict[int, NDArray[np.float64]] = {}
+        for branch in self.coupling.branches:
+            v = branch_variable(branch.index)
+            whole = np.array([scores.branches[branch.index], 0.0])
+            losses[v] = whole[self.options[v]] if len(self.options[v]) == 2 else np.zeros(1)
+        for group in self.coupling.groups:
+            options = self.options[group.index]
+            loss = np.asarray(scores.curves[group.index][options], dtype=float)
+            if group.index in self.holder:  # what a removed branch loses is the branch's
+                loss = np.where(options == 0, 0.0, loss)
+            losses[group.index] = loss
+        return self.with_units(scores).with_losses(losses)
+
+    def with_units(self, scores: Scores) -> Problem:
+        """The same decision, the units that stay being the dearest by some scores."""
+        made = replace(self, scores=scores)
+        for name in _OF_COSTS & self.__dict__.keys():
+            made.__dict__[name] = self.__dict__[name]
+        return made
+
+    def with_floor(self, share: float, units: int) -> Problem:
+        """The same decision with no group below a share of its width, or below some units if it
+        has twice as many; groups inside a branch may still go with it."""
+        return self._allowing(
+            {
+                v: (options >= max(share * options[-1], min(units, options[-1] / 2)))
+                | (options == 0)
+                if v >= 0
+                else options >= 0
+                for v, options in self.options.items()
+            }
+        )
+
     def at_most(self, values: Mapping[int, int]) -> Problem:
         """The same decision with nothing wider than in an earlier choice."""
         return self._allowing({v: options <= values[v] for v, options in self.options.items()})

@@ -429,7 +429,6 @@ class _Model:
                 self._model.add_hint(variable, int(option) == known[v])
         solver = cp_model.CpSolver()
         solver.parameters.max_deterministic_time = clock.work
-        solver.parameters.max_time_in_seconds = clock.seconds
         solver.parameters.interleave_search = True
         solver.parameters.catch_sigint_signal = False  # it would take Python's own handler away
         solver.parameters.relative_gap_limit = GAP_LIMIT

@@ -23,7 +23,7 @@ from edgeprune.api import with_reports
 from edgeprune.errors import EdgePruneError
 from edgeprune.importing import one_line
 from edgeprune.output import FILES
-from edgeprune.pipeline import Prepared, fit, made_for
+from edgeprune.pipeline import Prepared, fit, made_for, samples_for
 from edgeprune.scoring import Scores
 from edgeprune.steps import Steps
 from edgeprune.sweeping.identity import differences, fingerprint
@@ -130,5 +130,6 @@ def _loaded(job: Job) -> tuple[Task, Prepared]:
         coupling = coupled_again(task, traced, Steps())
         _ready.clear()  # of an older sweep on the same cluster
         made = made_for(task, traced, Steps())
-        _ready[key] = (task, Prepared(traced, coupling, job.scores, made))
+        samples = samples_for(task, traced, made)
+        _ready[key] = (task, Prepared(traced, coupling, job.scores, made, samples))
     return _ready[key]

@@ -14,7 +14,7 @@ from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import kernel_graph, parameter_count
 from edgeprune.export import export
 from edgeprune.measuring import Here
-from edgeprune.pipeline import Prepared, made_for, prepare
+from edgeprune.pipeline import Prepared, made_for, prepare, samples_for
 from edgeprune.report import Figures
 from edgeprune.solve import Problem
 from edgeprune.steps import Steps
@@ -45,7 +45,9 @@ def started(task: Task, data: str | None, store: Store, fresh: bool, steps: Step
         with steps.step("compare"):
             store.check(known, fingerprint(task, traced, data))
         coupling = coupled_again(task, traced, steps)
-        prepared = Prepared(traced, coupling, store.scores(coupling), made_for(task, traced, steps))
+        made = made_for(task, traced, steps)
+        samples = samples_for(task, traced, made)
+        prepared = Prepared(traced, coupling, store.scores(coupling), made, samples)
         return Start(task, prepared, known)
     prepared = prepare(task, steps)
     with steps.step("compare"):

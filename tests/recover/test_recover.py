@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +11,17 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune.coupling import Coupling, couple
-from edgeprune.linear.outputs import divergence, outputs
-from edgeprune.linear.replay import Replay
+from edgeprune.linear.outputs import streamed
+from edgeprune.linear.reconstruct import reconstruct
+from edgeprune.linear.samples import Samples
+from edgeprune.linear.yardstick import Yardstick
 from edgeprune.plan import Plan
-from edgeprune.recover import recover
+from edgeprune.recover import Recovery, align
+from edgeprune.recover import recover as recover_on
 from edgeprune.recover.batch_norms import recalibrate
 from edgeprune.recover.features import taught_features
-from edgeprune.recover.reconstruct import reconstruct
 from edgeprune.resize import inherit, resize
+from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.trace import ExampleInputs, TracedModel
 from edgeprune.training.graphs import Feature, with_features
 from tests.pruning import randomized, traced
@@ -71,8 +76,19 @@ def network() -> tuple[TracedModel, Coupling]:
 
 def error(graph: TracedModel, smaller: GraphModule) -> float:
     calls = [ExampleInputs((b,), {}) for b in OTHERS]
-    want = outputs(Replay(graph.graph_module, calls), graph.graph_module)
-    return divergence(outputs(Replay(smaller, calls), smaller), want)
+    judge = Yardstick(list(streamed(graph.graph_module, calls)))
+    return judge.measure(streamed(smaller, calls)).loss
+
+
+def recover(
+    graph: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    smaller: GraphModule,
+    batches: Sequence[Tensor],
+) -> Recovery:
+    samples = Samples.of(graph, batches)
+    return recover_on(graph, coupling, plan, smaller, samples, judge_of(graph, samples))
 
 
 def narrow(coupling: Coupling, share: float = 0.5) -> Plan:
@@ -104,8 +120,9 @@ def test_recovery_takes_the_best_and_says_what_it_won(
     smaller = resize(graph, coupling, plan)
     before = error(graph, smaller)
     done = recover(graph, coupling, plan, smaller, BATCHES)
-    assert done.samples == 256 and done.layers > 0 and done.batch_norms == 0
-    assert done.error_after < done.error_before
+    assert done.samples == 256 and done.judged == 64
+    assert done.layers > 0 and done.batch_norms == 0
+    assert done.after.loss < done.before.loss
     assert error(graph, smaller) < 0.5 * before
 
 
@@ -126,7 +143,7 @@ def test_a_model_that_lost_nothing_stays_as_it_is(network: tuple[TracedModel, Co
     plan = Plan.everything(coupling)
     smaller = resize(graph, coupling, plan)
     done = recover(graph, coupling, plan, smaller, BATCHES)
-    assert done.error_after < 1e-9
+    assert done.after.loss < 1e-9
     torch.testing.assert_close(smaller(OTHERS[0]), graph.graph_module(OTHERS[0]))
 
 
@@ -215,3 +232,51 @@ def test_without_sums_it_teaches_behind_layers_but_for_the_last() -> None:
     features = taught_features(graph, same, coupling, everything)
     assert len(features) == 1
     assert apart(graph, same, features) == [0.0]
+
+
+# -- alignment ------------------------------------------------------------------------------------
+
+
+def test_alignment_goes_further_than_least_squares_and_repeats(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    plan = narrow(coupling)
+    samples = Samples.of(graph, BATCHES)
+    judge = judge_of(graph, samples)
+    results = []
+    for _ in range(2):
+        smaller = resize(graph, coupling, plan)
+        recover_on(graph, coupling, plan, smaller, samples, judge)
+        before = error(graph, smaller)
+        done = align(graph, coupling, plan, smaller, samples, judge, 20)
+        assert done is not None and done.helped
+        assert done.after == judge.measure(streamed(smaller, samples.held))
+        assert error(graph, smaller) < before
+        results.append(smaller.state_dict())
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+def test_what_makes_nothing_better_changes_nothing(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    plan = Plan.everything(coupling)
+    samples = Samples.of(graph, BATCHES)
+    smaller = resize(graph, coupling, plan)
+    done = align(graph, coupling, plan, smaller, samples, judge_of(graph, samples), 2)
+    assert done is not None and not done.helped
+    for name, value in smaller.state_dict().items():
+        assert torch.equal(value, graph.graph_module.state_dict()[name]), name
+
+
+def test_without_samples_held_back_nothing_is_aligned(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    plan = narrow(coupling)
+    samples = Samples.of(graph, [BATCHES[0][:5]])
+    assert not samples.held
+    smaller = resize(graph, coupling, plan)
+    assert align(graph, coupling, plan, smaller, samples, judge_of(graph, samples), 2) is None

@@ -108,6 +108,16 @@ def _plain() -> dict[str, Any]:
             for name in ("model.onnx", "pruned.pt2", "report.json", "report.html")
         },
         "runtime": "tensorrt",
+        "agreement": {
+            "kind": "top1",
+            "before_recovery": 12.0,
+            "after": 91.0,
+            "samples": 100,
+            "lost": False,
+            "least": 50.0,
+            "made_up": False,
+            "works_at_ms": None,
+        },
     }
 
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import Coupling, couple
 from edgeprune.errors import UserError
+from edgeprune.linear.samples import Samples
 from edgeprune.scoring import Scores, score
-from edgeprune.scoring.sensitivity import branch_plan, losses
-from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.scoring.sensitivity import branch_plan, judge_of, losses
+from edgeprune.trace import TracedModel
 from tests.pruning import randomized, traced
 
 
@@ -83,18 +84,20 @@ def test_a_trial_is_the_silenced_models_loss(
 ) -> None:
     """Fitting anew can only help: a trial loses no more than leaving the branch out does."""
     graph, coupling, _ = scored
-    calls = [ExampleInputs((b,), {}) for b in BATCHES]
+    samples = Samples.of(graph, BATCHES)
+    judge = judge_of(graph, samples)
     branch = next(b for b in coupling.branches if b.name == "loud")
-    found = losses(graph, coupling, [branch_plan(coupling, branch.index)], calls)[0]
+    plans = [branch_plan(coupling, branch.index)]
+    found = losses(graph, coupling, plans, samples, judge)[0]
     module = graph.graph_module
-    x = torch.cat(BATCHES)
+    x = torch.cat([call.tensors[0] for call in samples.held])
     with torch.no_grad():
-        want = module(x)
         first = torch.relu(nn.functional.conv2d(x, *_weights(module, "first"), padding=1))
         quiet = nn.functional.conv2d(first, *_weights(module, "quiet.0"), padding=1).relu()
         quiet = nn.functional.conv2d(quiet, *_weights(module, "quiet.2"))
         made = nn.functional.conv2d((first + quiet).relu(), *_weights(module, "last")).mean((2, 3))
-    left_out = float((made - want).square().sum() / (want - want.mean(0)).square().sum())
+    left_out = judge.measure([[m] for m in made.split([len(c.tensors[0]) for c in samples.held])])
+    left_out = left_out.loss
     assert 0 < found < left_out
 
 

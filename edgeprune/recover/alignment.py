@@ -1,0 +1,244 @@
+"""Alignment: gradients towards the original's inner values and outputs, without labels.
+
+Least squares fits one layer at a time; what several layers could do together is left. So the
+smaller model then learns from the original on the samples that fits are made on, mixed with one
+another (Zhang et al. 2018, mixup, arXiv:1710.09412; what a patient teacher says of mixed inputs
+teaches as much: Beyer et al. 2022, arXiv:2106.05237), the loss being the yardstick's, and the inner
+values those that least squares aims at. Batch norms keep their statistics. What stays is the state
+that came nearest to the original on the samples held back, which may be the one at the beginning.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from edgeprune.batches import arrange
+from edgeprune.coupling import Coupling
+from edgeprune.linear.outputs import streamed
+from edgeprune.linear.replay import activation_bytes
+from edgeprune.linear.samples import Samples, counted
+from edgeprune.linear.work import work_per_sample
+from edgeprune.linear.yardstick import Found, Yardstick
+from edgeprune.plan import Plan
+from edgeprune.recover.features import taught_features
+from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.training.graphs import Feature, with_features
+
+#: What alignment may cost where nothing is said, in multiply-accumulates (see linear/work.py).
+WORK = 1.2e13
+
+#: Passes over the samples, at most; with fewer than LEAST_PASSES it isn't worth beginning.
+MOST_PASSES, LEAST_PASSES = 150, 1
+
+_PASS = 4  # a pass costs so many runs of the original: itself, and the smaller one both ways
+_BATCH = 32
+_ACTIVATION_BYTES = 4e8  # that one part of a batch may hold for its gradients
+_RATES = (1e-4, 5e-4, 2e-3)  # tried on a part of the work, as long as the last one helped more
+_TRIAL_SHARE = 0.1  # of the work, for each rate tried
+_INNER_VALUES = 0.3
+_WARMUP = 20  # steps
+_CLIP = 5.0
+_LOOKS = 8  # at the samples held back, on the way
+_TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """passes: over the samples; rate: of Adam. before, after: on the samples held back."""
+
+    passes: int
+    rate: float
+    before: Found
+    after: Found
+    samples: int
+
+    @property
+    def helped(self) -> bool:
+        """Whether the aligned state is the one that stayed."""
+        return self.after.loss < self.before.loss
+
+
+def affordable_passes(traced: TracedModel, samples: Samples) -> int:
+    """How many passes over the samples WORK allows."""
+    each = _PASS * work_per_sample(traced) * max(counted(samples.fit), 1)
+    return min(int(WORK / each), MOST_PASSES)
+
+
+def align(
+    traced: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    smaller: GraphModule,
+    samples: Samples,
+    judge: Yardstick,
+    passes: int,
+    seed: int = 0,
+    note: Callable[[str, float], None] | None = None,
+) -> Alignment | None:
+    """Trains `smaller` in place on the samples that fit; None where it has no derivative, or no
+    samples are held back to stop by.
+
+    passes: over the samples, in all, the trials of rates included.
+    """
+    if passes < LEAST_PASSES or not samples.held or not samples.fit:
+        return None
+    course = _Course(traced, smaller, taught_features(traced, smaller, coupling, plan), judge, seed)
+    start, before = _state(smaller), judge.measure(streamed(smaller, samples.judged))
+    steps = math.ceil(passes * counted(samples.fit) / _BATCH)
+    say = note or (lambda _words, _share: None)
+    rate = _RATES[-1]
+    try:
+        trial = int(steps * _TRIAL_SHARE)
+        if trial >= 2 * _WARMUP:
+            least, chosen = before.loss, None
+            for candidate in _RATES:
+                say(f"rate {candidate:g}", 0.0)
+                course.train(samples, trial, candidate)
+                steps -= trial
+                loss = judge.measure(streamed(smaller, samples.judged)).loss
+                smaller.load_state_dict(start)
+                if not loss < least:
+                    break
+                least, chosen = loss, candidate
+            if chosen is None:  # the gentlest step leads away: least squares left nothing to win
+                return Alignment(1, rate, before, before, counted(samples.fit))
+            rate = chosen
+        best, nearest = start, before
+        each = max(steps // _LOOKS, 1)
+        for done in course.parts(samples, steps, rate, each):
+            say(f"loss {nearest.loss:.3g}", done / steps)
+            found = judge.measure(streamed(smaller, samples.judged))
+            if found.loss < nearest.loss:
+                best, nearest = _state(smaller), found
+    except RuntimeError as error:  # what PyTorch raises for an op without a derivative
+        smaller.load_state_dict(start)
+        if not _no_derivative(error):
+            raise
+        return None
+    smaller.load_state_dict(best)
+    return Alignment(passes, rate, before, nearest, counted(samples.fit))
+
+
+def _no_derivative(error: RuntimeError) -> bool:
+    words = str(error)
+    return "derivative" in words or "does not require grad" in words or "inference" in words.lower()
+
+
+class _Course:
+    """Training of one model by another, in steps."""
+
+    def __init__(
+        self,
+        traced: TracedModel,
+        smaller: GraphModule,
+        features: Sequence[Feature],
+        judge: Yardstick,
+        seed: int,
+    ) -> None:
+        self._traced, self._judge, self._seed = traced, judge, seed
+        self._features = features
+        cpu = torch.device("cpu")
+        self._student = with_features(smaller, [f.student for f in features])
+        self._teacher = with_features(traced.graph_module, [f.teacher for f in features], cpu)
+        self._parameters = [
+            p for p in smaller.parameters() if p.is_floating_point() and p.requires_grad
+        ]
+        self._scales: list[float | None] = [None] * len(features)
+        held = activation_bytes(traced)
+        size = min(max(int(_ACTIVATION_BYTES / max(held, 1.0)), 1), _BATCH)
+        self._part = size if traced.dynamic_batch else traced.batch
+
+    def train(self, samples: Samples, steps: int, rate: float) -> None:
+        """So many steps, the rate falling to nothing."""
+        for _ in self.parts(samples, steps, rate, steps):
+            pass
+
+    def parts(self, samples: Samples, steps: int, rate: float, each: int) -> Iterator[int]:
+        """Trains, and stops after `each` steps and at the end to tell how many are done."""
+        generator = torch.Generator().manual_seed(self._seed)
+        optimizer = torch.optim.Adam(self._parameters, lr=rate)
+        batches = self._batches(samples, generator)
+        for step in range(steps):
+            warm = min((step + 1) / _WARMUP, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            optimizer.zero_grad()
+            with torch.enable_grad():
+                batch = next(batches)
+                for part in batch:
+                    (self._loss(part) / len(batch)).backward()
+            torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
+            optimizer.step()
+            if (step + 1) % each == 0 or step + 1 == steps:
+                yield step + 1
+
+    def _batches(
+        self, samples: Samples, generator: torch.Generator
+    ) -> Iterator[list[ExampleInputs]]:
+        """Batches in parts of the size that there is memory for, mixed anew in each pass."""
+        columns = [torch.cat(c) for c in zip(*(s.tensors for s in samples.fit), strict=True)]
+        count = len(columns[0]) if columns else 0
+        whole = max(_BATCH // self._part, 1) * self._part
+        inputs = self._traced.example_inputs
+        while True:
+            order = torch.randperm(count, generator=generator)
+            for chosen in order.split(whole):
+                mixed = _augmented([c[chosen] for c in columns], generator)
+                parts = [
+                    arrange([t[i : i + self._part] for t in mixed], inputs)
+                    for i in range(0, len(chosen), self._part)
+                ]
+                if not self._traced.dynamic_batch:
+                    parts = [p for p in parts if (p.batch or 1) == self._part]
+                if parts:
+                    yield parts
+
+    def _loss(self, call: ExampleInputs) -> Tensor:
+        with torch.no_grad():
+            wanted, inner = self._teacher(*call.args, **call.kwargs)
+        got, made = self._student(*call.args, **call.kwargs)
+        loss = self._judge.objective(_floating(got), _floating(wanted))
+        errors = []
+        for i, (a, b) in enumerate(zip(made, inner, strict=True)):
+            target = self._features[i].narrowed(b)
+            scale = self._scales[i]
+            if scale is None:
+                scale = self._scales[i] = max(float(target.var(correction=0)), _TINY)
+            errors.append((a - target).square().mean() / scale)
+        return loss + _INNER_VALUES * torch.stack(errors).mean() if errors else loss
+
+
+def _floating(output: object) -> list[Tensor]:
+    leaves = pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _augmented(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Half of the samples mixed with another one; images mirrored half of the time. What the
+    original says of them is what is learnt, so nothing has to stay what it was."""
+    count = len(tensors[0])
+    share = 0.5 + 0.5 * torch.rand(count, generator=generator)
+    share = torch.where(torch.rand(count, generator=generator) < 0.5, share, torch.ones(count))
+    order = torch.randperm(count, generator=generator)
+    mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    made = []
+    for tensor in tensors:
+        if not tensor.is_floating_point():
+            return list(tensors)  # tokens can't be mixed
+        weight = share.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
+        mixed = weight * tensor + (1 - weight) * tensor[order]
+        if mirrored and tensor.dim() == 4 and tensor.shape[1] == 3:
+            mixed = mixed.flip(3)
+        made.append(mixed)
+    return made
+
+
+def _state(module: GraphModule) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
