@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil, log
 from pathlib import Path
 
 from torch.fx import GraphModule
@@ -22,7 +23,7 @@ from edgeprune.linear.samples import Samples
 from edgeprune.linear.yardstick import Found
 from edgeprune.oracle import SurgeryProof, prove
 from edgeprune.plan import Plan
-from edgeprune.plan_search import SAMPLES, Choice, PlanSearch, searched
+from edgeprune.plan_search import SAMPLES, Choice, PlanSearch, chosen, portable, searched
 from edgeprune.ranks import from_first
 from edgeprune.recover import Alignment, Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
@@ -41,6 +42,7 @@ _EASED = (
     0.75,
     0.9,
 )  # shares of the way back to the original, for a model that lost its job
+_STAGE = 0.72  # of its cost: a deeper cut is recovered by way of milder ones
 _TRIALS = 5  # latencies that are tried where the fastest model of a given loss is sought
 # The model as it was is timed beside each candidate. If it runs this much faster than at first, the
 # machine was busy then, and latencies count from now on beside the faster one.
@@ -122,12 +124,13 @@ class Fitting(Carrying):
             lambda words: self._steps.note("choose a plan", words),
         )
         with self._steps.step("choose a plan"):
-            choice = from_first(lambda: searched(search))
+            told = from_first(lambda: portable(searched(search)))
+        choice = None if told is None else chosen(self._problem, told)
         if choice is not None:
-            told = dict(sorted(choice.tried, key=lambda pair: -pair[1]))
-            nearest = ", ".join(f"{name} {loss:.3g}" for name, loss in reversed(told.items()))
+            tried = dict(sorted(choice.tried, key=lambda pair: -pair[1]))
+            nearest = ", ".join(f"{name} {loss:.3g}" for name, loss in reversed(tried.items()))
             self._remarks.append(
-                f"{len(told)} plans were carried out and judged on samples put aside; what they "
+                f"{len(tried)} plans were carried out and judged on samples put aside; what they "
                 f"lose: {nearest}"
             )
         return choice
@@ -342,6 +345,8 @@ class Fitting(Carrying):
             if before is not None:
                 inherit(draft.module, draft.plan, before.module, before.plan, self._coupling)
             recovery = self._recovered(draft.module, draft.plan, samples)
+            if before is None:
+                recovery = self._in_stages(draft, recovery, samples)
             draft = replace(draft, recovery=recovery)
             if last and (not epochs or self._settings.align is not None):
                 aligned = self._aligned(draft.module, draft.plan, samples)
@@ -352,6 +357,45 @@ class Fitting(Carrying):
         with self._steps.step("evaluate"):
             metric, agreement = self._metric(draft.module), self._agreement(draft.module)
             return replace(draft, metric=metric, agreement=agreement)
+
+    def _in_stages(self, draft: Draft, direct: Recovery, samples: Samples) -> Recovery:
+        """Recovery of a deep cut by way of milder ones, each from the weights of the one before, if
+        that comes nearer to the original than the cut at once."""
+        stages = self._stages(draft.solution)
+        if not stages:
+            return direct
+        at_once = {name: value.clone() for name, value in draft.module.state_dict().items()}
+        last: tuple[GraphModule, Plan] | None = None
+        for plan in (*stages, draft.plan):
+            module = resize(self._traced, self._coupling, plan)
+            if last is not None:
+                inherit(module, plan, *last, self._coupling)
+            last, found = (module, plan), self._recovered(module, plan, samples)
+        if not found.after.loss < direct.after.loss:
+            draft.module.load_state_dict(at_once)
+            return direct
+        draft.module.load_state_dict(module.state_dict())
+        return replace(found, before=direct.before, stages=len(stages) + 1)
+
+    def _stages(self, solution: Solution) -> list[Plan]:
+        """Plans on the way to a choice, each a constant share of the one before in what costs
+        most of it."""
+        problem, values = self._problem, solution.values
+        full, own = problem.costs(problem.full), problem.costs(values)
+        asked = [name for name, x in self._aim.limits().as_dict().items() if x is not None]
+        left = min((own[name] / full[name] for name in asked), default=1.0)
+        count = ceil(log(max(left, 1e-3)) / log(_STAGE)) - 1
+        wider, found = problem, []
+        for number in range(1, count + 1):
+            eased = {n: full[n] * (own[n] / full[n]) ** (number / (count + 1)) for n in own}
+            # Nothing that stays in the end goes on the way, and what has gone stays so.
+            between = wider.at_least(values)
+            choice = self._solve(between, Limits(**eased), None)
+            if choice.status == "infeasible":
+                break
+            wider = wider.at_most(choice.values)
+            found.append(problem.plan(choice.values))
+        return found
 
     def _record(self, number: int, draft: Draft) -> StepRecord:
         count = count_parameters(draft.module)

@@ -35,6 +35,7 @@ from edgeprune.steps import Steps
 from edgeprune.synthetic import MadeUp, made_up
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel, trace
+from edgeprune.training.seeds import random_state_kept, seed_epoch
 from edgeprune.validate import Validation, validate
 from edgeprune.writeback import WrittenBack, write_back
 
@@ -108,7 +109,14 @@ def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples
     """The user's samples, or those made up, in two parts; None where there are none."""
     if task.data is not None:
         train = task.data.train
-        return from_first(lambda: Samples.of(traced, as_batches(train, traced)))
+
+        def parted() -> Samples:
+            # The same samples, whoever went through the data before.
+            with random_state_kept():
+                seed_epoch(task.settings.seed, 0, train)
+                return Samples.of(traced, as_batches(train, traced))
+
+        return from_first(parted)
     if made is None or not made.batches:
         return None
     return Samples.of(traced, made.batches)

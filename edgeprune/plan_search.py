@@ -35,7 +35,7 @@ from edgeprune.linear.yardstick import Yardstick
 from edgeprune.plan import Plan
 from edgeprune.scoring import Scores, score
 from edgeprune.scoring.sensitivity import joint_loss
-from edgeprune.solve import Limits, Problem, solve
+from edgeprune.solve import Limits, Losses, Problem, solve
 from edgeprune.trace import TracedModel
 
 #: Samples that a trial's layers are fitted on, and what all trials may cost (see linear/work.py).
@@ -253,3 +253,23 @@ def searched(search: PlanSearch) -> Choice | None:
     if out_of_reach or problem.within(problem.full, limits) or not search.samples.fit:
         return None
     return search.best()
+
+
+#: A choice without its problem, which goes to no other process: options, losses and scores do.
+Portable = tuple[Mapping[int, NDArray[np.int64]], Losses, Scores, Choice]
+
+
+def portable(choice: Choice | None) -> Portable | None:
+    """A choice as it is sent to other processes."""
+    if choice is None:
+        return None
+    problem = choice.problem
+    bare = replace(choice, problem=None)  # type: ignore[arg-type]
+    return problem.options, problem.losses, problem.scores, bare
+
+
+def chosen(problem: Problem, told: Portable) -> Choice:
+    """The choice that another process sent, of the same problem."""
+    options, losses, scores, bare = told
+    made = replace(problem, options=options).with_units(scores).with_losses(losses)
+    return replace(bare, problem=made)

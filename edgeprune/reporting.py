@@ -238,6 +238,8 @@ def _recovered(task: Task, best: Candidate) -> list[str]:
     figures = f"{_agrees(done.before, done.kind)} before, {_agrees(done.after, done.kind)} after"
     if done.layers:
         what = f"{done.layers} layers fitted to the original's values"
+        if done.stages > 1:
+            what += f", by way of {done.stages - 1} milder cuts,"
     elif done.batch_norms:
         what = f"{done.batch_norms} batch norms re-estimated"
     else:

@@ -30,6 +30,7 @@ class Recovery:
     is 0); samples: that there were; judged: those of them that nothing was fitted on, 0 where there
     were too few to hold any back.
 
+    stages: by way of how many cuts, the last one included.
     before, after: how far the outputs are from the original's on the samples judged. kind, words:
     see Yardstick.
     """
@@ -42,6 +43,7 @@ class Recovery:
     after: Found
     kind: Literal["top1", "relative"]
     words: str
+    stages: int = 1
 
 
 def recover(

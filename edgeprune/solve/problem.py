@@ -213,6 +213,10 @@ class Problem:
     def _depth(self, branch: int | None) -> int:
         return 0 if branch is None else 1 + self._depth(self.inside.get(branch))
 
+    def at_least(self, values: Mapping[int, int]) -> Problem:
+        """The same decision with nothing narrower than in another choice."""
+        return self._allowing({v: options >= values[v] for v, options in self.options.items()})
+
     def _allowing(self, allowed: Mapping[int, NDArray[np.bool_]]) -> Problem:
         return replace(
             self,
