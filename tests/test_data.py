@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from edgeprune.data import Data, accuracy, arrange, load_data, load_metric, split_batch
@@ -403,3 +403,48 @@ def test_a_shuffling_loader_stays_shuffling_and_keeps_its_test_part(tmp_path: Pa
     assert samples(train) != sorted(samples(train))
     assert sorted(samples(train)) == [3.0 * i for i in range(80)]
     assert isinstance(Data(train, test, True, 80), Data)
+
+
+# -- how pictures are made, and inputs by name -----------------------------------------------------
+
+
+def test_pictures_are_made_as_the_models_config_says(tmp_path: Path) -> None:
+    """timm's config: the shorter side to size / crop_pct, the middle, mean and deviation."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, 20:60] = 255  # the middle square is white
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    module = nn.Conv2d(3, 4, 3)
+    module.pretrained_cfg = {  # type: ignore[assignment]
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+    }
+    inputs = ExampleInputs((torch.zeros(1, 3, 20, 20),), {})
+    data = load_data(str(tmp_path), inputs, module)
+    (batch,) = list(data.train)
+    assert batch.shape == (1, 3, 20, 20)
+    assert float(batch[..., 2:-2, 2:-2].min()) == pytest.approx(2.0)
+    assert any("0.5" in r and "the model's config" in r for r in data.remarks)
+    assumed = load_data(str(tmp_path), inputs)
+    assert any("resized to 20x20" in r and "ImageNet" in r for r in assumed.remarks)
+    (stretched,) = list(assumed.train)
+    assert float(stretched[0, 0, 10, 0]) < 0  # the black sides are there
+
+
+class TwoNamed(nn.Module):
+    def forward(self, image: Tensor, state: Tensor) -> Tensor:
+        return image.mean((1, 2, 3)) + state.sum(1)
+
+
+def test_an_npz_holds_several_inputs_by_name(tmp_path: Path) -> None:
+    image, state = np.random.rand(10, 3, 4, 4).astype("f4"), np.random.rand(10, 5).astype("f4")
+    np.savez(tmp_path / "d.npz", state=state, image=image, y=np.arange(10) % 2)
+    inputs = ExampleInputs((torch.zeros(1, 3, 4, 4), torch.zeros(1, 5)), {})
+    data = load_data(str(tmp_path / "d.npz"), inputs, TwoNamed())
+    assert data.has_labels
+    given, labels = split_batch(next(iter(data.train)), inputs)
+    assert given[0].shape[1:] == (3, 4, 4) and given[1].shape[1:] == (5,) and labels is not None
+    np.savez(tmp_path / "e.npz", state=state)
+    with pytest.raises(UserError, match=r"not all of image, state"):
+        load_data(str(tmp_path / "e.npz"), inputs, TwoNamed())

@@ -149,6 +149,14 @@ def test_a_floor_leaves_branches_free(case: Case) -> None:
             assert (options == whole).all()
 
 
+def test_between_two_choices_nothing_is_wider_or_narrower(case: Case) -> None:
+    narrow, wide = at_share(case.problem, 0.4), at_share(case.problem, 0.8)
+    between = case.problem.at_least(narrow).at_most(wide)
+    for v, options in between.options.items():
+        assert options[0] == narrow[v] and options[-1] == wide[v]
+        assert len(between.losses[v]) == len(options)
+
+
 def test_other_scores_make_the_problem_that_is_built_from_them(case: Case) -> None:
     magnitude = score(case.graph, case.coupling, "magnitude")
     problem = case.problem

@@ -32,7 +32,7 @@ from edgeprune.trace import ExampleInputs, TracedModel
 from edgeprune.training.graphs import Feature, with_features
 
 #: What alignment may cost where nothing is said, in multiply-accumulates (see linear/work.py).
-WORK = 1.2e13
+WORK = 5e12
 
 #: Passes over the samples, at most; with fewer than LEAST_PASSES it isn't worth beginning.
 MOST_PASSES, LEAST_PASSES = 150, 1
