@@ -101,6 +101,7 @@ def build_report(
             *_predicted(task, best),
             *_recovered(task, best),
             *best.trained,
+            *_seen_in_training(best),
         ],
         kernels_before=kernel_costs(
             traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
@@ -268,6 +269,13 @@ def _alignment(best: Candidate) -> list[str]:
         f"aligned to the original's inner values and outputs, {passes}: loss "
         f"{done.before.loss:.3g} before, {done.after.loss:.3g} after"
     ]
+
+
+def _seen_in_training(best: Candidate) -> list[str]:
+    """What agreement can't tell where labels taught: all of the training data did."""
+    if not best.trained or best.agreement is None:
+        return []
+    return ["fine-tuning saw the samples that agreement is measured on"]
 
 
 def _agreement(task: Task, fitting: Carrying, best: Candidate) -> Agreement:

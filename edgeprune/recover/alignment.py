@@ -39,7 +39,7 @@ MOST_PASSES, LEAST_PASSES = 150, 1
 
 _PASS = 4  # a pass costs so many runs of the original: itself, and the smaller one both ways
 _BATCH = 32
-_ACTIVATION_BYTES = 4e8  # that one part of a batch may hold for its gradients
+_ACTIVATION_BYTES = 2e8  # that one part of a batch may hold for its gradients
 _RATES = (1e-4, 5e-4, 2e-3)  # tried on a part of the work, as long as the last one helped more
 _TRIAL_SHARE = 0.1  # of the work, for each rate tried
 _INNER_VALUES = 1.0
@@ -97,16 +97,16 @@ def align(
     try:
         trial = int(steps * _TRIAL_SHARE)
         if trial >= 2 * _WARMUP:
-            least, chosen = before.loss, None
+            closest, chosen = before, None
             for candidate in _RATES:
                 say(f"rate {candidate:g}", 0.0)
                 course.train(samples, trial, candidate)
                 steps -= trial
-                loss = judge.measure(streamed(smaller, samples.judged)).loss
+                found = judge.measure(streamed(smaller, samples.judged))
                 smaller.load_state_dict(start)
-                if not loss < least:
+                if not _nearer(found, closest):
                     break
-                least, chosen = loss, candidate
+                closest, chosen = found, candidate
             if chosen is None:  # the gentlest step leads away: least squares left nothing to win
                 return Alignment(1, rate, before, before, counted(samples.fit))
             rate = chosen
@@ -115,7 +115,7 @@ def align(
         for done in course.parts(samples, steps, rate, each):
             say(f"loss {nearest.loss:.3g}", done / steps)
             found = judge.measure(streamed(smaller, samples.judged))
-            if found.loss < nearest.loss:
+            if _nearer(found, nearest):
                 best, nearest = _state(smaller), found
     except RuntimeError as error:  # what PyTorch raises for an op without a derivative
         smaller.load_state_dict(start)
@@ -124,6 +124,12 @@ def align(
         return None
     smaller.load_state_dict(best)
     return Alignment(passes, rate, before, nearest, counted(samples.fit))
+
+
+def _nearer(found: Found, than: Found) -> bool:
+    """Whether a state is nearer to the original. A divergence alone falls too where a model only
+    becomes less sure of what it confuses."""
+    return found.loss < than.loss and found.agreement >= than.agreement
 
 
 def _no_derivative(error: RuntimeError) -> bool:
@@ -183,14 +189,17 @@ class _Course:
         self, samples: Samples, generator: torch.Generator
     ) -> Iterator[list[ExampleInputs]]:
         """Batches in parts of the size that there is memory for, mixed anew in each pass."""
-        columns = [torch.cat(c) for c in zip(*(s.tensors for s in samples.fit), strict=True)]
+        # Views of single samples: the whole is never copied.
+        tensors = zip(*(call.tensors for call in samples.fit), strict=True)
+        columns = [[one for part in column for one in part] for column in tensors]
         count = len(columns[0]) if columns else 0
         whole = max(_BATCH // self._part, 1) * self._part
         inputs = self._traced.example_inputs
         while True:
             order = torch.randperm(count, generator=generator)
             for chosen in order.split(whole):
-                mixed = _augmented([c[chosen] for c in columns], generator)
+                taken = [torch.stack([c[i] for i in chosen.tolist()]) for c in columns]
+                mixed = _augmented(taken, generator)
                 parts = [
                     arrange([t[i : i + self._part] for t in mixed], inputs)
                     for i in range(0, len(chosen), self._part)
