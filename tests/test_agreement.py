@@ -20,6 +20,7 @@ import edgeprune
 from edgeprune.cli import main
 from edgeprune.report import Report
 from edgeprune.report.words import headline, verdict
+from edgeprune.sweeping.model import Row
 
 MODELS = """
 import torch
@@ -77,6 +78,8 @@ def test_a_model_that_lost_its_job_is_no_success(
     assert len(error) == 1 and "LOST its job" in error[0] and "--min-agreement" in error[0]
     read = Report.from_json((Path("out") / "report.json").read_text())
     assert headline(read).startswith("The model LOST its job")
+    row = Row.of(0.5, 1.0, read, "0.50")  # of a sweep
+    assert row.met and "LOST its job" in str(row.note)
     assert verdict(read).startswith("The model LOST its job")
     assert "LOST" in (Path("out") / "report.html").read_text()
     marks = {e.key: e.value for e in onnx.load("out/model.onnx").metadata_props}

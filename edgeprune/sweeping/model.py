@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from edgeprune.report import Figures, Report
+from edgeprune.report.words import lost_sentence
 
 
 class _Frozen(BaseModel):
@@ -21,7 +22,8 @@ class Row(_Frozen):
     """A point of the curve; None where a figure is not known, or the point failed.
 
     share: of the unpruned model's latency, as asked; 1 for that model itself. loss, gap: the
-    solver's. folder: the point's results, within the sweep's folder. note: why it isn't met.
+    solver's. folder: the point's results, within the sweep's folder. note: why it isn't met, or
+    that the model lost its job.
     """
 
     share: float
@@ -61,13 +63,17 @@ class Row(_Frozen):
             gap=_known(report.solver.gap),
             met=report.met,
             folder=folder,
-            note=None if report.met else reason or "; ".join(report.unmet()),
+            note=_lost(report) if report.met else reason or "; ".join(report.unmet()),
         )
 
     @staticmethod
     def failure(share: float, budget_ms: float, note: str) -> Row:
         """A point without a model."""
         return Row(share=share, latency_budget_ms=budget_ms, note=note)
+
+
+def _lost(report: Report) -> str | None:
+    return lost_sentence(report.agreement) if report.agreement.lost else None
 
 
 class Sweep(_Frozen):

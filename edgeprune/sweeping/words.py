@@ -32,8 +32,8 @@ def verdict(sweep: Sweep) -> str:
 
 
 def unmet(sweep: Sweep) -> list[str]:
-    """A line for each point without a model within its budgets."""
-    return [f"{row.share:.2f}: {row.note}" for row in sweep.points if not row.met]
+    """A line for each point without a model within its budgets that does its job."""
+    return [f"{row.share:.2f}: {row.note}" for row in sweep.points if row.note or not row.met]
 
 
 def ranked(sweep: Sweep) -> list[Row]:
