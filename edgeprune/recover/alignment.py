@@ -35,7 +35,7 @@ from edgeprune.training.graphs import Feature, with_features
 WORK = 5e12
 
 #: Passes over the samples, at most; with fewer than LEAST_PASSES it isn't worth beginning.
-MOST_PASSES, LEAST_PASSES = 150, 1
+MOST_PASSES, LEAST_PASSES = 300, 1
 
 _PASS = 4  # a pass costs so many runs of the original: itself, and the smaller one both ways
 _BATCH = 32
@@ -104,7 +104,7 @@ def align(
                 steps -= trial
                 found = judge.measure(streamed(smaller, samples.judged))
                 smaller.load_state_dict(start)
-                if not _nearer(found, closest):
+                if not found.loss < closest.loss:
                     break
                 closest, chosen = found, candidate
             if chosen is None:  # the gentlest step leads away: least squares left nothing to win
@@ -115,7 +115,8 @@ def align(
         for done in course.parts(samples, steps, rate, each):
             say(f"loss {nearest.loss:.3g}", done / steps)
             found = judge.measure(streamed(smaller, samples.judged))
-            if _nearer(found, nearest):
+            # A divergence alone falls too where a model only becomes less sure of what it confuses.
+            if found.loss < nearest.loss and found.agreement >= before.agreement:
                 best, nearest = _state(smaller), found
     except RuntimeError as error:  # what PyTorch raises for an op without a derivative
         smaller.load_state_dict(start)
@@ -124,12 +125,6 @@ def align(
         return None
     smaller.load_state_dict(best)
     return Alignment(passes, rate, before, nearest, counted(samples.fit))
-
-
-def _nearer(found: Found, than: Found) -> bool:
-    """Whether a state is nearer to the original. A divergence alone falls too where a model only
-    becomes less sure of what it confuses."""
-    return found.loss < than.loss and found.agreement >= than.agreement
 
 
 def _no_derivative(error: RuntimeError) -> bool:
