@@ -366,16 +366,24 @@ class Fitting(Carrying):
             return direct
         at_once = {name: value.clone() for name, value in draft.module.state_dict().items()}
         last: tuple[GraphModule, Plan] | None = None
+        layers = norms = 0  # that any stage mended: the last one may find nothing left to do
         for plan in (*stages, draft.plan):
             module = resize(self._traced, self._coupling, plan)
             if last is not None:
                 inherit(module, plan, *last, self._coupling)
             last, found = (module, plan), self._recovered(module, plan, samples)
+            layers, norms = max(layers, found.layers), max(norms, found.batch_norms)
         if not found.after.loss < direct.after.loss:
             draft.module.load_state_dict(at_once)
             return direct
         draft.module.load_state_dict(module.state_dict())
-        return replace(found, before=direct.before, stages=len(stages) + 1)
+        return replace(
+            found,
+            before=direct.before,
+            stages=len(stages) + 1,
+            layers=layers,
+            batch_norms=0 if layers else norms,
+        )
 
     def _stages(self, solution: Solution) -> list[Plan]:
         """Plans on the way to a choice, each a constant share of the one before in what costs

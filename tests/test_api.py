@@ -121,11 +121,12 @@ def test_exported_weights_are_those_of_the_moment_and_training_goes_on(
 
 
 def test_data_make_statistics_that_are_the_smaller_models() -> None:
-    images = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 + 1
+    images = torch.randn(256, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 + 1
     loader = DataLoader(TensorDataset(images), 16)
-    result = edgeprune.prune(plain(), IMAGE, profile="jetson-nano", rate=0.5, data=loader)
+    result = edgeprune.prune(plain(), IMAGE, profile="jetson-nano", rate=0.5, data=loader, align=4)
     graph = result.graph_module
-    assert "fitted to the original's values on 64 samples" in " ".join(result.report["remarks"])
+    told = " ".join(result.report["remarks"])
+    assert "fitted to the original's values" in told and "on 256 samples" in told
     assert {"score", "recover"} <= set(result.report["seconds"])
     assert result.report["importance"] == "sensitivity"
     with torch.no_grad():

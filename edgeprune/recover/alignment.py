@@ -4,8 +4,9 @@ Least squares fits one layer at a time; what several layers could do together is
 smaller model then learns from the original on the samples that fits are made on, mixed with one
 another (Zhang et al. 2018, mixup, arXiv:1710.09412; what a patient teacher says of mixed inputs
 teaches as much: Beyer et al. 2022, arXiv:2106.05237), the loss being the yardstick's, and the inner
-values those that least squares aims at. Batch norms keep their statistics. What stays is the state
-that came nearest to the original on the samples held back, which may be the one at the beginning.
+values those that least squares aims at. Batch norms use their statistics meanwhile, and get true
+ones afterwards. What stays is the state that came nearest to the original on the samples held back,
+which may be the one at the beginning.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from edgeprune.batches import arrange
 from edgeprune.coupling import Coupling
 from edgeprune.linear.outputs import streamed
 from edgeprune.linear.replay import activation_bytes
-from edgeprune.linear.samples import Samples, counted
+from edgeprune.linear.samples import Samples, counted, first
 from edgeprune.linear.work import work_per_sample
 from edgeprune.linear.yardstick import Found, Yardstick
 from edgeprune.plan import Plan
+from edgeprune.recover.batch_norms import make_true
 from edgeprune.recover.features import taught_features
 from edgeprune.trace import ExampleInputs, TracedModel
 from edgeprune.training.graphs import Feature, with_features
@@ -45,6 +47,7 @@ _TRIAL_SHARE = 0.1  # of the work, for each rate tried
 _INNER_VALUES = 1.0
 _WARMUP = 20  # steps
 _CLIP = 5.0
+_COUNTED = 256  # samples that batch norms' statistics are taken from afterwards
 _LOOKS = 8  # at the samples held back, on the way
 _TINY = 1e-6
 
@@ -124,6 +127,8 @@ def align(
             raise
         return None
     smaller.load_state_dict(best)
+    if best is not start:
+        make_true(smaller, first(samples.fit, _COUNTED))
     return Alignment(passes, rate, before, nearest, counted(samples.fit))
 
 

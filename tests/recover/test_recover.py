@@ -18,7 +18,7 @@ from edgeprune.linear.yardstick import Yardstick
 from edgeprune.plan import Plan
 from edgeprune.recover import Recovery, align
 from edgeprune.recover import recover as recover_on
-from edgeprune.recover.batch_norms import recalibrate
+from edgeprune.recover.batch_norms import make_true, recalibrate
 from edgeprune.recover.features import taught_features
 from edgeprune.resize import inherit, resize
 from edgeprune.scoring.sensitivity import judge_of
@@ -237,6 +237,33 @@ def test_without_sums_it_teaches_behind_layers_but_for_the_last() -> None:
 # -- alignment ------------------------------------------------------------------------------------
 
 
+def assert_true_statistics(smaller: GraphModule) -> None:
+    """Of the first batch norm, whose inputs are one convolution away."""
+    x = torch.relu(smaller_stem(smaller, torch.cat(BATCHES)))
+    weight = smaller.get_parameter("blocks.0.conv1.weight")
+    seen = nn.functional.conv2d(x, weight, padding=1).detach()
+    mean, variance = (smaller.get_buffer(f"blocks.0.bn1.running_{n}") for n in ("mean", "var"))
+    torch.testing.assert_close(mean, seen.mean((0, 2, 3)), rtol=0.1, atol=0.05)
+    torch.testing.assert_close(variance, seen.var((0, 2, 3)), rtol=0.1, atol=0.05)
+
+
+def smaller_stem(smaller: GraphModule, x: Tensor) -> Tensor:
+    weight, bias = smaller.get_parameter("stem.weight"), smaller.get_parameter("stem.bias")
+    return nn.functional.conv2d(x, weight, bias, padding=1)
+
+
+def test_statistics_are_made_true_and_nothing_else_changes(
+    network: tuple[TracedModel, Coupling],
+) -> None:
+    graph, coupling = network
+    smaller = resize(graph, coupling, narrow(coupling))  # the statistics are the larger model's
+    with torch.no_grad():
+        before = smaller(OTHERS[0])
+    assert make_true(smaller, [ExampleInputs((b,), {}) for b in BATCHES]) == 6
+    torch.testing.assert_close(smaller(OTHERS[0]).detach(), before, rtol=1e-4, atol=1e-4)
+    assert_true_statistics(smaller)
+
+
 def test_alignment_goes_further_than_least_squares_and_repeats(
     network: tuple[TracedModel, Coupling],
 ) -> None:
@@ -251,7 +278,9 @@ def test_alignment_goes_further_than_least_squares_and_repeats(
         before = error(graph, smaller)
         done = align(graph, coupling, plan, smaller, samples, judge, 20)
         assert done is not None and done.helped
-        assert done.after == judge.measure(streamed(smaller, samples.held))
+        found = judge.measure(streamed(smaller, samples.held))
+        assert found.loss == pytest.approx(done.after.loss, rel=1e-3)
+        assert_true_statistics(smaller)
         assert error(graph, smaller) < before
         results.append(smaller.state_dict())
     for name, value in results[0].items():
