@@ -103,6 +103,11 @@ class Yardstick:
         self.kind: Literal["top1", "relative"] = "top1" if classes else "relative"
 
     @property
+    def is_blind(self) -> bool:
+        """Whether there is no floating output to compare."""
+        return not self._forms
+
+    @property
     def words(self) -> str:
         """What is compared, for the report."""
         names = {

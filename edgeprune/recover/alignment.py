@@ -85,12 +85,13 @@ def align(
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
 ) -> Alignment | None:
-    """Trains `smaller` in place on the samples that fit; None where it has no derivative, or no
-    samples are held back to stop by.
+    """Trains `smaller` in place on the samples that fit; None where it has no derivative, nothing
+    that learns or no output to compare, or no samples are held back to stop by.
 
     passes: over the samples, in all, the trials of rates included.
     """
-    if passes < LEAST_PASSES or not samples.held or not samples.fit:
+    learnt = any(p.is_floating_point() and p.requires_grad for p in smaller.parameters())
+    if passes < LEAST_PASSES or not samples.held or judge.is_blind or not learnt:
         return None
     course = _Course(traced, smaller, taught_features(traced, smaller, coupling, plan), judge, seed)
     start, before = _state(smaller), judge.measure(streamed(smaller, samples.judged))

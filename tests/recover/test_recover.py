@@ -300,6 +300,21 @@ def test_what_makes_nothing_better_changes_nothing(
         assert torch.equal(value, graph.graph_module.state_dict()[name]), name
 
 
+def test_what_does_not_learn_is_not_aligned(network: tuple[TracedModel, Coupling]) -> None:
+    graph, coupling = network
+    plan = narrow(coupling)
+    samples = Samples.of(graph, BATCHES)
+    judge = judge_of(graph, samples)
+    frozen = resize(graph, coupling, plan)
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    assert align(graph, coupling, plan, frozen, samples, judge, 2) is None
+    blind = Yardstick([[] for _ in samples.held])
+    smaller = resize(graph, coupling, plan)
+    assert blind.is_blind
+    assert align(graph, coupling, plan, smaller, samples, blind, 2) is None
+
+
 def test_without_samples_held_back_nothing_is_aligned(
     network: tuple[TracedModel, Coupling],
 ) -> None:
