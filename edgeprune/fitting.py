@@ -17,8 +17,6 @@ from edgeprune.coupling import Coupling
 from edgeprune.deadline import deadline
 from edgeprune.device.from_graph import parameter_count
 from edgeprune.export import Exported
-from edgeprune.linear.outputs import streamed
-from edgeprune.linear.reconstruct import BRIEF, reconstruct
 from edgeprune.linear.samples import Samples
 from edgeprune.linear.yardstick import Found
 from edgeprune.oracle import SurgeryProof, prove
@@ -29,7 +27,7 @@ from edgeprune.recover import Alignment, Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
 from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
-from edgeprune.scoring.sensitivity import joint_loss
+from edgeprune.scoring.sensitivity import joint, joint_loss
 from edgeprune.solve import Limits, Problem, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -285,16 +283,9 @@ class Fitting(Carrying):
 
         def agreement() -> float:
             fit = samples.first(SAMPLES, samples.count)
-            reconstruct(
-                self._traced,
-                self._coupling,
-                draft.plan,
-                draft.module,
-                fit.fit,
-                self._settings.seed,
-                effort=BRIEF,
-            )
-            return self._judge.measure(streamed(draft.module, samples.judged)).agreement
+            return joint(
+                self._traced, self._coupling, draft.plan, fit, self._judge, self._settings.seed
+            ).agreement
 
         with self._steps.step("choose a plan"):
             return from_first(agreement) >= least
@@ -364,7 +355,6 @@ class Fitting(Carrying):
         stages = self._stages(draft.solution)
         if not stages:
             return direct
-        at_once = {name: value.clone() for name, value in draft.module.state_dict().items()}
         last: tuple[GraphModule, Plan] | None = None
         layers = norms = 0  # that any stage mended: the last one may find nothing left to do
         for plan in (*stages, draft.plan):
@@ -374,7 +364,6 @@ class Fitting(Carrying):
             last, found = (module, plan), self._recovered(module, plan, samples)
             layers, norms = max(layers, found.layers), max(norms, found.batch_norms)
         if not found.after.loss < direct.after.loss:
-            draft.module.load_state_dict(at_once)
             return direct
         draft.module.load_state_dict(module.state_dict())
         return replace(

@@ -18,11 +18,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgeprune.batches import arrange
 from edgeprune.coupling.walk import attribute
 from edgeprune.linear.sampling import MEMORY
+from edgeprune.linear.work import macs_per_sample
 from edgeprune.normalize import writes
 from edgeprune.trace import ExampleInputs, TracedModel
 from edgeprune.trainable import is_batch_norm
@@ -178,11 +178,7 @@ def _call(images: Tensor, traced: TracedModel) -> ExampleInputs:
 
 def _count(traced: TracedModel) -> int:
     """How many samples the work allows, in whole batches."""
-    wanted = traced.example_inputs
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        traced.graph_module(*wanted.args, **wanted.kwargs)
-    macs = max(counter.get_total_flops() / 2 / traced.batch, 1.0)
-    count = min(int(WORK / (_PASSES * STEPS * macs)), SAMPLES)
+    count = min(int(WORK / (_PASSES * STEPS * macs_per_sample(traced))), SAMPLES)
     return count if traced.dynamic_batch else count - count % traced.batch
 
 

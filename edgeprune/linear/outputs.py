@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
 
 from edgeprune.linear.replay import Replay
 from edgeprune.trace import ExampleInputs
@@ -34,3 +36,9 @@ def forked_outputs(run: Replay, module: GraphModule) -> Iterator[list[Tensor]]:
     """The outputs of another graph that goes on from where a run is, batch by batch."""
     for i in range(run.active):
         yield from outputs(run.fork(module, only=i), module)
+
+
+def floating(output: Any) -> list[Tensor]:
+    """The floating tensors in what a call returned."""
+    leaves = pytree.tree_leaves(output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from edgeprune.batches import arrange
 from edgeprune.coupling import Coupling
-from edgeprune.linear.outputs import streamed
+from edgeprune.linear.outputs import floating, streamed
 from edgeprune.linear.replay import activation_bytes
 from edgeprune.linear.samples import Samples, counted, first
 from edgeprune.linear.work import work_per_sample
@@ -30,6 +29,7 @@ from edgeprune.linear.yardstick import Found, Yardstick
 from edgeprune.plan import Plan
 from edgeprune.recover.batch_norms import make_true
 from edgeprune.recover.features import taught_features
+from edgeprune.recover.unlabelled import state_of
 from edgeprune.trace import ExampleInputs, TracedModel
 from edgeprune.training.graphs import Feature, with_features
 
@@ -94,7 +94,7 @@ def align(
     if passes < LEAST_PASSES or not samples.held or judge.is_blind or not learnt:
         return None
     course = _Course(traced, smaller, taught_features(traced, smaller, coupling, plan), judge, seed)
-    start, before = _state(smaller), judge.measure(streamed(smaller, samples.judged))
+    start, before = state_of(smaller), judge.measure(streamed(smaller, samples.judged))
     steps = math.ceil(passes * counted(samples.fit) / _BATCH)
     say = note or (lambda _words, _share: None)
     rate = _RATES[-1]
@@ -121,7 +121,7 @@ def align(
             found = judge.measure(streamed(smaller, samples.judged))
             # A divergence alone falls too where a model only becomes less sure of what it confuses.
             if found.loss < nearest.loss and found.agreement >= before.agreement:
-                best, nearest = _state(smaller), found
+                best, nearest = state_of(smaller), found
     except RuntimeError as error:  # what PyTorch raises for an op without a derivative
         smaller.load_state_dict(start)
         if not _no_derivative(error):
@@ -214,7 +214,7 @@ class _Course:
         with torch.no_grad():
             wanted, inner = self._teacher(*call.args, **call.kwargs)
         got, made = self._student(*call.args, **call.kwargs)
-        loss = self._judge.objective(_floating(got), _floating(wanted))
+        loss = self._judge.objective(floating(got), floating(wanted))
         errors = []
         for i, (a, b) in enumerate(zip(made, inner, strict=True)):
             target = self._features[i].narrowed(b)
@@ -223,11 +223,6 @@ class _Course:
                 scale = self._scales[i] = max(float(target.var(correction=0)), _TINY)
             errors.append((a - target).square().mean() / scale)
         return loss + _INNER_VALUES * torch.stack(errors).mean() if errors else loss
-
-
-def _floating(output: object) -> list[Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _augmented(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -248,7 +243,3 @@ def _augmented(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Te
             mixed = mixed.flip(3)
         made.append(mixed)
     return made
-
-
-def _state(module: GraphModule) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}

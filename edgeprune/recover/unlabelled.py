@@ -65,14 +65,14 @@ def recover(
     def found() -> Found:
         return judge.measure(streamed(smaller, samples.judged))
 
-    states = {"untouched": _state(smaller)}
+    states = {"untouched": state_of(smaller)}
     results = {"untouched": found()}
     norms = recalibrate(smaller, samples.fit, traced.dynamic_batch)
     if norms:
-        states["statistics"], results["statistics"] = _state(smaller), found()
+        states["statistics"], results["statistics"] = state_of(smaller), found()
         smaller.load_state_dict(states["untouched"])
     layers = reconstruct(traced, coupling, plan, smaller, samples.fit, seed, note, masks)
-    states["fitted"], results["fitted"] = _state(smaller), found()
+    states["fitted"], results["fitted"] = state_of(smaller), found()
     best = min(results, key=lambda kind: results[kind].loss)
     smaller.load_state_dict(states[best])
     return Recovery(
@@ -87,5 +87,6 @@ def recover(
     )
 
 
-def _state(module: GraphModule) -> dict[str, Tensor]:
+def state_of(module: GraphModule) -> dict[str, Tensor]:
+    """A copy of a module's tensors, to come back to."""
     return {name: value.clone() for name, value in module.state_dict().items()}

@@ -29,6 +29,7 @@ from edgeprune.batches import arrange, class_labels, split_batch
 from edgeprune.coupling import Coupling, Group
 from edgeprune.errors import UserError
 from edgeprune.importing import one_line
+from edgeprune.linear.outputs import floating
 from edgeprune.scoring.magnitude import Scores, sum_of_others
 from edgeprune.trace import TracedModel
 
@@ -117,7 +118,7 @@ class Backward:
         call = arrange(inputs, self._traced.example_inputs)
         with torch.no_grad():
             output = self._traced.graph_module(*call.args, **call.kwargs)
-        return [_deviation(leaf) for leaf in _floating(output)]
+        return [_deviation(leaf) for leaf in floating(output)]
 
     def products(
         self,
@@ -224,7 +225,7 @@ class _Recording(Interpreter):
 def _loss(
     output: Any, labels: Tensor | None, generator: torch.Generator, scales: Sequence[Tensor]
 ) -> Tensor:
-    leaves = _floating(output)
+    leaves = floating(output)
     found = [leaf for leaf in leaves if leaf.requires_grad]
     if not found:
         raise NoGradients("no output depends on a weight")
@@ -238,11 +239,6 @@ def _loss(
         samples = len(leaf) if leaf.dim() else 1
         total = total + (noise * leaf / scale).sum() / samples
     return total
-
-
-def _floating(output: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(output)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _deviation(leaf: Tensor) -> Tensor:

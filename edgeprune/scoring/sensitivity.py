@@ -23,7 +23,7 @@ from edgeprune.linear.replay import Replay
 from edgeprune.linear.room import Room
 from edgeprune.linear.samples import Samples
 from edgeprune.linear.sampling import MEMORY, Sampling
-from edgeprune.linear.yardstick import Yardstick
+from edgeprune.linear.yardstick import Found, Yardstick
 from edgeprune.plan import Plan
 from edgeprune.ranks import spread
 from edgeprune.resize import outline, resize
@@ -97,6 +97,21 @@ def losses(
     return [found[i] for i in range(len(plans))]
 
 
+def joint(
+    traced: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    samples: Samples,
+    judge: Yardstick,
+    seed: int = 0,
+) -> Found:
+    """How far a plan is from the original on the samples held back, every layer fitted on the
+    others."""
+    smaller = resize(traced, coupling, plan)
+    reconstruct(traced, coupling, plan, smaller, samples.fit, seed, effort=BRIEF)
+    return judge.measure(streamed(smaller, samples.judged))
+
+
 def joint_loss(
     traced: TracedModel,
     coupling: Coupling,
@@ -105,10 +120,8 @@ def joint_loss(
     judge: Yardstick,
     seed: int = 0,
 ) -> float:
-    """What a plan loses on the samples held back, every layer fitted on the others."""
-    smaller = resize(traced, coupling, plan)
-    reconstruct(traced, coupling, plan, smaller, samples.fit, seed, effort=BRIEF)
-    return judge.measure(streamed(smaller, samples.judged)).loss
+    """What a plan loses, see `joint`."""
+    return joint(traced, coupling, plan, samples, judge, seed).loss
 
 
 def touching(group: Group) -> int:
