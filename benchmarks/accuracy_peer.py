@@ -46,7 +46,7 @@ def _at(
     model: nn.Module, example: Tensor, criterion: str, ratio: float, round_to: int | None
 ) -> nn.Module | None:
     smaller = copy.deepcopy(model)
-    head = [m for m in smaller.modules() if isinstance(m, nn.Linear)][-1]
+    ignored = heads(smaller)
     pruner = tp.pruner.BasePruner(
         smaller,
         example,
@@ -54,7 +54,7 @@ def _at(
         pruning_ratio=ratio,
         max_pruning_ratio=0.95,
         global_pruning=True,
-        ignored_layers=[head],
+        ignored_layers=ignored,
         round_to=round_to,
     )
     pruner.step()
@@ -64,6 +64,20 @@ def _at(
     except RuntimeError:
         return None
     return smaller.eval()
+
+
+def heads(model: nn.Module) -> list[nn.Module]:
+    """What makes the outputs and keeps its width: the last linear layer, or where there is none
+    (a detector) each last convolution of a module list, or of an entry of one, named a header."""
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    if linear:
+        return linear[-1:]
+    lists = [m for n, m in model.named_modules() if "header" in n and isinstance(m, nn.ModuleList)]
+    return [
+        [m for m in entry.modules() if isinstance(m, nn.Conv2d)][-1]
+        for entries in lists
+        for entry in entries
+    ]
 
 
 def macs(model: nn.Module, example: Tensor) -> float:

@@ -22,12 +22,14 @@ from edgeprune.errors import EdgePruneError, ParityError, UserError
 from edgeprune.export import Exported, mark_lost, mark_unmet
 from edgeprune.fitting import Fitting
 from edgeprune.heap import keep_freed_memory
+from edgeprune.linear.mosaics import takes_pictures, with_mosaics
 from edgeprune.linear.samples import Samples
 from edgeprune.output import MASKS
 from edgeprune.ranks import from_first
 from edgeprune.report import Report
 from edgeprune.reporting import build_report
 from edgeprune.scoring import Scores, score
+from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.settings import Settings
 from edgeprune.sparse.masks import Masks
 from edgeprune.sparsifying import Sparsifying
@@ -114,12 +116,19 @@ def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples
             # The same samples, whoever went through the data before.
             with random_state_kept():
                 seed_epoch(task.settings.seed, 0, train)
-                return Samples.of(traced, as_batches(train, traced))
+                samples = Samples.of(traced, as_batches(train, traced))
+                return _for_detectors(traced, samples, task.settings.seed)
 
         return from_first(parted)
     if made is None or not made.batches:
         return None
     return Samples.of(traced, made.batches)
+
+
+def _for_detectors(traced: TracedModel, samples: Samples, seed: int) -> Samples:
+    """Samples with mosaics, where the model is a detector."""
+    detects = samples.held and takes_pictures(samples) and judge_of(traced, samples).detects
+    return with_mosaics(samples, seed) if detects else samples
 
 
 def _captured(task: Task, steps: Steps) -> tuple[TracedModel, Coupling]:

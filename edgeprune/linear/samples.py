@@ -41,11 +41,13 @@ _LARGEST_BATCH = 64
 @dataclass(frozen=True)
 class Samples:
     """Calls of a model, each a small batch. held: () where there are too few samples to part.
-    by_classes: whether labels come with the data that are numbers of classes."""
+    by_classes: whether labels come with the data that are numbers of classes. pictures: those of
+    `fit` that are the user's, where others were made of them (see linear/mosaics.py)."""
 
     fit: tuple[ExampleInputs, ...]
     held: tuple[ExampleInputs, ...]
     by_classes: bool = False
+    pictures: tuple[ExampleInputs, ...] = ()
 
     @property
     def recognises(self) -> bool:
@@ -79,6 +81,11 @@ class Samples:
     def judged(self) -> tuple[ExampleInputs, ...]:
         """What to judge on: the part held back, or, where there are too few to part, all."""
         return self.held or self.fit
+
+    @property
+    def own(self) -> tuple[ExampleInputs, ...]:
+        """Those that fit, without what was made of them."""
+        return self.pictures or self.fit
 
     @property
     def count(self) -> int:

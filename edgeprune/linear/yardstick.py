@@ -7,7 +7,9 @@ finds nothing any more has nearly the same outputs. So outputs are compared by t
   the distributions, in nats, and how often both put the same class first;
 * confidences between 0 and 1 (samples, places, classes) and logits beside boxes: the same
   divergence summed over all places, per place at which the original is confident, so that places
-  where neither model sees anything count for nothing;
+  where neither model sees anything count for nothing, and those where one is half sure for little
+  (a detector is read above a threshold); they agree as far as both detect the same: of all that
+  both detect, the share that has its like in the other (F1, see linear/detections.py);
 * boxes and other values beside confidences: squared errors where either model is confident;
 * maps (samples, channels, height, width) and long lists of vectors: squared errors, each place by
   how far it is from what the channel usually holds in either model;
@@ -23,6 +25,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from edgeprune.linear.detections import Decoding, alike, decoding_of
+
 Kind = Literal["classes", "confidences", "boxes", "map", "values"]
 
 #: Outputs of one sample and one output with at most so many elements are weighed one by one.
@@ -30,7 +34,8 @@ _ELEMENTS = 4096
 _PLACES = 16  # a map or a list has at least so many
 _FEWEST_CLASSES = 10  # logits of fewer may as well be a few numbers
 _SURE = 0.5  # what class scores of few classes give their first class, in the middle of the samples
-_CONFIDENT = 0.3  # counts in full
+_CONFIDENT = 0.5  # counts in full, or half of what a detector is sure of at the most
+_SHARPNESS = 4  # the power by which less confident places count for less
 _BACKGROUND = 0.98  # the share of a detector's places at which there is nothing, at the least
 _HIGHEST_FLOOR = 0.25
 _CORNERS = 4  # numbers of a box
@@ -56,8 +61,8 @@ class Found:
 class _Form:
     """What an output is. logits: whether class scores are still to be normalised. sigmoid: each
     class by itself. background: the class that says that there is nothing. floor: the confidence
-    that is given everywhere. scale: what squared errors are divided by. usual: what a map's
-    channels hold at most places."""
+    that is given everywhere; sure: the one that counts in full. scale: what squared errors are
+    divided by. usual: what a map's channels hold at most places."""
 
     kind: Kind
     dim: int = -1
@@ -65,6 +70,7 @@ class _Form:
     sigmoid: bool = False
     background: int = 0
     floor: float = 0.0
+    sure: float = _CONFIDENT
     scale: Tensor | float = 1.0
     usual: Tensor | None = None
 
@@ -81,7 +87,8 @@ class Yardstick:
     """Compares outputs with the original's on the same samples.
 
     kind: "top1" where agreement is the share of samples with the same first class, "relative"
-    where it is 100 x (1 - the share of the outputs' variance that is missed).
+    where it is 100 x (1 - the share of the outputs' variance, or of a detector's detections, that
+    is missed).
     """
 
     def __init__(
@@ -99,6 +106,8 @@ class Yardstick:
         given = _Given(by_classes, recognises)
         self._forms = _forms([_sampled(column) for column in columns], given)
         self._weights = self._per_sample()
+        self._box = next((i for i, form in enumerate(self._forms) if form.kind == "boxes"), None)
+        self._decoding = self._decoded(columns)
         classes = [f for f in self._forms if f.kind == "classes"]
         self.kind: Literal["top1", "relative"] = "top1" if classes else "relative"
 
@@ -106,6 +115,11 @@ class Yardstick:
     def is_blind(self) -> bool:
         """Whether there is no floating output to compare."""
         return not self._forms
+
+    @property
+    def detects(self) -> bool:
+        """Whether the model is a detector: it says at many places how sure it is of something."""
+        return any(form.kind == "confidences" for form in self._forms)
 
     @property
     def words(self) -> str:
@@ -126,6 +140,7 @@ class Yardstick:
             sure = self._sure(made, wanted)
             for form, total, a, b in zip(self._forms, sums, made, wanted, strict=True):
                 _add(form, total, a.float(), b.float(), sure)
+            self._detections(sums, made, wanted)
         if not sums:
             return Found(0.0, 100.0)
         loss = sum(total.loss for total in sums) / len(sums)
@@ -135,7 +150,8 @@ class Yardstick:
         if counted:
             same, rows = sum(t.same for t in counted), sum(t.rows for t in counted)
             return Found(loss, 100.0 * same / max(rows, 1))
-        missed = sum(total.missed for total in sums) / len(sums)
+        told = [t for t in sums if t.rows] or sums  # what is detected tells more than each number
+        missed = sum(total.missed for total in told) / len(told)
         return Found(loss, 100.0 * min(max(1.0 - missed, 0.0), 1.0))
 
     def objective(self, got: Sequence[Tensor], want: Sequence[Tensor]) -> Tensor:
@@ -150,6 +166,29 @@ class Yardstick:
             for form, weight, a, b in zip(self._forms, self._weights, got, want, strict=True)
         ]
         return torch.stack(losses).mean()
+
+    def _decoded(self, columns: Sequence[Sequence[Tensor]]) -> Decoding | None:
+        """How the original's boxes are given, as those of its detections tell."""
+        scores = [i for i, form in enumerate(self._forms) if form.kind == "confidences"]
+        if self._box is None or not scores:
+            return None
+        at = scores[0]
+        shares = _detected(self._forms[at], _sampled(columns[at]))
+        return decoding_of(_sampled(columns[self._box]), shares.amax(-1) >= self._forms[at].sure)
+
+    def _detections(
+        self, sums: Sequence[_Sums], made: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> None:
+        """Counts what both models detect: by overlap where there are boxes that say where, else
+        place by place."""
+        box = self._box
+        boxes = None if box is None else (wanted[box].float(), made[box].float())
+        for form, total, a, b in zip(self._forms, sums, made, wanted, strict=True):
+            if form.kind == "confidences":
+                scores = _detected(form, b.float()), _detected(form, a.float())
+                both, each = alike(scores, boxes, self._decoding, form.sure)
+                total.same += both
+                total.rows += each
 
     def _per_sample(self) -> list[float]:
         """What one sample weighs on average, for each output."""
@@ -250,7 +289,9 @@ def _scores(output: Tensor, inside: bool, shares: bool) -> _Form:
 def _with_floor(form: _Form, output: Tensor) -> _Form:
     shares = _shares(form, output)
     sure = shares.amax(-1) if form.sigmoid else 1 - shares[..., form.background]
-    return replace(form, floor=_usual(sure))
+    floor = min(_usual(sure), _HIGHEST_FLOOR)
+    at_most = float(sure.max()) if sure.numel() else 1.0
+    return replace(form, floor=floor, sure=max(min(_CONFIDENT, at_most / 2), 2 * floor, _TINY))
 
 
 def _like_logits(rows: Tensor, given: _Given) -> bool:
@@ -301,8 +342,16 @@ def _confidence(form: _Form, output: Tensor) -> Tensor:
     it says everywhere: (samples, places)."""
     shares = _shares(form, output)
     sure = shares.amax(-1) if form.sigmoid else 1 - shares[..., form.background]
-    floor = min(form.floor, _HIGHEST_FLOOR)
-    return ((sure - floor) / (max(_CONFIDENT, 2 * floor) - floor)).clamp(0.0, 1.0).square()
+    return ((sure - form.floor) / (form.sure - form.floor)).clamp(0.0, 1.0) ** _SHARPNESS
+
+
+def _detected(form: _Form, output: Tensor) -> Tensor:
+    """The confidence of each place and class, the background's left out: (samples, places, …)."""
+    shares = _shares(form, output)
+    if form.sigmoid:
+        return shares
+    background = form.background % shares.shape[-1]
+    return torch.cat([shares[..., :background], shares[..., background + 1 :]], -1)
 
 
 def _shares(form: _Form, output: Tensor) -> Tensor:
@@ -338,7 +387,9 @@ class _Sums:
 
     @property
     def missed(self) -> float:
-        """The share of the variance that is missed."""
+        """The share of the detections or of the variance that is missed."""
+        if self.rows:
+            return 1 - 2 * self.same / self.rows
         return self.squared / self.variance if self.variance > 0 else self.loss
 
 
@@ -350,11 +401,6 @@ def _add(form: _Form, total: _Sums, got: Tensor, want: Tensor, sure: _Sure | Non
         same = got.argmax(form.dim) == want.argmax(form.dim)
         total.same += int(same.sum())
         total.rows += same.numel()
-    if form.kind == "confidences":
-        p, q = _shares(form, want), _shares(form, got)
-        either = torch.maximum(_confidence(form, want), _confidence(form, got))[..., None]
-        total.squared += float((either * (p - q).square()).sum())
-        total.variance += float((either * p.square()).sum())
 
 
 def _error(form: _Form, got: Tensor, want: Tensor, sure: _Sure | None) -> tuple[Tensor, Tensor]:

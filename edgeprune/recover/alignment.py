@@ -3,16 +3,18 @@
 Least squares fits one layer at a time; what several layers could do together is left. So the
 smaller model then learns from the original on the samples that fits are made on, mixed with one
 another (Zhang et al. 2018, mixup, arXiv:1710.09412; what a patient teacher says of mixed inputs
-teaches as much: Beyer et al. 2022, arXiv:2106.05237), the loss being the yardstick's, and the inner
-values those that least squares aims at. Batch norms use their statistics meanwhile, and get true
-ones afterwards. What stays is the state that came nearest to the original on the samples held back,
-which may be the one at the beginning.
+teaches as much: Beyer et al. 2022, arXiv:2106.05237), or, for a detector, shrunk and put together
+in mosaics. The loss is the yardstick's, and the inner values are those that least squares aims at.
+Batch norms use their statistics meanwhile, and get true ones afterwards. Weights are averaged over
+the last steps (Polyak & Juditsky 1992). What stays is the average that came nearest to the original
+on the samples held back, or the state at the beginning.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +23,7 @@ from torch.fx import GraphModule
 
 from edgeprune.batches import arrange
 from edgeprune.coupling import Coupling
+from edgeprune.linear.mosaics import mosaic
 from edgeprune.linear.outputs import floating, streamed
 from edgeprune.linear.replay import activation_bytes
 from edgeprune.linear.samples import Samples, counted, first
@@ -36,19 +39,26 @@ from edgeprune.training.graphs import Feature, with_features
 #: What alignment may cost where nothing is said, in multiply-accumulates (see linear/work.py).
 WORK = 5e12
 
+#: The same for a detector, whose pictures are put together anew each time: it learns for longer.
+DETECTORS_WORK = 1e13
+
 #: Passes over the samples, at most; with fewer than LEAST_PASSES it isn't worth beginning.
 MOST_PASSES, LEAST_PASSES = 300, 1
 
 _PASS = 4  # a pass costs so many runs of the original: itself, and the smaller one both ways
-_BATCH = 32
+_BATCH, _DETECTORS_BATCH = 32, 16
 _ACTIVATION_BYTES = 2e8  # that one part of a batch may hold for its gradients
-_RATES = (1e-4, 5e-4, 2e-3)  # tried on a part of the work, as long as the last one helped more
+_RATES = (1e-4, 5e-4, 2e-3)  # tried on a part of the work; where there is too little, the first
 _TRIAL_SHARE = 0.1  # of the work, for each rate tried
+_AVERAGED = 0.99  # of the average stays in each step, once there were enough
+_SIDES = 3  # pictures along each side of a mosaic, at most
+_BRIGHTNESS = 0.2  # by which a picture's contrast is changed, at most
 _INNER_VALUES = 1.0
 _WARMUP = 20  # steps
 _CLIP = 5.0
 _COUNTED = 256  # samples that batch norms' statistics are taken from afterwards
 _LOOKS = 8  # at the samples held back, on the way
+_HOPELESS = 1.5  # times the loss at the beginning, after a trial: no rate leads anywhere
 _TINY = 1e-6
 
 
@@ -70,8 +80,8 @@ class Alignment:
 
 def affordable_passes(traced: TracedModel, samples: Samples) -> int:
     """How many passes over the samples WORK allows."""
-    each = _PASS * work_per_sample(traced) * max(counted(samples.fit), 1)
-    return min(int(WORK / each), MOST_PASSES)
+    each = _PASS * work_per_sample(traced) * max(counted(samples.own), 1)
+    return min(int((DETECTORS_WORK if samples.pictures else WORK) / each), MOST_PASSES)
 
 
 def align(
@@ -93,35 +103,38 @@ def align(
     learnt = any(p.is_floating_point() and p.requires_grad for p in smaller.parameters())
     if passes < LEAST_PASSES or not samples.held or judge.is_blind or not learnt:
         return None
-    course = _Course(traced, smaller, taught_features(traced, smaller, coupling, plan), judge, seed)
+    taught = taught_features(traced, smaller, coupling, plan)
+    batch = _DETECTORS_BATCH if samples.pictures else _BATCH
+    course = _Course(traced, smaller, taught, judge, seed, batch)
     start, before = state_of(smaller), judge.measure(streamed(smaller, samples.judged))
-    steps = math.ceil(passes * counted(samples.fit) / _BATCH)
+    count = counted(samples.own)
+    steps = math.ceil(passes * count / course.batch)
     say = note or (lambda _words, _share: None)
-    rate = _RATES[-1]
+    # Where nothing is seen twice, what a high rate loses at first comes back.
+    rate = _RATES[-1] if samples.pictures else _RATES[0]
     try:
         trial = int(steps * _TRIAL_SHARE)
-        if trial >= 2 * _WARMUP:
-            closest, chosen = before, None
+        if trial >= 2 * _WARMUP and not samples.pictures:
+            losses = []
             for candidate in _RATES:
                 say(f"rate {candidate:g}", 0.0)
                 course.train(samples, trial, candidate)
                 steps -= trial
-                found = judge.measure(streamed(smaller, samples.judged))
+                losses.append(judge.measure(streamed(smaller, samples.judged)).loss)
                 smaller.load_state_dict(start)
-                if not found.loss < closest.loss:
-                    break
-                closest, chosen = found, candidate
-            if chosen is None:  # the gentlest step leads away: least squares left nothing to win
-                return Alignment(1, rate, before, before, counted(samples.fit))
-            rate = chosen
+            rate = _RATES[losses.index(min(losses))]
+            if not min(losses) < _HOPELESS * before.loss:
+                return Alignment(1, rate, before, before, count)
         best, nearest = start, before
         each = max(steps // _LOOKS, 1)
         for done in course.parts(samples, steps, rate, each):
             say(f"loss {nearest.loss:.3g}", done / steps)
-            found = judge.measure(streamed(smaller, samples.judged))
-            # A divergence alone falls too where a model only becomes less sure of what it confuses.
-            if found.loss < nearest.loss and found.agreement >= before.agreement:
-                best, nearest = state_of(smaller), found
+            with course.averaged():
+                found = judge.measure(streamed(smaller, samples.judged))
+                # A divergence alone falls too where a model only becomes less sure of what it
+                # confuses.
+                if found.loss < nearest.loss and found.agreement >= before.agreement:
+                    best, nearest = state_of(smaller), found
     except RuntimeError as error:  # what PyTorch raises for an op without a derivative
         smaller.load_state_dict(start)
         if not _no_derivative(error):
@@ -129,8 +142,8 @@ def align(
         return None
     smaller.load_state_dict(best)
     if best is not start:
-        make_true(smaller, first(samples.fit, _COUNTED))
-    return Alignment(passes, rate, before, nearest, counted(samples.fit))
+        make_true(smaller, first(samples.own, _COUNTED))
+    return Alignment(passes, rate, before, nearest, count)
 
 
 def _no_derivative(error: RuntimeError) -> bool:
@@ -148,8 +161,9 @@ class _Course:
         features: Sequence[Feature],
         judge: Yardstick,
         seed: int,
+        batch: int,
     ) -> None:
-        self._traced, self._judge, self._seed = traced, judge, seed
+        self._traced, self._judge, self._seed, self.batch = traced, judge, seed, batch
         self._features = features
         cpu = torch.device("cpu")
         self._student = with_features(smaller, [f.student for f in features])
@@ -157,21 +171,44 @@ class _Course:
         self._parameters = [
             p for p in smaller.parameters() if p.is_floating_point() and p.requires_grad
         ]
+        self._averages: list[Tensor] = []
         self._scales: list[float | None] = [None] * len(features)
         held = activation_bytes(traced)
-        size = min(max(int(_ACTIVATION_BYTES / max(held, 1.0)), 1), _BATCH)
+        size = min(max(int(_ACTIVATION_BYTES / max(held, 1.0)), 1), batch)
         self._part = size if traced.dynamic_batch else traced.batch
 
     def train(self, samples: Samples, steps: int, rate: float) -> None:
-        """So many steps, the rate falling to nothing."""
+        """So many steps, the rate falling to nothing; leaves the weights' average."""
         for _ in self.parts(samples, steps, rate, steps):
             pass
+        self._swap()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The weights' average in their place."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            kept = parameter.detach().clone()
+            parameter.data.copy_(average)
+            average.copy_(kept)
+
+    def _average(self, step: int) -> None:
+        stays = min(_AVERAGED, (1 + step) / (10 + step))
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            average.lerp_(parameter.detach(), 1 - stays)
 
     def parts(self, samples: Samples, steps: int, rate: float, each: int) -> Iterator[int]:
         """Trains, and stops after `each` steps and at the end to tell how many are done."""
         generator = torch.Generator().manual_seed(self._seed)
         optimizer = torch.optim.Adam(self._parameters, lr=rate)
         batches = self._batches(samples, generator)
+        self._averages = [p.detach().clone() for p in self._parameters]
         for step in range(steps):
             warm = min((step + 1) / _WARMUP, 1.0)
             for group in optimizer.param_groups:
@@ -183,6 +220,7 @@ class _Course:
                     (self._loss(part) / len(batch)).backward()
             torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP)
             optimizer.step()
+            self._average(step)
             if (step + 1) % each == 0 or step + 1 == steps:
                 yield step + 1
 
@@ -191,16 +229,17 @@ class _Course:
     ) -> Iterator[list[ExampleInputs]]:
         """Batches in parts of the size that there is memory for, mixed anew in each pass."""
         # Views of single samples: the whole is never copied.
-        tensors = zip(*(call.tensors for call in samples.fit), strict=True)
+        tensors = zip(*(call.tensors for call in samples.own), strict=True)
         columns = [[one for part in column for one in part] for column in tensors]
         count = len(columns[0]) if columns else 0
-        whole = max(_BATCH // self._part, 1) * self._part
+        whole = max(self.batch // self._part, 1) * self._part
         inputs = self._traced.example_inputs
+        mosaics = bool(samples.pictures)
         while True:
             order = torch.randperm(count, generator=generator)
             for chosen in order.split(whole):
                 taken = [torch.stack([c[i] for i in chosen.tolist()]) for c in columns]
-                mixed = _augmented(taken, generator)
+                mixed = (_composed if mosaics else _mixed)(taken, generator)
                 parts = [
                     arrange([t[i : i + self._part] for t in mixed], inputs)
                     for i in range(0, len(chosen), self._part)
@@ -225,14 +264,14 @@ class _Course:
         return loss + _INNER_VALUES * torch.stack(errors).mean() if errors else loss
 
 
-def _augmented(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+def _mixed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
     """Half of the samples mixed with another one; images mirrored half of the time. What the
     original says of them is what is learnt, so nothing has to stay what it was."""
     count = len(tensors[0])
     share = 0.5 + 0.5 * torch.rand(count, generator=generator)
     share = torch.where(torch.rand(count, generator=generator) < 0.5, share, torch.ones(count))
     order = torch.randperm(count, generator=generator)
-    mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    mirrored = _half(generator)
     made = []
     for tensor in tensors:
         if not tensor.is_floating_point():
@@ -243,3 +282,18 @@ def _augmented(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Te
             mixed = mixed.flip(3)
         made.append(mixed)
     return made
+
+
+def _composed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """Pictures as they are or in mosaics, mirrored half of the time, their contrasts changed."""
+    (pictures,) = tensors
+    side = int(torch.randint(1, _SIDES + 1, (), generator=generator))
+    made = mosaic(pictures, side, generator)
+    if _half(generator):
+        made = made.flip(3)
+    contrast = 1 + _BRIGHTNESS * (2 * torch.rand(len(made), generator=generator) - 1)
+    return [made * contrast.to(made.dtype).view(-1, 1, 1, 1)]
+
+
+def _half(generator: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < 0.5)
