@@ -18,9 +18,11 @@ from torch.fx import GraphModule, Node
 
 from edgeprune.errors import UserError
 from edgeprune.importing import current_directory_importable, import_callable, one_line
+from edgeprune.loading.names import check_names
+from edgeprune.loading.program_schema import check_program
 from edgeprune.torchvision_operators import with_operators
 from edgeprune.trace import ExampleInputs, quiet
-from edgeprune.untrusted import check_program, harmless, only_weights, pickled_names
+from edgeprune.untrusted import harmless, only_weights, pickled_names
 
 _FORMS = "a pickled nn.Module (.pt), a torch.export program (.pt2) or a state dict with --arch"
 _OTHER_FORMATS = {
@@ -384,8 +386,8 @@ def _ready(loaded: LoadedModel) -> LoadedModel:
             f"{loaded.name} is TorchScript, which isn't supported: give the nn.Module "
             "or a torch.export program"
         )
-    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
-        module = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+    check_names(module)  # before anything goes through the modules: none holds itself
+    module = _unwrapped(module)
     parameters = list(module.parameters())
     if not parameters:
         raise UserError(f"{loaded.name} has no parameters: there is nothing to prune")
@@ -399,6 +401,18 @@ def _ready(loaded: LoadedModel) -> LoadedModel:
     if inputs is not None:
         inputs = inputs.map(lambda t: (t.float() if _is_odd(t) else t).cpu())
     return replace(loaded, module=module.eval(), example_inputs=inputs, remarks=remarks)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The module that DataParallel or torch.compile wrapped."""
+    seen: set[int] = set()
+    while isinstance(module, nn.DataParallel) or hasattr(module, "_orig_mod"):
+        inner = module.module if isinstance(module, nn.DataParallel) else module._orig_mod
+        if id(module) in seen or not isinstance(inner, nn.Module):
+            raise UserError("the model is wrapped in itself: give what torch.compile was given")
+        seen.add(id(module))
+        module = inner
+    return module
 
 
 def _is_odd(tensor: Tensor) -> bool:

@@ -24,11 +24,14 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.errors import UserError
+from edgeprune.loading.names import check_names, write_names_as_they_are
 from edgeprune.normalize import normalize
 from edgeprune.trainable import TrainableGraph
 
 # Each symbolic size counts as a prime of its own: products of sizes tell which ones are in them.
 PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191)
+
+write_names_as_they_are()
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,10 @@ class TracedModel:
 def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
     """Captures `module` (in eval mode, left as it was).
 
-    Raises UserError when torch.export can't take the model, naming the line of the user's code.
+    Raises UserError when torch.export can't take the model, naming the line of the user's code, or
+    for names that can't be traced.
     """
+    check_names(module)
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

@@ -1,22 +1,18 @@
 """What a model file may name without --trust: enough to rebuild models, nothing that runs code.
 
 A pickle calls whatever it names, so the rule is a list of what is known to be harmless, never of
-what is known to be harmful. A torch.export program is no pickle at heart, but holds some, holds
-names that are looked up in torch, and expressions that sympy evaluates: those are checked too.
+what is known to be harmful. For torch.export programs see loading/program_schema.py.
 """
 
 from __future__ import annotations
 
-import ast
 import collections
 import enum
 import functools
 import importlib
 import inspect
-import json
 import os
 import pickletools
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -120,83 +116,6 @@ def _import(home: str) -> Any:
             f"the file holds a {library} model, and {library} can't be imported "
             f"({one_line(error)}): {mend}"
         ) from error
-
-
-# Records of a program's archive that hold no native code and no object but tensors.
-_PROGRAM_RECORDS = re.compile(
-    r"models/[^/]+\.json"
-    r"|data/(weights|sample_inputs|constants)/(weight_|tensor_|[^/]+_config\.json$|[^/]+\.pt$)[^/]*"
-    r"|extra/.*|archive_format|archive_version|version|byteorder|\.data/.*"
-)
-_OPERATOR = re.compile(
-    r"torch\.ops\.([A-Za-z]\w*)((\.(?!__)\w+){1,2})|_operator\.(?!__)\w+|math\.\w+"
-)
-_SYMBOLS = re.compile(r"torch\.(sym_\w+|_check\w*|_sym_\w+)")
-
-
-def check_program(records: list[str], documents: dict[str, bytes]) -> None:
-    """Whether loading and running a torch.export program runs nothing but tensor operators.
-
-    records: the names in its archive; documents: its JSON files. Raises UserError naming the first
-    thing that could run other code.
-    """
-    for record in records:
-        if not _PROGRAM_RECORDS.fullmatch(record):
-            _refuse(f"the record {record}")
-    for text in documents.values():
-        for key, value in _strings(json.loads(text)):
-            if key == "target" and not _is_operator(value):
-                _refuse(f"the operator {value[:80]!r}")
-            elif key in ("name", "as_name") and not re.fullmatch(r"[\w.]*", value):
-                _refuse(f"the name {value[:80]!r}")
-            elif key == "expr_str" and not _is_arithmetic(value):
-                _refuse(f"the expression {value[:80]!r}")
-
-
-def _refuse(what: str) -> None:
-    raise UserError(
-        f"this torch.export program holds {what}, which may run code: "
-        "pass --trust if you trust the file's author (runs code from the file)"
-    )
-
-
-def _strings(document: Any) -> Iterator[tuple[str, str]]:
-    """Every (key, string) of a JSON document."""
-    pairs = document.items() if isinstance(document, dict) else (("", v) for v in document)
-    for key, value in pairs:
-        if isinstance(value, str):
-            yield key, value
-        elif isinstance(value, dict | list):
-            yield from _strings(value)
-
-
-def _is_operator(target: str) -> bool:
-    """Whether a node calls a registered operator; torch.export would look any torch name up."""
-    match = _OPERATOR.fullmatch(target)
-    if match and match[1]:
-        # torch.ops has functions of its own, such as load_library.
-        namespace = getattr(torch.ops, match[1], None)
-        return isinstance(namespace, torch._ops._OpNamespace)
-    return bool(match or _SYMBOLS.fullmatch(target))
-
-
-def _is_arithmetic(expression: str) -> bool:
-    """Whether a text is what sympy prints for a size: sympify would evaluate any Python."""
-    try:
-        nodes = list(ast.walk(ast.parse(expression, mode="eval")))
-    except (SyntaxError, ValueError, RecursionError):
-        return False
-    plain = (ast.Expression, ast.Call, ast.Name, ast.Constant, ast.keyword, ast.expr_context)
-    operations = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare)
-    operators = (ast.operator, ast.unaryop, ast.boolop, ast.cmpop)
-    if not all(isinstance(node, (*plain, *operations, *operators)) for node in nodes):
-        return False
-    calls = [node.func for node in nodes if isinstance(node, ast.Call)]
-    texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    # sympy's functions of sizes are classes (Mul, FloorDiv); Python's eval and open aren't.
-    return all(isinstance(f, ast.Name) and f.id[0].isupper() for f in calls) and all(
-        re.fullmatch(r"[A-Za-z_]\w*|[-+.\deE]+", text) for text in texts
-    )
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What comes from outside: checked before anything is made of it."""
