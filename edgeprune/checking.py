@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from edgeprune.budgets import Budgets
+from edgeprune.device.from_onnx import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.device.profile import HOST, Profile, load_profile
+from edgeprune.errors import UserError
+from edgeprune.loading.sandbox import Bounds, confined
 
 if TYPE_CHECKING:
     from edgeprune.remote import Remote
@@ -39,21 +44,22 @@ def check(
     Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
     device that can't be reached or lacks what is needed.
     """
-    from edgeprune.device.from_onnx import load_onnx, recorded_shapes
-
     path = Path(model)
-    loaded = load_onnx(path)
-    beside = _external_files(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
     if measure or remote is not None:
         device = None if profile == HOST else _profile(profile)
-        costs = _measured(path, beside, device, recorded_shapes(loaded), remote)
+        read = _read(path, lambda loaded: recorded_shapes(loaded))
+        beside = [path.parent / name for name in read["beside"]]
+        costs = _measured(path, beside, device, read["told"], remote)
     else:
-        device = _profile(profile)
-        costs = _predicted(loaded, device)
+        device = priced = _profile(profile)
+        read = _read(path, lambda loaded: _predicted(loaded, priced))
+        beside, costs = [path.parent / name for name in read["beside"]], read["told"]
     limits = (device.budgets if device else Budgets()).overridden_by(budgets or Budgets())
     if cautious and device is not None and costs["latency_source"] == "predicted":
         limits = device.lowered(limits)
-    size_mb = sum(file.stat().st_size for file in (path, *beside)) / 1e6
+    size_mb = _size(path, *beside) / 1e6
     latency_ms, memory_mb = costs["latency_ms"], costs["peak_memory_mb"]
     return {
         "model": str(model),
@@ -72,9 +78,25 @@ def _profile(profile: str | Path | Profile) -> Profile:
     return profile if isinstance(profile, Profile) else load_profile(profile)
 
 
-def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:
-    from edgeprune.device.from_onnx import kernel_graph, pricing_remarks
+def _read(path: Path, tell: Callable[[Any], Any]) -> dict[str, Any]:
+    """What `tell` says of an ONNX file, and the files beside it. A child process reads it: it may
+    be anybody's."""
+    whole = path.resolve()
+    names = confined(lambda: _external_files(whole), str(path), Bounds.for_file(_size(whole)))
+    beside = [whole.parent / name for name in names]
+    missing = next((file for file in beside if not file.is_file()), None)
+    if missing is not None:
+        raise UserError(f"{path}: its weights are in {missing.name}, which isn't beside it")
+    bounds = Bounds.for_file(_size(whole, *beside))
+    told = confined(lambda: tell(load_onnx(whole, str(path))), str(path), bounds)
+    return {"beside": names, "told": told}
 
+
+def _size(*files: Path) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:
     kernels = kernel_graph(loaded, device.fusion)
     latency_ms = kernels.latency_ms(device, {})
     memory_mb = kernels.peak_memory_mb(device, {})
@@ -143,15 +165,20 @@ def _doubts(timed: dict[str, Any], device: Profile | None) -> list[str]:
     return found
 
 
-def _external_files(path: Path) -> list[Path]:
-    """The files that hold a model's weights where they don't stand in the ONNX file itself."""
-    import onnx
-
-    light = onnx.load(str(path), load_external_data=False)
+def _external_files(path: Path) -> list[str]:
+    """The files that hold a model's weights where they don't stand in the ONNX file itself, by
+    their names. Raises UserError for one in another folder."""
+    try:
+        light = onnx.load(str(path), load_external_data=False)
+    except Exception:
+        return []  # whoever reads the rest says why
     names = {
         entry.value
         for tensor in light.graph.initializer
         for entry in tensor.external_data
         if entry.key == "location"
     }
-    return [path.parent / name for name in sorted(names)]
+    outside = next((name for name in sorted(names) if Path(name).name != name), None)
+    if outside is not None:
+        raise UserError(f"{path.name}: its weights are in another folder ({outside[:80]})")
+    return sorted(names)

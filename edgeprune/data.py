@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorD
 from edgeprune.batches import accuracy, arrange, describe_tensor, split_batch
 from edgeprune.errors import UserError
 from edgeprune.importing import import_callable, one_line
+from edgeprune.loading.bounded import read_arrays
 from edgeprune.trace import ExampleInputs
 
 _BATCH = 32
@@ -160,8 +161,7 @@ def _from_npz(path: Path, names: Sequence[str] = ()) -> _Parts:
     """x: (samples, *input), y: (samples,), and x_test, y_test of the same kind; a model of several
     inputs has them by their names: image, state, y, and image_test, state_test, y_test."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key.lower(): torch.from_numpy(file[key]) for key in file.files}
+        arrays = {key.lower(): torch.from_numpy(x) for key, x in read_arrays(path).items()}
     except Exception as error:
         raise UserError(f"--data {path} can't be read: {one_line(error)}") from error
     lower = [name.lower() for name in names]

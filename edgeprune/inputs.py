@@ -24,6 +24,7 @@ _DTYPES = {
     "bool": torch.bool,
 }
 _LIMIT = 2**31  # elements: 8 GB of floats
+_CONFIGURED = 2**26  # elements that a model may ask for by itself
 
 # Sizes tried for a first convolution, the usual first; classifiers with a fixed head accept one.
 _SIZES_1D = ((1024,), (256,), (128,), (512,), (16000,), (64,), (32,))
@@ -203,6 +204,11 @@ def _configured(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
         get: Callable[[str], Any] = config.get if isinstance(config, Mapping) else _getter(config)
         size = get("input_size")
         if isinstance(size, tuple | list) and all(isinstance(s, int) and s > 0 for s in size):
+            if math.prod(size) > _CONFIGURED:
+                raise UserError(
+                    f"the model's own {name} asks for an input of {'x'.join(map(str, size))}: "
+                    "give --input"
+                )
             yield ExampleInputs((_contents(InputSpec(None, (1, *size)), module),), {}), name
     for name in ("example_input_array", "dummy_inputs"):
         value = _attribute(module, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edgeprune.errors import UserError
 from edgeprune.importing import current_directory_importable, import_callable, one_line
 from edgeprune.loading.names import check_names
 from edgeprune.loading.program_schema import check_program
+from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.torchvision_operators import with_operators
 from edgeprune.trace import ExampleInputs, quiet
 from edgeprune.untrusted import harmless, only_weights, pickled_names
@@ -35,6 +37,10 @@ _OTHER_FORMATS = {
 _NESTED = ("state_dict", "model_state_dict", "model")
 # What DistributedDataParallel, torch.compile and Lightning put before the names.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+# torch stores records as they are: their sizes add up to the file's.
+_MOST_UNFOLDED, _UNFOLDED_ANYWAY = 20, 64e6
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,7 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     try:
         with path.open("rb") as file:
             start = file.read(4)
-        records = zipfile.ZipFile(path).namelist() if start[:2] == b"PK" else []
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path} is cut short or damaged ({error}): copy it again") from error
+        records = _records(path) if start[:2] == b"PK" else []
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     if not start:
@@ -106,33 +110,83 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         )
     if any("/models/" in r and r.endswith(".json") for r in records):
         return _from_program(path, trust)
-    content = _unpickle(path, trust, zipped=any(r.endswith("/data.pkl") for r in records))
-    return _from_content(path, content, arch)
+    zipped = any(r.endswith("/data.pkl") for r in records)
+    if not trust:
+        _ = _allowed(path, zipped)  # imports what it needs once, for the child too
+        _confined(path, lambda whole: _checked(_unpickle(whole, False, zipped)))
+    return _from_content(path, _unpickle(path, trust, zipped), arch)
 
 
-def _unpickle(path: Path, trust: bool, zipped: bool) -> Any:
-    """What torch.save wrote to `path`."""
-    if trust:
-        return _unpickle_trusted(path)
-    allowed: list[tuple[Any, str]] = []
+def _records(path: Path) -> list[str]:
+    """The names in a zip archive. Raises UserError for one that unfolds, as torch's own never do,
+    or that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except OSError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} is cut short or damaged ({one_line(error)}): copy it again"
+        ) from error
+    unfolded = sum(entry.file_size for entry in entries)
+    if unfolded > _MOST_UNFOLDED * path.stat().st_size + _UNFOLDED_ANYWAY:
+        raise UserError(
+            f"{path} unfolds into {unfolded / 1e9:.1f} GB, far more than its size: "
+            "it is damaged or made to do harm"
+        )
+    return [entry.filename for entry in entries]
+
+
+def _confined(path: Path, read: Callable[[Path], None]) -> None:
+    """Has a child process read the file first: what it can't bear, this process isn't given."""
+    whole = path.resolve()
+    bounds = Bounds.for_file(whole.stat().st_size)
+    confined(lambda: read(whole), str(path), bounds)
+
+
+def _checked(content: Any) -> None:
+    for module in _modules_in(content):
+        check_names(module)
+
+
+def _modules_in(content: Any) -> list[nn.Module]:
+    values = content.values() if isinstance(content, Mapping) else (content,)
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def _allowed(path: Path, zipped: bool) -> list[tuple[Any, str]]:
+    """The objects that a pickle names, each with its name. Raises UserError for any that isn't
+    known to be harmless."""
     try:
         names = (
             torch.serialization.get_unsafe_globals_in_checkpoint(path)
             if zipped
             else pickled_names(path)
         )
-        allowed = [(harmless(name), name) for name in names]
-        refused = sorted(name for found, name in allowed if found is None)
-        if refused:
-            more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-            raise UserError(
-                f"{path} names {', '.join(refused[:5])}{more}, not known to be harmless: "
-                "pass --trust if you trust its author (runs code from the file), "
-                "or give its state dict with --arch"
-            )
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    allowed = [(harmless(name), name) for name in names]
+    refused = sorted(name for found, name in allowed if found is None)
+    if refused:
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        raise UserError(
+            f"{path} names {', '.join(refused[:5])}{more}, not known to be harmless: "
+            "pass --trust if you trust its author (runs code from the file), "
+            "or give its state dict with --arch"
+        )
+    return allowed
+
+
+def _unpickle(path: Path, trust: bool, zipped: bool) -> Any:
+    """What torch.save wrote to `path`."""
+    if trust:
+        return _unpickle_trusted(path)
+    try:
+        allowed = _allowed(path, zipped)
         with torch.serialization.safe_globals(allowed), quiet():  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         if "GLOBAL" in str(error):
@@ -292,25 +346,9 @@ def _as_inputs(inputs: Any) -> ExampleInputs | None:
 
 
 def _from_program(path: Path, trust: bool) -> LoadedModel:
-    try:
-        if not trust:
-            reader: Any = torch._C.PyTorchFileReader(str(path))
-            records = reader.get_all_records()
-            check_program(
-                records, {r: reader.get_record(r) for r in records if r.endswith(".json")}
-            )
-        with quiet():
-            if trust:
-                program = torch.export.load(path)
-            else:
-                with only_weights():
-                    program = torch.export.load(path)
-            module = program.module(check_guards=False)
-    except UserError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    assert isinstance(module, GraphModule)
+    if not trust:
+        _confined(path, lambda whole: _checked(_program(whole, trust)[1]))
+    program, module = _program(path, trust)
     # torch.export forbids train() and eval() on what it captured; the flag itself is harmless.
     for method in ("train", "eval"):
         module.__dict__.pop(method, None)
@@ -324,6 +362,26 @@ def _from_program(path: Path, trust: bool) -> LoadedModel:
         inputs = inputs.map(lambda t: t[:1])
         remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
     return LoadedModel(module, path.stem, "program", inputs, remarks)
+
+
+def _program(path: Path, trust: bool) -> tuple[torch.export.ExportedProgram, GraphModule]:
+    """A program and the graph module that it makes, its document checked first."""
+    try:
+        if not trust:
+            reader: Any = torch._C.PyTorchFileReader(str(path))
+            records = reader.get_all_records()
+            check_program(
+                records, {r: reader.get_record(r) for r in records if r.endswith(".json")}
+            )
+        with quiet(), nullcontext() if trust else only_weights():
+            program = torch.export.load(path)
+            module = program.module(check_guards=False)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    assert isinstance(module, GraphModule)
+    return program, module
 
 
 def _batch_is_dynamic(program: torch.export.ExportedProgram) -> bool:

@@ -67,18 +67,18 @@ _UNPRICED = "Attention DeformConv If Loop Scan SequenceMap DFT STFT Det".split()
 _LARGEST_KEPT = 256  # larger weights stay out of shape inference: no shape is computed from them
 
 
-def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """Reads an ONNX file. Raises UserError where there is none."""
-    path = Path(path)
+def load_onnx(path: str | Path, name: str | None = None) -> onnx.ModelProto:
+    """Reads an ONNX file. Raises UserError where there is none. name: for errors."""
+    path, name = Path(path), name or str(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{name}: no such file")
     try:
         model = densified(onnx.load(str(path)))
         if not model.graph.node:
             raise ValueError("it has no nodes")
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        message = f"{path}: not an ONNX model ({first}); export one with edgeprune"
+        message = f"{name}: not an ONNX model ({first}); export one with edgeprune"
         raise UserError(message) from error
     return model
 

@@ -23,6 +23,8 @@ from edgeprune.errors import EdgePruneError
 
 FORMAT = 3
 
+_BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
 _CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits")
 _POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Resize")
@@ -106,7 +108,7 @@ def read_results(path: str | Path) -> Results:
         block = _block(networks.values())
         usual = float(np.median([line["reference_ms"] for line in networks.values()]))
         samples = tuple(_sample(name, line, block, usual) for name, line in networks.items())
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except _BROKEN as error:
         raise EdgePruneError(
             f"{path}: no results of export/microbench.py ({error}): measure again"
         ) from error

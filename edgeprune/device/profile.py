@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgeprune.budgets import Budgets, read_budgets
 from edgeprune.errors import UserError
+from edgeprune.loading.bounded import read_yaml
 from edgeprune.resources import profiles_folder
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ HOST = "host"
 _NINETY_PERCENT = 2.06
 
 _SUFFIXES = (".yaml", ".yml")
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -139,8 +140,8 @@ class Profile(_Frozen):
     """
 
     schema_version: Literal[1] = Field(alias="schema")
-    name: str = Field(min_length=1)
-    title: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=100)
+    title: str = Field(min_length=1, max_length=1000)
     processor: Literal["cpu", "gpu"]
     runtime: Literal["tensorrt", "onnxruntime"]
     precision: Literal["fp32", "fp16"]
@@ -160,6 +161,13 @@ class Profile(_Frozen):
     memory: Memory | None = None
     calibration: Calibration | None = None
     tables: str | None = Field(default=None, repr=False)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w .+-]*", name):
+            raise ValueError("must be letters, digits and . + -: the results' folder bears it")
+        return name
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -269,10 +277,12 @@ def parse_profile(data: Any, origin: str) -> Profile:
 
 def _read(path: Path) -> Profile:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        data = read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
         raise UserError(f"cannot read profile {path}: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a profile: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

@@ -28,6 +28,8 @@ Columns = list[Array]
 
 #: Raise it when features or baselines change: tables of another version can't be read.
 VERSION = 3
+_BROKEN = (LookupError, ValueError, TypeError, AttributeError, RecursionError, zlib.error)
+_LARGEST = 256_000_000  # bytes of tables, unpacked
 
 #: How dear activations are inside a convolution; the others are nearly free.
 _ACTIVATION_COST = {"HardSigmoid": 1.0, "Sigmoid": 2.0, "Tanh": 2.0}
@@ -187,12 +189,12 @@ class Tables:
     def parse(text: str) -> Tables:
         """What `dump` wrote. Raises EdgePruneError for anything else."""
         try:
-            data = json.loads(zlib.decompress(base64.b85decode(text)))
+            data = json.loads(_unpacked(base64.b85decode(text)))
             if data["version"] != VERSION:
                 raise ValueError(f"version {data['version']}, expected {VERSION}")
             tables = {name: _table(entry) for name, entry in data["tables"].items()}
             return Tables(tables, int(data["block"]))
-        except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        except _BROKEN as error:
             raise EdgePruneError(
                 f"the profile's tables can't be read ({error}): calibrate again"
             ) from error
@@ -209,6 +211,15 @@ _FIELDS = {
 
 def _packed(array: NDArray[Any]) -> dict[str, Any]:
     return {"shape": array.shape, "data": base64.b85encode(array.tobytes()).decode()}
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Decompressed, up to as much as tables ever are."""
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(data, _LARGEST)
+    if not unpacker.eof:
+        raise ValueError("cut short, or larger than tables are")
+    return text
 
 
 def _table(entry: Mapping[str, Any]) -> Table:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import UserError
+from edgeprune.loading.bounded import read_arrays
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,8 @@ class Masks:
     def load(path: str | Path) -> Masks:
         """The inverse of `save`. Raises UserError for a file that isn't one."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                kept = {name: torch.from_numpy(file[name]) for name in file.files}
-        except (OSError, ValueError, AttributeError) as error:
+            kept = {n: torch.from_numpy(x) for n, x in read_arrays(Path(path)).items()}
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: not a file of masks ({error}): give a masks.npz") from error
         if any(mask.dtype is not torch.bool for mask in kept.values()):
             raise UserError(f"{path}: not a file of masks (not boolean): give a masks.npz")

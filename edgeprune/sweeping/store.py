@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeprune.coupling import Coupling
 from edgeprune.errors import UserError
+from edgeprune.loading.bounded import read_arrays
 from edgeprune.output import RESULTS, publish
 from edgeprune.report import Figures, Report
 from edgeprune.scoring import Scores
@@ -166,11 +167,11 @@ def _write_scores(scores: Scores, path: Path) -> None:
 
 
 def _read_scores(path: Path) -> Scores:
-    with np.load(path, allow_pickle=False) as file:
-        count = sum(name.startswith("curve_") for name in file.files)
-        return Scores(
-            str(file["criterion"]),
-            tuple(file[f"importance_{i}"] for i in range(count)),
-            tuple(file[f"curve_{i}"] for i in range(count)),
-            tuple(float(x) for x in file["branches"]),
-        )
+    file = read_arrays(path)
+    count = sum(name.startswith("curve_") for name in file)
+    return Scores(
+        str(file["criterion"]),
+        tuple(file[f"importance_{i}"] for i in range(count)),
+        tuple(file[f"curve_{i}"] for i in range(count)),
+        tuple(float(x) for x in file["branches"]),
+    )
