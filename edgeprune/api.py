@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,14 @@ from edgeprune.inputs import check_inputs
 from edgeprune.output import MASKS, RESULTS, publish
 from edgeprune.pipeline import Outcome, run
 from edgeprune.report import Report, write_html
+from edgeprune.scratch import clear_away, scratch_folder
 from edgeprune.sentence import Requirements, understand
 from edgeprune.settings import MIN_AGREEMENT, Settings
 from edgeprune.sparse.masks import Masks
 from edgeprune.steps import Listener, Steps
 from edgeprune.task import Loss, Metric, Task, check_teachable
 from edgeprune.trace import ExampleInputs, trace
+from edgeprune.training.seeds import random_state_kept
 from edgeprune.validate import validate
 
 
@@ -74,8 +75,7 @@ class Result:
             self.graph_module.train(training)
 
     def _export(self, target: Path) -> Path:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
+        with scratch_folder() as folder:
             made = export(
                 self.graph_module,
                 self._example_inputs,
@@ -99,6 +99,7 @@ class Result:
         return target
 
 
+@random_state_kept()
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -209,9 +210,9 @@ def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
     Under torchrun the first process writes.
     """
     check_teachable(task)
-    torch.manual_seed(task.settings.seed)
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-        folder = Path(scratch)
+    clear_away()
+    with scratch_folder() as folder:
+        torch.manual_seed(task.settings.seed)
         outcome = run(task, folder, steps)
         if target is None or not ranks.is_first():
             return outcome
@@ -241,6 +242,7 @@ def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     return replace(outcome, report=report)
 
 
+@random_state_kept()
 def couple(model: nn.Module, example_inputs: Any) -> Coupling:
     """The dependency graph alone: groups, removable branches, what is frozen and by which op."""
     inputs = check_inputs(model, as_example_inputs(example_inputs))

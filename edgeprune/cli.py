@@ -442,7 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
     except EdgePruneError as error:
         return error.exit_code if error.told_elsewhere else _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted, nothing was written", 130)
+        return _fail(_interrupted(), 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -455,6 +455,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         first = next(iter(str(error).splitlines()), "")
         return _fail(f"internal error: {type(error).__name__}: {first} (--debug shows where)", 1)
+
+
+def _interrupted() -> str:
+    from edgeprune.output import published
+
+    if not published:
+        return "interrupted, nothing was written"
+    return f"interrupted, {' and '.join(map(str, published))} had been written"
 
 
 def _fail(message: str, code: int) -> int:

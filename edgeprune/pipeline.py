@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.fx import GraphModule
 
@@ -24,7 +23,8 @@ from edgeprune.fitting import Fitting
 from edgeprune.heap import keep_freed_memory
 from edgeprune.linear.mosaics import takes_pictures, with_mosaics
 from edgeprune.linear.samples import Samples
-from edgeprune.output import MASKS
+from edgeprune.output import MASKS, RESULTS
+from edgeprune.program_file import save_program
 from edgeprune.ranks import from_first
 from edgeprune.report import Report
 from edgeprune.reporting import build_report
@@ -38,7 +38,7 @@ from edgeprune.synthetic import MadeUp, made_up
 from edgeprune.task import Task
 from edgeprune.trace import TracedModel, trace
 from edgeprune.training.seeds import random_state_kept, seed_epoch
-from edgeprune.validate import Validation, validate
+from edgeprune.validate import TOLERANCE, Validation, cases_for, validate
 from edgeprune.writeback import WrittenBack, write_back
 
 
@@ -195,7 +195,13 @@ def _finished(
     _check_proofs(best, validation)
     with steps.step("write back"):
         written = _written_back(task, traced, coupling, best)
-        torch.export.save(best.exported.program, folder / "pruned.pt2")
+        save_program(
+            best.exported.program,
+            folder / RESULTS["program"],
+            best.module,
+            cases_for(traced.example_inputs, traced.dynamic_batch, task.settings.seed)[:2],
+            TOLERANCE,
+        )
     report = build_report(task, traced, coupling, fitting, best, validation, written, steps)
     return _outcome(best, written, report, traced.dynamic_batch)
 

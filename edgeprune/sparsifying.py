@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from edgeprune.carrying import Candidate, Carrying, StepRecord
 from edgeprune.costs import Cost, count_parameters, predicted
@@ -26,7 +24,7 @@ from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.export import Exported
 from edgeprune.linear.samples import Samples
 from edgeprune.linear.yardstick import Found
-from edgeprune.oracle import SurgeryProof, difference
+from edgeprune.oracle import SurgeryProof
 from edgeprune.plan import Plan
 from edgeprune.ranks import from_first
 from edgeprune.recover import Recovery, share_of_epochs
@@ -35,6 +33,7 @@ from edgeprune.scoring.elements import prunable_weights, score_elements
 from edgeprune.solve import Solution
 from edgeprune.sparse.masks import Masks
 from edgeprune.sparse.pattern import Pattern
+from edgeprune.sparse.proof import prove_zeroed
 from edgeprune.sparse.select import select
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -127,9 +126,15 @@ class Sparsifying(Carrying):
             pattern = self._pattern.eased(share)
             masks = select(scores, self._input_dims, pattern, count, generator)
         with self._steps.step("zero"):
-            original = {name: module.get_parameter(name).detach().clone() for name in masks.kept}
+            reference = before.module if before else self._traced.graph_module
             masks.apply(module)
-            proof = self._proof(original, masks, module)
+            proof = prove_zeroed(reference, masks, module, self._traced.example_inputs)
+            if not proof.passed:
+                raise EdgePruneError(
+                    f"the model with weights zeroed is off by {proof.max_rel_error:.1e} from the "
+                    "one before times the masks: a bug in edgeprune, nothing was written (please "
+                    "report the model)"
+                )
         made = Zeroed(module, masks, _lost(scores, masks), proof)
         return self._mended(made, share_of_epochs(settings.epochs, settings.steps, number))
 
@@ -155,20 +160,6 @@ class Sparsifying(Carrying):
             return self._batches(self._task.data.train)
         samples = self._samples
         return None if samples is None else [tuple(call.tensors) for call in samples.fit]
-
-    def _proof(
-        self, original: dict[str, Tensor], masks: Masks, module: GraphModule
-    ) -> SurgeryProof:
-        """The zeroed graph against the one before, its weights times the masks."""
-        inputs = self._traced.example_inputs
-        silenced = {name: weight * masks.kept[name] for name, weight in original.items()}
-        with torch.no_grad():
-            whole = self._traced.graph_module if not self._history else module
-            state = {**dict(module.state_dict()), **silenced}
-            want = functional_call(whole, state, inputs.args, dict(inputs.kwargs))
-            got = module(*inputs.args, **inputs.kwargs)
-        absolute, relative = difference(pytree.tree_leaves(got), pytree.tree_leaves(want))
-        return SurgeryProof(absolute, relative, True)
 
     def _mended(self, made: Zeroed, epochs: int) -> Zeroed:
         """With its accuracy won back where there are samples; the zeros stay."""

@@ -49,7 +49,7 @@ def validate(
     """
     cases: dict[str, Any] = {}
     samples = 0
-    for i, inputs in enumerate(_cases(example_inputs, dynamic_batch, seed)):
+    for i, inputs in enumerate(cases_for(example_inputs, dynamic_batch, seed)):
         samples += inputs.batch or 1
         with torch.no_grad():
             outputs = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
@@ -70,7 +70,8 @@ def validate(
     )
 
 
-def _cases(inputs: ExampleInputs, dynamic_batch: bool, seed: int) -> list[ExampleInputs]:
+def cases_for(inputs: ExampleInputs, dynamic_batch: bool, seed: int) -> list[ExampleInputs]:
+    """The example inputs and four random batches."""
     generator = torch.Generator().manual_seed(seed)
     batch = inputs.batch or 1
     sizes = range(1, _RANDOM_BATCHES + 1) if dynamic_batch else [batch] * _RANDOM_BATCHES

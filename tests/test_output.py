@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeprune import output
 from edgeprune.errors import UserError
 from edgeprune.output import FILES, RESULTS, check_target, publish
+from edgeprune.scratch import clear_away, scratch_folder
 
 
 @pytest.fixture
@@ -74,8 +77,9 @@ def test_failure_while_publishing_leaves_older_results(
     if breaks_at == "copyfile":
         monkeypatch.setattr("shutil.copyfile", failing_copy)
     else:
+        monkeypatch.setattr(output, "_exchange", lambda *_: False)
         monkeypatch.setattr("os.rename", failing_rename)
-    with pytest.raises((OSError, KeyboardInterrupt)):
+    with pytest.raises((UserError, KeyboardInterrupt)):
         publish(work, target)
     assert os.listdir(target.parent) == ["out"]
     assert {p.read_text() for p in target.iterdir()} == {"old"}
@@ -116,3 +120,99 @@ def test_folder_that_can_not_be_written_is_refused(
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     with pytest.raises(UserError, match="can't be written"):
         check_target(tmp_path / "out")
+
+
+def test_a_link_to_a_folder_stays_one(work: Path, tmp_path: Path) -> None:
+    real = older(tmp_path / "real" / "out")
+    (tmp_path / "link").symlink_to(real)
+    publish(work, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert listing(real) == sorted(RESULTS.values())
+    assert os.listdir(real.parent) == ["out"]
+
+
+def test_what_can_t_become_results_is_refused_before_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    older(tmp_path / "odd")
+    (tmp_path / "odd" / "model.onnx").unlink()
+    (tmp_path / "odd" / "model.onnx").mkdir()  # somebody's folder, by the name of a result
+    for target, words in (
+        (tmp_path / "dangling", "link to nothing"),
+        (tmp_path / ("x" * 300), "too long"),
+        (Path("/"), "as a whole"),
+        (tmp_path / "odd", "holds other files"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_target(target)
+    assert (tmp_path / "odd" / "model.onnx").is_dir()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_older_result(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = older(tmp_path / "here" / "out")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(UserError, match="No space left"):
+        publish(work, target)
+    assert listing(target) == sorted(FILES) and os.listdir(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_kill_at_any_moment_loses_nothing(
+    exchanges: bool, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process dies at each system call in turn that moves something; the next run finds all of
+    the old result or all of the new one."""
+    for moment in range(12):
+        target = older(tmp_path / str(moment) / "out")
+        pid = os.fork()
+        if pid == 0:
+            left = [moment]
+
+            def dying(function: Any, left: list[int] = left) -> Any:
+                def call(*arguments: Any, **options: Any) -> Any:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os._exit(9)
+                    return function(*arguments, **options)
+
+                return call
+
+            for module, name in (("os", "rename"), ("shutil", "copyfile"), ("shutil", "rmtree")):
+                found = __import__(module)
+                setattr(found, name, dying(getattr(found, name)))
+            if not exchanges:
+                output._exchange = lambda *_: False  # type: ignore[assignment]
+            publish(work, target)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        check_target(target)
+        texts = {p.read_text().split()[0] for p in target.iterdir()}
+        whole = sorted(FILES) if texts == {"old"} else sorted(RESULTS.values())
+        assert listing(target) == whole and len(texts) == 1, moment
+
+
+def test_what_killed_runs_left_is_cleared_away(tmp_path: Path) -> None:
+    left, alive, young = (tmp_path / f"edgeprune-work-{n}" for n in ("left", "alive", "young"))
+    for folder in (left, alive, young):
+        folder.mkdir()
+        (folder / "big").write_text("x")
+    lock = os.open(alive, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for folder in (left, alive):
+        os.utime(folder, (1e9, 1e9))
+    (tmp_path / "edgeprune-work-link").symlink_to(tmp_path / "other")
+    clear_away(tmp_path)
+    assert not left.exists() and alive.exists() and young.exists()
+    os.close(lock)
+    clear_away(tmp_path)
+    assert not alive.exists()
+    with scratch_folder(tmp_path) as folder:
+        os.utime(folder, (1e9, 1e9))
+        clear_away(tmp_path)
+        assert folder.is_dir()
+    assert not folder.exists()

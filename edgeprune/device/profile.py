@@ -165,8 +165,8 @@ class Profile(_Frozen):
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"\w[\w .+-]*", name):
-            raise ValueError("must be letters, digits and . + -: the results' folder bears it")
+        if not re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*", name):
+            raise ValueError("must name a folder: no / or \\, no dot at the start, one line")
         return name
 
     @field_validator("budgets", mode="before")

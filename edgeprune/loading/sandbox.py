@@ -19,7 +19,6 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UserError
+from edgeprune.scratch import scratch_folder
 
 _CLONE_NEWNET = 0x40000000
 _LONGEST_ANSWER = 64_000_000
@@ -55,14 +55,14 @@ def confined(function: Callable[[], Any], what: str, bounds: Bounds) -> Any:
     """
     if not sys.platform.startswith("linux"):
         return json.loads(json.dumps(function()))
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as folder:
+    with scratch_folder() as folder:
         reading, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
-            _child(function, writing, bounds, folder)
+            _child(function, writing, bounds, str(folder))
         os.close(writing)
         try:
             text = _answer(reading, time.monotonic() + _WAITS * bounds.seconds)
@@ -145,6 +145,8 @@ def _confine(bounds: Bounds, folder: str) -> None:
     import resource
 
     faulthandler.disable()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)
     os.chdir(folder)
     for number in (1, 2):  # nothing that a library prints about the file is for the user
         with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from edgeprune.steps import Listener
 from edgeprune.sweeping.curve import Asked, Curve
 from edgeprune.sweeping.model import Row, Sweep
 from edgeprune.task import Loss, Metric, Task
+from edgeprune.training.seeds import random_state_kept
 
 #: Settings want a budget, and each point sets its own latency in the place of this one.
 SOME_LATENCY = Budgets(latency_ms=1.0)
@@ -67,6 +68,7 @@ class _Objects:
         return self.whole
 
 
+@random_state_kept()
 def sweep(
     model: nn.Module,
     example_inputs: Any,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,7 @@ from edgeprune import __version__
 from edgeprune.device.profile import HOST
 from edgeprune.errors import UserError
 from edgeprune.ranks import check_alone
+from edgeprune.scratch import scratch_folder
 from edgeprune.steps import Listener, Steps
 from edgeprune.sweeping.model import Row, Sweep
 from edgeprune.sweeping.point import Answer, Job, Source, explained, fit_point, work
@@ -119,8 +119,8 @@ class Curve:
     def _one_by_one(self, missing: list[float], steps: Steps, listener: Listener | None) -> None:
         for share in missing:
             self._tell(steps, f"{share:.2f} under way")
-            with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-                folder, target = Path(scratch), self.store.point(share)
+            with scratch_folder() as scratch:
+                folder, target = scratch, self.store.point(share)
                 try:
                     fit_point(
                         self.start.task,
@@ -172,10 +172,10 @@ class Curve:
             )
 
     def _receive(self, share: float, answer: Answer) -> None:
-        with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+        with scratch_folder() as scratch:
             for name, content in answer.files.items():
-                (Path(scratch) / name).write_bytes(content)
-            self.store.add(share, Path(scratch))
+                (scratch / name).write_bytes(content)
+            self.store.add(share, scratch)
 
     def _tell(self, steps: Steps, words: str) -> None:
         done, total = self.done, len(self.shares)

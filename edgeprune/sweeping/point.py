@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import pickle
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from edgeprune.importing import one_line
 from edgeprune.output import FILES
 from edgeprune.pipeline import Prepared, fit, made_for, samples_for
 from edgeprune.scoring import Scores
+from edgeprune.scratch import scratch_folder
 from edgeprune.steps import Steps
 from edgeprune.sweeping.identity import differences, fingerprint
 from edgeprune.sweeping.preparing import coupled_again, traced_again, without_latency
@@ -107,8 +107,8 @@ def work(job: Job) -> Answer:
 
 def _worked(job: Job) -> Answer:
     task, prepared = _loaded(job)
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as scratch:
+        folder = scratch
         fit_point(task, prepared, job.latency_ms, folder, job.target, Steps())
         present = [name for name in FILES if (folder / name).is_file()]
         return Answer({name: (folder / name).read_bytes() for name in present})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -16,6 +14,7 @@ from edgeprune.export import export
 from edgeprune.measuring import Here
 from edgeprune.pipeline import Prepared, made_for, prepare, samples_for
 from edgeprune.report import Figures
+from edgeprune.scratch import scratch_folder
 from edgeprune.solve import Problem
 from edgeprune.steps import Steps
 from edgeprune.sweeping.identity import fingerprint
@@ -77,13 +76,13 @@ def _baseline(task: Task, prepared: Prepared, steps: Steps) -> Figures:
     """What the model costs as it is; its metric comes with the first point's report."""
     traced, profile = prepared.traced, task.settings.profile
     parameters = count_parameters(traced.graph_module)
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+    with scratch_folder() as scratch:
         with steps.step("export baseline"):
             exported = export(
                 traced.graph_module,
                 traced.example_inputs,
                 traced.dynamic_batch,
-                Path(scratch) / "model.onnx",
+                scratch / "model.onnx",
                 {},
             )
         with steps.step("price"):

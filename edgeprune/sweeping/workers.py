@@ -14,6 +14,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 
 from edgeprune.errors import UserError
+from edgeprune.scratch import scratch_folder
 
 _CONNECT_SECONDS = 10
 
@@ -38,9 +39,9 @@ def check_cluster(address: str) -> None:
 def _processes(jobs: int) -> Iterator[Executor]:
     """Fresh processes: a fork would inherit the locks of torch's threads."""
     before = set(multiprocessing.active_children())
-    with tempfile.TemporaryDirectory(prefix="edgeprune-") as scratch:
+    with scratch_folder() as scratch:
         pool = ProcessPoolExecutor(
-            jobs, multiprocessing.get_context("spawn"), _begin_worker, (scratch,)
+            jobs, multiprocessing.get_context("spawn"), _begin_worker, (str(scratch),)
         )
         try:
             yield pool
