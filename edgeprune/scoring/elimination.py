@@ -63,14 +63,27 @@ def eliminate(readers: Sequence[Reader], size: int) -> Elimination:
     return Elimination(np.concatenate(order), np.clip(lost, 0.0, 1.0))
 
 
+def _damped(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """A covariance (inputs, inputs) that can be inverted, and its Cholesky factor: damped a little,
+    or as much as it takes where inputs hardly vary; where they are no numbers, all count alike."""
+    unit = torch.eye(len(covariance), dtype=torch.double)
+    variance = covariance.diagonal().mean().clamp(min=1e-12)
+    damping = _DAMPING
+    while damping < 1 and bool(covariance.isfinite().all()):
+        damped = covariance + damping * variance * unit
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return damped, factor
+        damping *= 10
+    return unit, unit
+
+
 class _State:
     """One reader's weights and inverse covariance while inputs go."""
 
     def __init__(self, reader: Reader, size: int) -> None:
-        covariance = reader.covariance.double()
-        variance = covariance.diagonal().mean().clamp(min=1e-12)
-        damped = covariance + _DAMPING * variance * torch.eye(len(covariance), dtype=torch.double)
-        self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        damped, factor = _damped(reader.covariance.double())
+        self._inverse = torch.cholesky_inverse(factor)
         self._weights = reader.weights.double().clone()
         self._unit = reader.unit
         self._scale = float(((self._weights @ damped) * self._weights).sum().clamp(min=1e-30))

@@ -66,3 +66,16 @@ def test_a_large_group_goes_several_at_a_time_and_its_losses_rise() -> None:
     assert set(found.order[:100].tolist()) == set(range(100))
     assert (np.diff(found.lost) <= 1e-9).all()
     assert found.lost[200] == 0 and found.lost[0] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "covariance", [torch.zeros(6, 6), -torch.ones(6, 6), torch.nan * torch.ones(6, 6)]
+)
+def test_inputs_that_tell_nothing_end_no_run(covariance: torch.Tensor) -> None:
+    """Constant calibration images, or such as aren't numbers, leave weights to go by."""
+    weights = torch.diag(torch.arange(1.0, 7.0))
+    found = eliminate([Reader(weights, covariance, np.arange(6))], 6)
+    assert sorted(found.order.tolist()) == list(range(6))
+    assert np.isfinite(found.lost).all()
+    if not covariance.any() or covariance.isnan().all():
+        assert found.order[0] == 0  # the lightest goes first
