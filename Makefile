@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PYTHON := $(shell command -v python3.11 || command -v python3)
 CODE := $(wildcard edgeprune tests benchmarks export examples)
 
-.PHONY: demo test lint bench-env clean .venv
+.PHONY: demo test lint soak bench-env clean .venv
 
 .venv: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: $(STAMP)
 # A file's tests stay together: they share what they set up. One thread each, or they fight for cores.
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Hostile and broken files, resumable: about 15 minutes on one core.
+soak: $(STAMP)
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/soak.py --json soak.json
 
 # Some without their dependencies, which would put another torch in place or disagree: pip complains
 # of them, the models that the benchmarks build work.

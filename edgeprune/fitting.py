@@ -155,11 +155,12 @@ class Fitting(Carrying):
         whole = self._problem.costs(self._problem.full)["latency_ms"]
         low, high = self._problem.reachable().costs["latency_ms"] / whole, 1.0
         allowed, best, beyond = self._settings.max_drop, None, ""
-        for _ in range(_TRIALS):
+        for number in range(1, _TRIALS + 1):
             share = (low + high) / 2
             limits = replace(self._aim.limits(), latency_ms=share * whole)
             draft = self._draft(self._problem, self._solve(self._problem, limits, None))
-            draft = self._mended(draft, None, self._settings.epochs)
+            epochs = share_of_epochs(self._settings.epochs, _TRIALS, number)  # they are "in all"
+            draft = self._mended(draft, None, epochs)
             drop = self._drop(draft.metric)
             if drop <= (allowed or 0.0):
                 best, high = draft, share

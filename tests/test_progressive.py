@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune import Budgets
+from edgeprune.carrying import Carrying
 from edgeprune.errors import UserError
 from edgeprune.recover import share_of_epochs
 from tests.colours import image, trained
@@ -70,6 +71,20 @@ def test_a_drop_within_the_limit_stands(task: tuple[nn.Module, tuple[Any, Any]])
     report = pruned(task, rate=0.5, max_drop=40.0).report
     assert report["rate"]["achieved"] >= 0.5 and not report["warnings"]
     assert len(report["history"]) == 4  # the steps at which it could have stopped
+
+
+def test_max_drop_alone_trains_the_epochs_in_all(
+    task: tuple[nn.Module, tuple[Any, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+
+    def counts(_: Any, module: nn.Module, plan: Any, epochs: int, *rest: Any) -> tuple[str, ...]:
+        trained.append(epochs)
+        return ()
+
+    monkeypatch.setattr(Carrying, "_tuned", counts)
+    pruned(task, max_drop=90.0, epochs=7)
+    assert 0 < sum(trained) <= 7
 
 
 def test_max_drop_alone_seeks_the_fastest(task: tuple[nn.Module, tuple[Any, Any]]) -> None:

@@ -243,16 +243,29 @@ def test_same_words_again_make_nothing_anew(
     assert (mine / "sweep.csv").read_text() == before and times(mine) == made
 
 
+@pytest.mark.parametrize("file", ["report.json", "model.onnx", "pruned.pt2"])
 def test_damaged_point_alone_is_made_again_and_comes_out_the_same(
-    place: Path, words: tuple[str, ...], mine: Path
+    place: Path, words: tuple[str, ...], mine: Path, file: str
 ) -> None:
     before, plans, made = rows(mine), widths(mine), times(mine)
-    (mine / "points" / "0.55" / "report.json").write_text("{")
+    damaged = bytearray((mine / "points" / "0.55" / file).read_bytes())
+    damaged[len(damaged) // 2] ^= 1  # one bit
+    (mine / "points" / "0.55" / file).write_bytes(damaged)
     assert main([*words, "--data", str(place / "data.npz"), "-o", str(mine), "-q"]) == 0
     assert widths(mine) == plans
     for old, new in zip(before, rows(mine), strict=True):
         assert {**old, "gap": ""} == {**new, "gap": ""}
     assert sorted(name for name in made if times(mine)[name] == made[name]) == ["0.20", "0.90"]
+
+
+def test_damaged_scores_are_said(
+    place: Path, words: tuple[str, ...], mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (mine / "scores.npz").open("r+b") as file:
+        file.seek(200)
+        file.write(b"\0\1\2")
+    assert main([*words, "--data", str(place / "data.npz"), "-o", str(mine), "-q"]) == 2
+    assert "scores.npz is damaged: --fresh" in capsys.readouterr().err
 
 
 def test_killed_sweep_goes_on_where_it_was(

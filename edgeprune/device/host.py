@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
 import yaml
 
+from edgeprune.cache import CACHE_VARIABLE, cache_folder
 from edgeprune.device.calibration import FIT_VERSION, fit
 from edgeprune.device.observations import Results, read_results
 from edgeprune.device.profile import HOST, SCHEMA, Profile, load_profile
@@ -26,7 +26,6 @@ from edgeprune.resources import export_folder
 from edgeprune.whole_file import whole_file
 
 #: Overrides the folder in which the profile `host` is kept.
-CACHE_VARIABLE = "EDGEPRUNE_CACHE"
 
 #: Overrides the number of threads that this machine is measured with.
 THREADS_VARIABLE = "EDGEPRUNE_THREADS"
@@ -161,8 +160,7 @@ def cache_path(threads: int) -> Path:
     """Where this machine's profile is kept: by processor, onnxruntime, threads and versions."""
     key = (_cpu_identity(), _version("onnxruntime"), threads, SCHEMA, _version("edgeprune"))
     digest = hashlib.sha256(repr((*key, FIT_VERSION)).encode()).hexdigest()[:16]
-    folder = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("edgeprune")
-    return Path(folder).expanduser() / f"{HOST}-{digest}.yaml"
+    return cache_folder() / f"{HOST}-{digest}.yaml"
 
 
 def host_threads() -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from torch.fx import GraphModule
 
+from edgeprune.cache import cache_folder
 from edgeprune.coupling import Coupling
 from edgeprune.data import Data
 from edgeprune.plan import Plan
@@ -71,7 +72,8 @@ def tune(
         masks=masks,
         features=taught_features(traced, module, coupling, plan),
     )
-    checkpoint.unlink(missing_ok=True)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     resumed = f", taken up after epoch {done.resumed_at}" if done.resumed_at else ""
     words = f"fine-tuned for {done.epochs} epochs{resumed}"
     if done.losses:
@@ -83,12 +85,15 @@ def _scale(error: float) -> float:
     return min(max(error / _FULL_RATE_ERROR, _GENTLEST), 1.0)
 
 
-def _checkpoint(settings: Settings, plan: Plan, epochs: int, masks: Masks | None) -> Path:
-    """A file of its own for each plan."""
+def _checkpoint(settings: Settings, plan: Plan, epochs: int, masks: Masks | None) -> Path | None:
+    """A file of its own for each plan; None where there is no place for it."""
     parts = [k.tobytes() for k in plan.keep]
     parts += [mask.numpy().tobytes() for mask in (masks.kept.values() if masks else ())]
     parts += [repr((sorted(plan.removed_branches), epochs, settings.seed)).encode()]
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-    folder = Path(platformdirs.user_cache_dir("edgeprune")) / "training"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{key}.pt"
+    folder = cache_folder() / "training"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that can't be written to: an interrupted run begins anew
+        return None
+    return folder / f"{key}.pt" if os.access(folder, os.W_OK) else None

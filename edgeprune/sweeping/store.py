@@ -3,11 +3,13 @@
 prepared.json   what the points depend on, and the unpruned model's cost
 scores.npz      the scores, which take longest to make
 points/0.60/    a point: what `edgeprune prune` writes
+sums.json       the SHA-256 of each of these files: what differs from it is made again
 sweep.csv, sweep.json, sweep.html
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgeprune.cache import sha256
 from edgeprune.coupling import Coupling
 from edgeprune.errors import UserError
 from edgeprune.loading.bounded import read_arrays
@@ -30,7 +33,8 @@ from edgeprune.sweeping.page import write_page
 
 _PREPARED, _SCORES, _POINTS = "prepared.json", "scores.npz", "points"
 _CURVE = ("sweep.csv", "sweep.json", "sweep.html")
-_FILES = (*_CURVE, _PREPARED, _SCORES, _POINTS)
+_SUMS = "sums.json"
+_FILES = (*_CURVE, _PREPARED, _SCORES, _POINTS, _SUMS)
 
 
 class Known(BaseModel):
@@ -92,16 +96,19 @@ class Store:
     def keep(self, known: Known, scores: Scores) -> None:
         """Begins a sweep; an older one is removed."""
         shutil.rmtree(self.folder / _POINTS, ignore_errors=True)
-        for name in (*_CURVE, _PREPARED, _SCORES):
+        for name in (*_CURVE, _PREPARED, _SCORES, _SUMS):
             (self.folder / name).unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._replace(_SCORES, lambda path: _write_scores(scores, path))
+        self._note(_SCORES)
         text = known.model_dump_json(indent=2) + "\n"
         self._replace(_PREPARED, lambda path: path.write_text(text, encoding="utf-8"))
 
     def scores(self, coupling: Coupling) -> Scores:
         """The scores of the sweep that is here. Raises UserError where they are damaged."""
         path = self.folder / _SCORES
+        if not self._is_whole(_SCORES):
+            raise UserError(f"{path} is damaged: --fresh begins the sweep anew")
         try:
             scores = _read_scores(path)
         except (OSError, KeyError, ValueError) as error:
@@ -127,8 +134,9 @@ class Store:
     def report(self, share: float) -> Report | None:
         """The report of a point that is there."""
         folder = self.point(share)
-        if not all((folder / name).is_file() for name in RESULTS.values()):
-            return None
+        names = [str(Path(_POINTS, folder.name, name)) for name in RESULTS.values()]
+        if not all(self._is_whole(name) for name in names):
+            return None  # not there, or damaged: it is made again
         try:
             return Report.from_json((folder / "report.json").read_bytes())
         except UserError:
@@ -136,13 +144,31 @@ class Store:
 
     def add(self, share: float, work: Path) -> None:
         """Moves a point's results here, at once."""
-        publish(work, self.point(share))
+        folder = self.point(share)
+        publish(work, folder)
+        self._note(*(str(Path(_POINTS, folder.name, f.name)) for f in folder.iterdir()))
 
     def write(self, sweep: Sweep) -> None:
         """Writes sweep.csv, sweep.json and sweep.html, each at once."""
         self._replace("sweep.csv", lambda path: path.write_text(sweep.to_csv(), encoding="utf-8"))
         self._replace("sweep.json", lambda path: path.write_text(sweep.to_json(), encoding="utf-8"))
         self._replace("sweep.html", lambda path: write_page(sweep, path))
+
+    def _sums(self) -> dict[str, str]:
+        try:
+            found = json.loads((self.folder / _SUMS).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _note(self, *names: str) -> None:
+        """Keeps what files here are like by now."""
+        text = json.dumps({**self._sums(), **{n: sha256(self.folder / n) for n in names}}, indent=1)
+        self._replace(_SUMS, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _is_whole(self, name: str) -> bool:
+        path = self.folder / name
+        return path.is_file() and self._sums().get(name) == sha256(path)
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Whoever reads the file sees the old one or the new one."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import math
 import zlib
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _VERSION = 1
+_DIGEST = 32  # bytes at the start of a file: its content's SHA-256
 
 
 def identity(student: GraphModule, recipe: Recipe, **others: Any) -> dict[str, Any]:
@@ -53,8 +56,12 @@ class Checkpoint:
         if fabric.is_global_zero:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
+                buffer = io.BytesIO()
+                torch.save({"identity": self._identity, **state}, buffer)
+                content = buffer.getvalue()
                 with whole_file(self._path) as file:
-                    torch.save({"identity": self._identity, **state}, file)
+                    file.write(hashlib.sha256(content).digest())
+                    file.write(content)
             except OSError as error:
                 raise UserError(
                     f"checkpoint {self._path} can't be written: {one_line(error)}"
@@ -73,7 +80,11 @@ class Checkpoint:
         if not path.exists():
             return None, ""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content = path.read_bytes()
+            digest, content = content[:_DIGEST], content[_DIGEST:]
+            if hashlib.sha256(content).digest() != digest:
+                return None, f"checkpoint {path} ignored, it can't be read: damaged"
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             found = state.pop("identity")
         except Exception as error:
             return None, f"checkpoint {path} ignored, it can't be read: {one_line(error)}"

@@ -114,3 +114,13 @@ def test_a_lower_rate_is_kept_over_an_interruption(tmp_path: Path) -> None:
     done = run(case(), path, recipe, loss=loss)
     assert done.resumed_at == 1
     assert done.learning_rate == pytest.approx(0.001)
+
+
+def test_a_bit_that_flipped_is_seen(tmp_path: Path) -> None:
+    interrupt(case(), tmp_path / "run.pt", 3)
+    content = bytearray((tmp_path / "run.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "run.pt").write_bytes(content)
+    done = run(case(), tmp_path / "run.pt", Recipe(epochs=1))
+    assert not done.resumed_at
+    assert any("damaged" in remark for remark in done.remarks)
