@@ -99,22 +99,42 @@ def read_results(path: str | Path) -> Results:
     """
     try:
         lines = [json.loads(text) for text in _lines(Path(path).read_text(encoding="utf-8"))]
-        header = lines[0]
-        if header.get("format") != FORMAT:
-            raise ValueError(f"format {header.get('format')}, expected {FORMAT}")
-        networks = {line["network"]: line for line in lines if "network" in line}
-        if not networks:
-            raise ValueError("no network was measured")
-        block = _block(networks.values())
-        usual = float(np.median([line["reference_ms"] for line in networks.values()]))
-        samples = tuple(_sample(name, line, block, usual) for name, line in networks.items())
+        return _results(lines)
     except _BROKEN as error:
         raise EdgePruneError(
             f"{path}: no results of export/microbench.py ({error}): measure again"
         ) from error
+
+
+#: What the first line and the last tell, and as what.
+_HEADER: dict[str, Any] = {
+    "runtime": str, "provider": str, "machine": str, "cpu": str, "governor": str,
+    "threads": int, "ram_mb": (int, float), "load_average": (int, float),
+}  # fmt: skip
+_NEEDED = ("runtime", "provider", "threads")
+
+
+def _results(lines: Sequence[dict[str, Any]]) -> Results:
+    """Raises one of _BROKEN for lines that aren't what microbench.py writes."""
+    header = lines[0]
+    if header.get("format") != FORMAT:
+        raise ValueError(f"format {header.get('format')}, expected {FORMAT}")
+    for key, kind in _HEADER.items():
+        value = header.get(key)
+        missing = value is None and key in _NEEDED
+        if missing or (value is not None and not isinstance(value, kind)):
+            raise ValueError(f"{key} is {value!r}"[:100])
+    networks = {line["network"]: line for line in lines if "network" in line}
+    if not networks:
+        raise ValueError("no network was measured")
+    block = _block(networks.values())
+    usual = float(np.median([line["reference_ms"] for line in networks.values()]))
+    samples = tuple(_sample(name, line, block, usual) for name, line in networks.items())
     summary: dict[str, Any] = next(
         (line["summary"] for line in reversed(lines) if "summary" in line), {}
     )
+    if not isinstance(summary, dict):
+        raise ValueError("its last line is no summary")
     peaks = {
         line["memory"]: float(line["peak_memory_mb"])
         for line in lines

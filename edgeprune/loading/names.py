@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.fx.graph
 from torch import nn
 
@@ -62,9 +63,12 @@ def _walk(module: nn.Module) -> Iterator[tuple[int, str]]:
                 raise UserError(f"the model's module {_shown(path)} has a {holder} that is no dict")
             for name, value in held.items():
                 _check(name, path)
+                kind = nn.Module if holder == "_modules" else torch.Tensor
+                if value is not None and not isinstance(value, kind):
+                    raise UserError(
+                        f"{_shown(name)} in the model's {holder} is a {type(value).__name__}"
+                    )
                 if holder == "_modules" and value is not None:
-                    if not isinstance(value, nn.Module):
-                        raise UserError(f"{_shown(name)} in the model is no module")
                     waiting.append((depth + 1, f"{path}.{name}" if path else name, value, False))
 
 

@@ -91,6 +91,16 @@ def test_a_module_that_holds_itself_is_refused() -> None:
         check_names(deep)
 
 
+@pytest.mark.parametrize("holder", ["_modules", "_parameters", "_buffers"])
+def test_what_is_held_is_of_its_kind(holder: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    getattr(model, holder)["odd"] = 3
+    with pytest.raises(UserError, match="'odd' in the model's"):
+        check_names(model)
+    getattr(model, holder)["odd"] = None
+    check_names(model)
+
+
 def test_a_wrapper_of_itself_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     model.__dict__["_orig_mod"] = model
