@@ -27,7 +27,7 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,13 @@ from torch import nn
 
 from edgeprune.cli import main as command_line
 
+_ROOT = Path(__file__).parents[1]
 MEMORY, SECONDS = 2e9, 60
 MARKER = "EXECUTED"
+
+#: What went wrong, the last line that was said, and the seconds that it took.
+Tried = tuple[list[str], str, float]
+
 CODE = (
     f"__import__('os').system('touch {MARKER}')",
     f"x\", exec(\"open('{MARKER}','w')\"), \"",
@@ -131,6 +136,8 @@ def _changed(document: Any, draw: random.Random) -> Any:
                 collect(value[key])
 
     collect(document)
+    if not places:
+        return document
     holder, key = draw.choice(places)
     way = draw.randrange(5)
     if way == 0:
@@ -303,41 +310,74 @@ KINDS: dict[str, tuple[str, Callable[..., bytes], Callable[[str], list[str]]]] =
 }
 
 
-def sound_files() -> dict[str, bytes]:
-    """One of each kind that nothing is wrong with."""
-    model, x = _net(), torch.randn(2, 3, 8, 8)
-    shapes = ({0: torch.export.Dim("batch")},)
-    program = torch.export.export(model, (x,), dynamic_shapes=shapes)
+def sound_files(kinds: Sequence[str]) -> dict[str, bytes]:
+    """One of each kind that nothing is wrong with, and those that these are tried with."""
+    made: dict[str, bytes] = {"pickle": _saved(lambda file: torch.save(_net(), file))}
+    made["profile"] = (_ROOT / "device_profiles" / "raspberry-pi-4.yaml").read_bytes()
+    made["onnx"] = _exported()
+    if "program" in kinds:
+        shapes = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(_net(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=shapes)
+        made["program"] = _saved(lambda file: torch.export.save(program, file))
+    if "npz" in kinds:
+        made["npz"] = _saved(lambda file: np.savez(file, x=_noise((32, 3, 8, 8))))
+    if "results" in kinds:
+        made["results"] = _measured()
+    return made
+
+
+def _exported() -> bytes:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        command_line(
-            ["benchmarks.soak:_net", *MODEL, "--rate", "0.1", "--data", "none", "-o", f"{folder}/o"]
-        )
-        made = Path(folder, "o", "model.onnx").read_bytes()
+        path = Path(folder, "net.onnx")
+        torch.onnx.export(_net(), (torch.randn(1, 3, 8, 8),), path, dynamo=True, verbose=False)
+        return path.read_bytes()
+
+
+def _measured() -> bytes:
+    """What a kit measures here in a few seconds, each network told several times."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         kit = str(Path(folder, "kit.zip"))
         command_line(["calibrate", "--kit", kit])
         results = Path(folder, "results.jsonl")
         measuring = [sys.executable, kit, "--seconds", "5", "-o", str(results)]
         subprocess.run(measuring, check=True, capture_output=True)
         lines = results.read_text().splitlines()
-        again = [
-            line.replace('"network": "', f'"network": "{n}-') for n in range(4) for line in lines
-        ]
-        measured = "\n".join([*lines, *(a for a in again if '"network"' in a)]).encode()
-    profile = Path("device_profiles/raspberry-pi-4.yaml").read_bytes()
-    return {
-        "pickle": _saved(lambda file: torch.save(model, file)),
-        "program": _saved(lambda file: torch.export.save(program, file)),
-        "onnx": made,
-        "profile": profile,
-        "npz": _saved(lambda file: np.savez(file, x=_noise((32, 3, 8, 8)))),
-        "results": measured,
-    }
+    again = [line.replace('"network": "', f'"network": "{n}-') for n in range(4) for line in lines]
+    return "\n".join([*lines, *(a for a in again if '"network"' in a)]).encode()
+
+
+def tried(kind: str, seed: int, sound: dict[str, bytes], place: Path) -> Tried:
+    """What went wrong with one file. place: an empty folder, which is left as it was."""
+    name, make, words = KINDS[kind]
+    content = make(random.Random(f"{kind} {seed}"), sound)
+    return _tried(name, content, words(name), sound, place)
+
+
+def passes(kind: str, sound: dict[str, bytes], place: Path) -> bool:
+    """Whether the file that isn't damaged goes through: else nothing would be tried."""
+    name, _, words = KINDS[kind]
+    wrong, line, _ = _tried(name, sound[kind], words(name), sound, place)
+    return not wrong and not line.startswith("edgeprune:")
+
+
+def _tried(
+    name: str, content: bytes, words: list[str], sound: dict[str, bytes], place: Path
+) -> Tried:
+    (place / "sound.onnx").write_bytes(sound["onnx"])
+    (place / "sound.pt").write_bytes(sound["pickle"])
+    folder = place / "work"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    try:
+        return run(words, folder)
+    finally:
+        shutil.rmtree(folder)
 
 
 # -- running one -----------------------------------------------------------------------------------
 
 
-def run(words: list[str], folder: Path) -> tuple[list[str], str, float]:
+def run(words: list[str], folder: Path) -> Tried:
     """What went wrong when a command ran in a folder of its own, its last line, and its seconds."""
     before = set(_tree(folder.parent))
     began = time.monotonic()
@@ -351,12 +391,13 @@ def run(words: list[str], folder: Path) -> tuple[list[str], str, float]:
         time.sleep(0.01)
     status, took = done[1], time.monotonic() - began
     wrong = []
+    own = tuple(f"{folder.name}/{name}" for name in ("out", ".facts", ".said"))
     facts = folder / ".facts"
     told = json.loads(facts.read_text()) if facts.exists() else {"peak": 0, "line": ""}
     for name in set(_tree(folder.parent)) - before:
         if MARKER in name:
             wrong.append("executed")
-        elif not name.startswith((f"{folder.name}/out", f"{folder.name}/.facts")):
+        elif not name.startswith(own):
             wrong.append(f"wrote {name}")
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -403,7 +444,7 @@ def _child(words: list[str], folder: Path) -> None:
 
 
 def _forbid_internet() -> None:
-    place = Path(__file__).parents[1] / "tests" / "loading" / "nosockets.py"
+    place = _ROOT / "tests" / "loading" / "nosockets.py"
     spec = importlib.util.spec_from_file_location("nosockets", place)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -425,37 +466,25 @@ def main() -> None:
         json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     )
     known = {(row["kind"], row["seed"]) for row in rows}
-    sound = sound_files()
+    sound = sound_files(kinds)
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
-        Path(scratch, "sound.onnx").write_bytes(sound["onnx"])
-        Path(scratch, "sound.pt").write_bytes(sound["pickle"])
-        for kind in kinds:  # what isn't damaged goes through, or nothing is tried
-            name, _, words = KINDS[kind]
-            folder = Path(scratch, "work")
-            folder.mkdir()
-            (folder / name).write_bytes(sound[kind])
-            wrong, line, _ = run(words(name), folder)
-            if wrong or line.startswith("edgeprune:"):
-                sys.exit(f"the sound {kind} is refused: {wrong} {line}")
-            shutil.rmtree(folder)
+        for kind in kinds:
+            if not passes(kind, sound, Path(scratch)):
+                sys.exit(f"the sound {kind} is refused: nothing would be tried")
         for number in range(-(-options.count // len(kinds))):
             for kind in kinds:
                 seed = options.seed + number
                 if (kind, seed) in known:
                     continue
-                name, make, words = KINDS[kind]
-                folder = Path(scratch, "work")
-                folder.mkdir()
-                content = make(random.Random(f"{kind} {seed}"), sound)
-                (folder / name).write_bytes(content)
-                wrong, line, took = run(words(name), folder)
+                wrong, line, took = tried(kind, seed, sound, Path(scratch))
                 rows.append({"kind": kind, "seed": seed, "wrong": wrong, "line": line, "s": took})
                 if wrong:
                     print(kind, seed, wrong, line, flush=True)
                     if options.keep:
                         options.keep.mkdir(exist_ok=True)
+                        name, make, _ = KINDS[kind]
+                        content = make(random.Random(f"{kind} {seed}"), sound)
                         (options.keep / f"{seed}-{name}").write_bytes(content)
-                shutil.rmtree(folder)
             if options.json:
                 options.json.write_text(json.dumps(rows))
     for kind in kinds:
