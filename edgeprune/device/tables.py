@@ -82,6 +82,9 @@ class Table:
 
     def milliseconds(self, terms: Array, features: Array) -> Array:
         """terms: (rows, terms), features: (rows, features) → (rows,)."""
+        widest = -1 if self.trees is None else int(self.trees.feature.max())
+        if len(self.rates) != terms.shape[-1] or widest >= features.shape[-1]:
+            raise EdgePruneError("the profile's tables are of another version: calibrate again")
         baseline = terms @ self.rates
         if self.trees is None:
             return np.asarray(baseline)
@@ -232,7 +235,25 @@ def _table(entry: Mapping[str, Any]) -> Table:
             for field, kind in _FIELDS.items()
         }
         trees = Trees(**arrays)
-    return Table(np.array(entry["rates"], float), trees)
+        _check_trees(trees)
+    rates = np.array(entry["rates"], float)
+    if rates.ndim != 1 or not np.isfinite(rates).all():
+        raise ValueError("a table's rates are no numbers")
+    return Table(rates, trees)
+
+
+def _check_trees(trees: Trees) -> None:
+    """Raises ValueError for arrays that are no trees: every way goes on to a later node."""
+    shape = trees.feature.shape
+    if len(shape) != 2 or 0 in shape or any(getattr(trees, f).shape != shape for f in _FIELDS):
+        raise ValueError("a table's trees are of different shapes")
+    inside = trees.feature >= 0
+    nodes = np.broadcast_to(np.arange(shape[1]), shape)
+    for child in (trees.left, trees.right):
+        if (child[inside] <= nodes[inside]).any() or (child[inside] >= shape[1]).any():
+            raise ValueError("a table's trees go in circles or out of bounds")
+    if not np.isfinite(trees.value).all():
+        raise ValueError("a table's values are no numbers")
 
 
 # -- what a kernel is to its table ----------------------------------------------------------------

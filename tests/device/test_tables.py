@@ -219,3 +219,25 @@ def test_kernels_described_together_are_described_as_alone() -> None:
         alone = [describe(work, 16) for work in works]
         np.testing.assert_array_equal(terms, np.array([columns for columns, _ in alone], float))
         np.testing.assert_array_equal(features, np.array([columns for _, columns in alone], float))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("left", 0), ("right", 30_000), ("left", -7), ("value", np.nan), ("feature", 500)],
+)
+def test_trees_that_go_nowhere_are_refused(tables: Tables, field: str, value: float) -> None:
+    """What was damaged in a cache is said; it neither hangs nor breaks the interpreter."""
+    name = next(n for n, table in tables.tables.items() if table.trees is not None)
+    table = tables.tables[name]
+    assert table.trees is not None
+    array = getattr(table.trees, field).copy()
+    array[0, 0] = value
+    broken = replace(table, trees=replace(table.trees, **{field: array}))
+    text = Tables({**tables.tables, name: broken}, tables.block).dump()
+    if field == "feature":
+        terms, features = np.ones((1, len(table.rates))), np.zeros((1, 12))
+        with pytest.raises(EdgePruneError, match="another version"):
+            Tables.parse(text).tables[name].milliseconds(terms, features)
+        return
+    with pytest.raises(EdgePruneError, match="can't be read"):
+        Tables.parse(text)
