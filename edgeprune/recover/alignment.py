@@ -58,7 +58,6 @@ _WARMUP = 20  # steps
 _CLIP = 5.0
 _COUNTED = 256  # samples that batch norms' statistics are taken from afterwards
 _LOOKS = 8  # at the samples held back, on the way
-_HOPELESS = 1.5  # times the loss at the beginning, after a trial: no rate leads anywhere
 _TINY = 1e-6
 
 
@@ -115,16 +114,19 @@ def align(
     try:
         trial = int(steps * _TRIAL_SHARE)
         if trial >= 2 * _WARMUP and not samples.pictures:
-            losses = []
-            for candidate in _RATES:
+            closest, chosen = before.loss, None
+            for candidate in _RATES:  # as long as the last one helped more
                 say(f"rate {candidate:g}", 0.0)
                 course.train(samples, trial, candidate)
                 steps -= trial
-                losses.append(judge.measure(streamed(smaller, samples.judged)).loss)
+                loss = judge.measure(streamed(smaller, samples.judged)).loss
                 smaller.load_state_dict(start)
-            rate = _RATES[losses.index(min(losses))]
-            if not min(losses) < _HOPELESS * before.loss:
+                if not loss < closest:
+                    break
+                closest, chosen = loss, candidate
+            if chosen is None:  # the gentlest step leads away: least squares left nothing to win
                 return Alignment(1, rate, before, before, count)
+            rate = chosen
         best, nearest = start, before
         each = max(steps // _LOOKS, 1)
         for done in course.parts(samples, steps, rate, each):
