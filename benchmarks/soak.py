@@ -28,6 +28,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,16 @@ _ROOT = Path(__file__).parents[1]
 MEMORY, SECONDS = 2e9, 60
 MARKER = "EXECUTED"
 
-#: What went wrong, the last line that was said, and the seconds that it took.
-Tried = tuple[list[str], str, float]
+
+@dataclass(frozen=True)
+class Tried:
+    """What went wrong, the last line that was said, seconds, and the exit status (-1: killed)."""
+
+    wrong: list[str]
+    line: str
+    seconds: float
+    status: int
+
 
 CODE = (
     f"__import__('os').system('touch {MARKER}')",
@@ -329,7 +338,8 @@ def sound_files(kinds: Sequence[str]) -> dict[str, bytes]:
 def _exported() -> bytes:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         path = Path(folder, "net.onnx")
-        torch.onnx.export(_net(), (torch.randn(1, 3, 8, 8),), path, dynamo=True, verbose=False)
+        example = (torch.randn(1, 3, 8, 8),)
+        torch.onnx.export(_net(), example, path, dynamo=True, verbose=False, external_data=False)
         return path.read_bytes()
 
 
@@ -356,8 +366,8 @@ def tried(kind: str, seed: int, sound: dict[str, bytes], place: Path) -> Tried:
 def passes(kind: str, sound: dict[str, bytes], place: Path) -> bool:
     """Whether the file that isn't damaged goes through: else nothing would be tried."""
     name, _, words = KINDS[kind]
-    wrong, line, _ = _tried(name, sound[kind], words(name), sound, place)
-    return not wrong and not line.startswith("edgeprune:")
+    done = _tried(name, sound[kind], words(name), sound, place)
+    return not done.wrong and done.status == 0
 
 
 def _tried(
@@ -410,7 +420,8 @@ def run(words: list[str], folder: Path) -> Tried:
         wrong.append("over 2 GB")
     if took > SECONDS:
         wrong.append("over 60 s")
-    return wrong, told["line"], took
+    ended = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+    return Tried(wrong, told["line"], took, ended)
 
 
 def _tree(folder: Path) -> list[str]:
@@ -423,6 +434,7 @@ def _child(words: list[str], folder: Path) -> None:
     said = open(".said", "w+", encoding="utf-8", errors="replace")  # noqa: SIM115
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)
+    sys.stdout = sys.stderr = said
     status = 1
     try:
         status = command_line(words)
@@ -476,10 +488,11 @@ def main() -> None:
                 seed = options.seed + number
                 if (kind, seed) in known:
                     continue
-                wrong, line, took = tried(kind, seed, sound, Path(scratch))
-                rows.append({"kind": kind, "seed": seed, "wrong": wrong, "line": line, "s": took})
-                if wrong:
-                    print(kind, seed, wrong, line, flush=True)
+                done = tried(kind, seed, sound, Path(scratch))
+                row = {"wrong": done.wrong, "line": done.line, "s": done.seconds}
+                rows.append({"kind": kind, "seed": seed, "status": done.status, **row})
+                if done.wrong:
+                    print(kind, seed, done.wrong, done.line, flush=True)
                     if options.keep:
                         options.keep.mkdir(exist_ok=True)
                         name, make, _ = KINDS[kind]

@@ -24,8 +24,13 @@ def sound() -> dict[str, bytes]:
 def test_nothing_runs_breaks_or_grows(kind: str, tmp_path: Path) -> None:
     assert soak.passes(kind, sound(), tmp_path), "the sound file is refused: nothing is tried"
     for seed in SEEDS:
-        wrong, line, _ = soak.tried(kind, seed, sound(), tmp_path)
-        assert not wrong, (kind, seed, line)
+        done = soak.tried(kind, seed, sound(), tmp_path)
+        assert not done.wrong, (kind, seed, done.line)
+
+
+def test_a_sound_file_that_is_refused_is_seen(tmp_path: Path) -> None:
+    broken = {**sound(), "onnx": sound()["onnx"][:-40]}
+    assert not soak.passes("onnx", broken, tmp_path)
 
 
 def test_what_it_looks_for_it_would_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +43,8 @@ def test_what_it_looks_for_it_would_see(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(soak, "command_line", harmful)
     (tmp_path / "work").mkdir()
-    wrong, _, _ = soak.run([], tmp_path / "work")
-    assert {"executed", "wrote elsewhere", "exit 1"} <= set(wrong)
+    done = soak.run([], tmp_path / "work")
+    assert {"executed", "wrote elsewhere", "exit 1"} <= set(done.wrong)
 
     def connects(_: list[str]) -> int:
         import socket
@@ -48,4 +53,4 @@ def test_what_it_looks_for_it_would_see(tmp_path: Path, monkeypatch: pytest.Monk
         return 0
 
     monkeypatch.setattr(soak, "command_line", connects)
-    assert soak.run([], tmp_path / "work")[0][0] == "socket"
+    assert soak.run([], tmp_path / "work").wrong[0] == "socket"
