@@ -49,13 +49,11 @@ def check(
         raise UserError(f"{path}: no such file")
     if measure or remote is not None:
         device = None if profile == HOST else _profile(profile)
-        read = _read(path, lambda loaded: recorded_shapes(loaded))
-        beside = [path.parent / name for name in read["beside"]]
-        costs = _measured(path, beside, device, read["told"], remote)
+        beside, shapes = _read(path, recorded_shapes)
+        costs = _measured(path, beside, device, shapes, remote)
     else:
         device = priced = _profile(profile)
-        read = _read(path, lambda loaded: _predicted(loaded, priced))
-        beside, costs = [path.parent / name for name in read["beside"]], read["told"]
+        beside, costs = _read(path, lambda loaded: _predicted(loaded, priced))
     limits = (device.budgets if device else Budgets()).overridden_by(budgets or Budgets())
     if cautious and device is not None and costs["latency_source"] == "predicted":
         limits = device.lowered(limits)
@@ -78,9 +76,9 @@ def _profile(profile: str | Path | Profile) -> Profile:
     return profile if isinstance(profile, Profile) else load_profile(profile)
 
 
-def _read(path: Path, tell: Callable[[Any], Any]) -> dict[str, Any]:
-    """What `tell` says of an ONNX file, and the files beside it. A child process reads it: it may
-    be anybody's."""
+def _read(path: Path, tell: Callable[[Any], Any]) -> tuple[list[Path], Any]:
+    """The files beside an ONNX file that hold its weights, and what `tell` says of it. A child
+    process reads it: it may be anybody's."""
     whole = path.resolve()
     names = confined(lambda: _external_files(whole), str(path), Bounds.for_file(_size(whole)))
     beside = [whole.parent / name for name in names]
@@ -89,7 +87,7 @@ def _read(path: Path, tell: Callable[[Any], Any]) -> dict[str, Any]:
         raise UserError(f"{path}: its weights are in {missing.name}, which isn't beside it")
     bounds = Bounds.for_file(_size(whole, *beside))
     told = confined(lambda: tell(load_onnx(whole, str(path))), str(path), bounds)
-    return {"beside": names, "told": told}
+    return beside, told
 
 
 def _size(*files: Path) -> int:

@@ -27,7 +27,7 @@ from edgeprune.recover import Alignment, Recovery, share_of_epochs
 from edgeprune.resize import inherit, resize
 from edgeprune.schedules import share_at
 from edgeprune.scoring import Scores
-from edgeprune.scoring.sensitivity import joint, joint_loss
+from edgeprune.scoring.sensitivity import joint
 from edgeprune.solve import Limits, Problem, Solution, solve
 from edgeprune.steps import Steps
 from edgeprune.task import Task
@@ -227,20 +227,9 @@ class Fitting(Carrying):
             return solution
         if not problem.within(choice.values, self._aim.limits()):
             return solution
-        samples = self._samples
-        if samples is None or dict(choice.values) == dict(solution.values):
+        if dict(choice.values) == dict(solution.values):
             return solution
-
-        def loss() -> float:
-            plan = problem.plan(solution.values)
-            fit = samples.first(SAMPLES, samples.count)
-            return joint_loss(
-                self._traced, self._coupling, plan, fit, self._judge, self._settings.seed
-            )
-
-        with self._steps.step("choose a plan"):
-            better = from_first(loss) < choice.loss
-        if better:
+        if self._joint(problem.plan(solution.values)).loss < choice.loss:
             return solution
         objective = problem.loss(choice.values)
         return replace(solution, values=choice.values, status="feasible", objective=objective)
@@ -271,25 +260,21 @@ class Fitting(Carrying):
                     )
                     return replace(made, solution=replace(made.solution, status="infeasible"))
                 continue
-            if self._agrees(made, least):
+            if self._joint(made.plan).agreement >= least:
                 cost = self._priced(made)[1]
                 self.works_at_ms = cost.latency_ms
                 break
         return draft
 
-    def _agrees(self, draft: Draft, least: float) -> bool:
-        """Whether a plan carried out, its layers fitted, agrees with the original as it must."""
+    def _joint(self, plan: Plan) -> Found:
+        """How far a plan, carried out and its layers fitted, is from the original."""
         samples = self._samples
         assert samples is not None
-
-        def agreement() -> float:
-            fit = samples.first(SAMPLES, samples.count)
-            return joint(
-                self._traced, self._coupling, draft.plan, fit, self._judge, self._settings.seed
-            ).agreement
-
+        fit, seed = samples.first(SAMPLES, samples.count), self._settings.seed
         with self._steps.step("choose a plan"):
-            return from_first(agreement) >= least
+            return from_first(
+                lambda: joint(self._traced, self._coupling, plan, fit, self._judge, seed)
+            )
 
     def _best(self, drafts: Sequence[Draft]) -> Draft:
         """The least loss among those that keep the budgets, else the last one."""

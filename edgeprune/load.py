@@ -111,10 +111,11 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     if any("/models/" in r and r.endswith(".json") for r in records):
         return _from_program(path, trust)
     zipped = any(r.endswith("/data.pkl") for r in records)
-    if not trust:
-        _ = _allowed(path, zipped)  # imports what it needs once, for the child too
-        _confined(path, lambda whole: _checked(_unpickle(whole, False, zipped)))
-    return _from_content(path, _unpickle(path, trust, zipped), arch)
+    if trust:
+        return _from_content(path, _unpickle_trusted(path), arch)
+    allowed = _allowed(path, zipped)  # imports what it needs once, for the child too
+    _confined(path, lambda whole: _checked(_unpickle(whole, allowed)))
+    return _from_content(path, _unpickle(path, allowed), arch)
 
 
 def _records(path: Path) -> list[str]:
@@ -178,12 +179,9 @@ def _allowed(path: Path, zipped: bool) -> list[tuple[Any, str]]:
     return allowed
 
 
-def _unpickle(path: Path, trust: bool, zipped: bool) -> Any:
-    """What torch.save wrote to `path`."""
-    if trust:
-        return _unpickle_trusted(path)
+def _unpickle(path: Path, allowed: list[tuple[Any, str]]) -> Any:
+    """What torch.save wrote to `path`, made of what is allowed and tensors."""
     try:
-        allowed = _allowed(path, zipped)
         with torch.serialization.safe_globals(allowed), quiet():  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True)
     except (UserError, MemoryError):

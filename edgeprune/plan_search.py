@@ -34,7 +34,7 @@ from edgeprune.linear.work import work_per_sample
 from edgeprune.linear.yardstick import Yardstick
 from edgeprune.plan import Plan
 from edgeprune.scoring import Scores, score
-from edgeprune.scoring.sensitivity import joint_loss
+from edgeprune.scoring.sensitivity import joint
 from edgeprune.solve import Limits, Losses, Problem, solve
 from edgeprune.trace import TracedModel
 
@@ -216,7 +216,8 @@ class PlanSearch:
         return trial
 
     def _joint_loss(self, plan: Plan) -> float:
-        return joint_loss(self.traced, self.coupling, plan, self.samples, self.judge, self.seed)
+        found = joint(self.traced, self.coupling, plan, self.samples, self.judge, self.seed)
+        return found.loss
 
 
 def uniform(problem: Problem) -> Problem:

@@ -16,7 +16,7 @@ from edgeprune.linear.samples import Samples
 from edgeprune.plan import Plan
 from edgeprune.plan_search import PlanSearch, at_share, searched
 from edgeprune.scoring import score
-from edgeprune.scoring.sensitivity import joint_loss, judge_of
+from edgeprune.scoring.sensitivity import joint, judge_of
 from edgeprune.solve import Limits, Problem
 from edgeprune.trace import TracedModel
 from tests.pruning import randomized, traced
@@ -55,7 +55,7 @@ class Case:
 
     def lost(self, plan: Plan) -> float:
         search = self.search()
-        return joint_loss(self.graph, self.coupling, plan, search.samples, search.judge)
+        return joint(self.graph, self.coupling, plan, search.samples, search.judge).loss
 
 
 @pytest.fixture(scope="module")

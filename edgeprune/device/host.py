@@ -25,8 +25,6 @@ from edgeprune.errors import EdgePruneError, UserError
 from edgeprune.resources import export_folder
 from edgeprune.whole_file import whole_file
 
-#: Overrides the folder in which the profile `host` is kept.
-
 #: Overrides the number of threads that this machine is measured with.
 THREADS_VARIABLE = "EDGEPRUNE_THREADS"
 

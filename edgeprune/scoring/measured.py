@@ -26,7 +26,7 @@ from edgeprune.scoring.readers import eliminations
 from edgeprune.scoring.sensitivity import (
     branch_plan,
     group_plan,
-    joint_loss,
+    joint,
     judge_of,
     losses,
     touching,
@@ -201,7 +201,7 @@ def _ratios(
     def ratio(plan: Plan, apart: float) -> float:
         if plan.removes_nothing or apart <= 0:
             return 1.0
-        together = joint_loss(traced, coupling, plan, trials, judge, seed)
+        together = joint(traced, coupling, plan, trials, judge, seed).loss
         return float(np.clip(together / apart, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
 
     every = Plan.everything(coupling)

@@ -112,18 +112,6 @@ def joint(
     return judge.measure(streamed(smaller, samples.judged))
 
 
-def joint_loss(
-    traced: TracedModel,
-    coupling: Coupling,
-    plan: Plan,
-    samples: Samples,
-    judge: Yardstick,
-    seed: int = 0,
-) -> float:
-    """What a plan loses, see `joint`."""
-    return joint(traced, coupling, plan, samples, judge, seed).loss
-
-
 def touching(group: Group) -> int:
     """How many weights with more than one dimension a group reaches into."""
     return len({slot.parameter for slot in group.slots if slot.dim > 0}) + 1

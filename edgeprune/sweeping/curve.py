@@ -119,8 +119,8 @@ class Curve:
     def _one_by_one(self, missing: list[float], steps: Steps, listener: Listener | None) -> None:
         for share in missing:
             self._tell(steps, f"{share:.2f} under way")
-            with scratch_folder() as scratch:
-                folder, target = scratch, self.store.point(share)
+            with scratch_folder() as folder:
+                target = self.store.point(share)
                 try:
                     fit_point(
                         self.start.task,

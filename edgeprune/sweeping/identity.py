@@ -88,7 +88,7 @@ def _data(task: Task, spec: str | None) -> str:
     if task.data is None:
         return "none"
     if spec is not None and Path(spec).expanduser().exists():
-        return f"{spec} {_content(Path(spec).expanduser())}"
+        return f"{spec} {content_of(Path(spec).expanduser())}"
     with random_state_kept():
         seed_epoch(task.settings.seed, 0, task.data.train)
         first = _of_leaves(pytree.tree_leaves(next(iter(task.data.train))))
@@ -99,10 +99,10 @@ def _data(task: Task, spec: str | None) -> str:
 def _named(spec: str) -> str:
     """A function's name, with the file that defines it where the name tells one."""
     file = Path(spec.rpartition(":")[0]).expanduser()
-    return f"{spec} {_content(file)}" if file.suffix == ".py" and file.is_file() else spec
+    return f"{spec} {content_of(file)}" if file.suffix == ".py" and file.is_file() else spec
 
 
-def _content(path: Path) -> str:
+def content_of(path: Path) -> str:
     """Of a file its bytes; of a folder the names and sizes in it, which are read fast."""
     if path.is_file():
         with path.open("rb") as file:

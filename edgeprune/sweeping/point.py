@@ -107,8 +107,7 @@ def work(job: Job) -> Answer:
 
 def _worked(job: Job) -> Answer:
     task, prepared = _loaded(job)
-    with scratch_folder() as scratch:
-        folder = scratch
+    with scratch_folder() as folder:
         fit_point(task, prepared, job.latency_ms, folder, job.target, Steps())
         present = [name for name in FILES if (folder / name).is_file()]
         return Answer({name: (folder / name).read_bytes() for name in present})

@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgeprune.cache import sha256
 from edgeprune.coupling import Coupling
 from edgeprune.errors import UserError
 from edgeprune.loading.bounded import read_arrays
 from edgeprune.output import RESULTS, publish
 from edgeprune.report import Figures, Report
 from edgeprune.scoring import Scores
-from edgeprune.sweeping.identity import differences
+from edgeprune.sweeping.identity import content_of, differences
 from edgeprune.sweeping.model import Row, Sweep
 from edgeprune.sweeping.page import write_page
 
@@ -163,12 +162,14 @@ class Store:
 
     def _note(self, *names: str) -> None:
         """Keeps what files here are like by now."""
-        text = json.dumps({**self._sums(), **{n: sha256(self.folder / n) for n in names}}, indent=1)
+        text = json.dumps(
+            {**self._sums(), **{n: content_of(self.folder / n) for n in names}}, indent=1
+        )
         self._replace(_SUMS, lambda path: path.write_text(text, encoding="utf-8"))
 
     def _is_whole(self, name: str) -> bool:
         path = self.folder / name
-        return path.is_file() and self._sums().get(name) == sha256(path)
+        return path.is_file() and self._sums().get(name) == content_of(path)
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Whoever reads the file sees the old one or the new one."""
