@@ -92,7 +92,7 @@ def difference(got: Sequence[Any], want: Sequence[Any]) -> tuple[float, float]:
         a, b = a.double(), b.double()
         same = (a == b) | (a.isnan() & b.isnan())
         error = torch.where(same, torch.zeros_like(a), (a - b).abs())
-        worst = float(error.nan_to_num(nan=float("inf")).max())
+        worst = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
         finite = b[b.isfinite()].abs()
         scale = float(finite.max()) if finite.numel() else 0.0
         absolute = max(absolute, worst)

@@ -1,4 +1,4 @@
-"""Folders for work that is to leave nothing behind, not even if the process is killed.
+"""Folders and files for work that is to leave nothing behind, not even if the process is killed.
 
 Each is locked while its process lives (the lock goes with it, whatever becomes of it); a run clears
 away those of processes that are gone.
@@ -7,6 +7,7 @@ away those of processes that are gone.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 import tempfile
@@ -21,7 +22,26 @@ except ImportError:  # Windows: nothing is locked, so nothing is cleared away
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = "edgeprune-work-"
-_YOUNG = 60  # seconds in which a folder may not be locked yet
+_DRAFT = ".edgeprune-new-"
+_NAME = 40  # characters of a file's name in its draft's
+_YOUNG = 60  # seconds in which what was made may not be locked yet
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[tuple[int, Path]]:
+    """A new file beside `path`, open to write to; gone at the end unless it was renamed."""
+    # The name is cut: a draft's may be longer than the file system takes.
+    prefix = f".{path.name[:_NAME]}{_DRAFT}"
+    clear_away(path.absolute().parent, prefix)
+    handle, draft = tempfile.mkstemp(prefix=prefix, dir=path.absolute().parent)
+    lock = None
+    try:
+        lock = _locked(Path(draft))
+        yield handle, Path(draft)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
@@ -42,23 +62,26 @@ def clear_away(parent: Path | None = None, prefix: str = _PREFIX) -> None:
     if fcntl is None:
         return
     place = parent or Path(tempfile.gettempdir())
-    for folder in place.glob(f"{prefix}*"):
+    for path in place.glob(f"{glob.escape(prefix)}*"):
         with contextlib.suppress(OSError):
-            facts = folder.lstat()
-            mine = facts.st_uid == os.getuid() and folder.is_dir() and not folder.is_symlink()
-            if not mine or time.time() - facts.st_mtime < _YOUNG:
+            facts = path.lstat()
+            mine = facts.st_uid == os.getuid() and (path.is_dir() or path.is_file())
+            if not mine or path.is_symlink() or time.time() - facts.st_mtime < _YOUNG:
                 continue
-            lock = _locked(folder)
+            lock = _locked(path)
             if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
                 os.close(lock)
 
 
-def _locked(folder: Path) -> int | None:
-    """A descriptor that holds a folder's lock; None where another process does."""
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of a folder or file; None where another process does."""
     if fcntl is None:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

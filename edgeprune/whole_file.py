@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from edgeprune.scratch import draft_of
 
 
 @contextmanager
@@ -16,12 +17,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     Raises OSError where it can't be written.
     """
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-    try:
+    with draft_of(path) as (handle, draft):
         with open(handle, "wb") as file:
             yield file
-        os.chmod(draft, 0o644)  # mkstemp's files are for the owner alone
+        os.chmod(draft, 0o644)  # a draft is for its owner alone
         os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise

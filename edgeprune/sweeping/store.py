@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from edgeprune.loading.bounded import read_arrays
 from edgeprune.output import RESULTS, publish
 from edgeprune.report import Figures, Report
 from edgeprune.scoring import Scores
+from edgeprune.scratch import clear_away, scratch_folder
 from edgeprune.sweeping.identity import content_of, differences
 from edgeprune.sweeping.model import Row, Sweep
 from edgeprune.sweeping.page import write_page
@@ -33,6 +33,7 @@ from edgeprune.sweeping.page import write_page
 _PREPARED, _SCORES, _POINTS = "prepared.json", "scores.npz", "points"
 _CURVE = ("sweep.csv", "sweep.json", "sweep.html")
 _SUMS = "sums.json"
+_DRAFTS = ".sweep-"
 _FILES = (*_CURVE, _PREPARED, _SCORES, _POINTS, _SUMS)
 
 
@@ -94,9 +95,10 @@ class Store:
 
     def keep(self, known: Known, scores: Scores) -> None:
         """Begins a sweep; an older one is removed."""
-        shutil.rmtree(self.folder / _POINTS, ignore_errors=True)
-        for name in (*_CURVE, _PREPARED, _SCORES, _SUMS):
+        # What says that there is a sweep goes first: an interruption leaves none, not half of one.
+        for name in (_PREPARED, *_CURVE, _SCORES, _SUMS):
             (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / _POINTS, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._replace(_SCORES, lambda path: _write_scores(scores, path))
         self._note(_SCORES)
@@ -173,14 +175,15 @@ class Store:
 
     def _replace(self, name: str, write: Callable[[Path], object]) -> None:
         """Whoever reads the file sees the old one or the new one."""
-        with tempfile.TemporaryDirectory(prefix=".sweep-", dir=self.folder) as scratch:
-            draft = Path(scratch) / name
+        clear_away(self.folder, _DRAFTS)
+        with scratch_folder(self.folder, _DRAFTS) as scratch:
+            draft = scratch / name
             write(draft)
             os.replace(draft, self.folder / name)
 
 
 def _is_own(name: str) -> bool:
-    return name in _FILES or name.startswith(".sweep-")  # a draft that a killed run left
+    return name in _FILES or name.startswith(_DRAFTS)  # a draft that a killed run left
 
 
 def _write_scores(scores: Scores, path: Path) -> None:
