@@ -228,7 +228,7 @@ def tell(what: str, tried: Sequence[Mutant], rows: dict[str, bool | None]) -> No
     known = sum(bool(explained(m)) for m in survived)
     seen = len(tried) - known
     print(
-        f"{what}: {len(tried)} tried, {len(survived)} survived, {known} of them because they change "
+        f"{what}: {len(tried)} tried, {len(survived)} survived, {known} of them since they change "
         f"nothing: {(len(survived) - known) / max(seen, 1):.1%} of the others",
         flush=True,
     )

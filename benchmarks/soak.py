@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -39,6 +38,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from edgeprune.cli import main as command_line
+from edgeprune.loading.kernel import forbid_internet
 
 _ROOT = Path(__file__).parents[1]
 MEMORY, SECONDS = 2e9, 60
@@ -430,7 +430,7 @@ def _tree(folder: Path) -> list[str]:
 
 def _child(words: list[str], folder: Path) -> None:
     os.chdir(folder)
-    _forbid_internet()
+    forbid_internet(kill=True)
     said = open(".said", "w+", encoding="utf-8", errors="replace")  # noqa: SIM115
     os.dup2(said.fileno(), 1)
     os.dup2(said.fileno(), 2)
@@ -453,15 +453,6 @@ def _child(words: list[str], folder: Path) -> None:
             json.dumps({"peak": peak * 1024, "line": lines[-1][:200] if lines else ""})
         )
         os._exit(status)
-
-
-def _forbid_internet() -> None:
-    place = _ROOT / "tests" / "loading" / "nosockets.py"
-    spec = importlib.util.spec_from_file_location("nosockets", place)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.forbid_internet()
 
 
 def main() -> None:

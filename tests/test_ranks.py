@@ -89,10 +89,33 @@ def test_two_processes_come_to_what_one_does(source: Path, tmp_path: Path, metho
 
 
 def test_what_the_user_can_mend_is_said_once(source: Path, tmp_path: Path) -> None:
-    done = run(source, tmp_path / "out", TORCHRUN, "--profile", "no-such-device", "--rate", "0.5")
-    assert done.status != 0
+    launcher = ("-m", "edgeprune.training.torchrun", *TORCHRUN[2:])
+    done = run(source, tmp_path / "out", launcher, "--profile", "no-such-device", "--rate", "0.5")
+    assert done.status == 2
     assert done.stderr.count("edgeprune: ") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("import sys; sys.exit(3)", 3),
+        # One fails, and the other, which waits, is ended by a signal.
+        ("import os, sys, time; int(os.environ['RANK']) and sys.exit(2); time.sleep(60)", 2),
+        ("import os; os.kill(os.getpid(), 9)", 1),
+    ],
+)
+def test_our_torchrun_ends_with_the_status_of_its_processes(
+    tmp_path: Path, code: str, status: int
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    launcher = ("-m", "edgeprune.training.torchrun", *TORCHRUN[2:])
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
 
 
 def test_one_process_computes_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.coupling import Coupling, couple
+from edgeprune.coupling.walk import Literal
 from edgeprune.plan import Plan
-from edgeprune.resize import inherit, outline, resize
+from edgeprune.resize import _rewrite, inherit, outline, resize
 from edgeprune.trace import TracedModel
 from edgeprune.trainable import TrainableGraph
 from tests.pruning import Net, randomized, traced
@@ -154,6 +155,39 @@ def test_slices_take_what_is_left_of_their_part(part: Any, first: int, kept: lis
     want = torch.relu(hidden)[:, KEPT] @ module.whole.weight[:, KEPT].T + module.whole.bias
     want = want + hidden[:, kept] @ module.last.weight[:, inside].T + module.last.bias
     torch.testing.assert_close(smaller(x), want)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: torch.relu(y.reshape(y.shape[0] * 4)).reshape(y.shape[0], 4),
+        lambda y: torch.relu(y.reshape(-1, y.shape[0] * 4)).reshape(y.shape[0], 4),
+        lambda y: torch.relu(y.reshape(1, y.shape[0] * 4, -1)).reshape(-1, 4),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_sizes_that_hang_on_the_batch_follow(between: Any, batch: int) -> None:
+    module: Any = two_layers(between)
+    graph, smaller = smaller_of(module, torch.randn(2, 2))
+    assert graph.dynamic_batch
+    x = torch.randn(batch, 2)
+    want = torch.relu(module.first(x))[:, KEPT] @ module.last.weight[:, KEPT].T + module.last.bias
+    torch.testing.assert_close(smaller(x), want)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_size_is_written_where_it_stands(kind: Any) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    node = graph.call_function(torch.ops.aten.expand.default, (x, kind((7, 8))), {"more": [1, [2]]})
+    mask = np.array([True, False, True])
+    rows: Any = None
+    for path in (("args", 1, 1), ("kwargs", "more", 1, 0)):
+        _rewrite(node, Literal(node.name, path, rows), mask)
+    assert node.args == (x, kind((7, 2))) and node.kwargs == {"more": [1, [2]]}
+    _rewrite(node, Literal(node.name, ("kwargs", "more", 0), rows), mask)
+    _rewrite(node, Literal(node.name, ("args", 1, 0), rows), np.array([True]))  # none went
+    assert node.args == (x, kind((7, 2))) and node.kwargs == {"more": [2, [2]]}
 
 
 def test_a_bound_from_the_end_behind_which_nothing_is_left_takes_everything() -> None:

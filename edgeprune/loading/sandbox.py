@@ -2,8 +2,8 @@
 
 What a small file unfolds into isn't known before it is read. So it is read in a child process
 first, which may take so much memory and processor time, writes no file, works in an empty folder
-and, where the kernel lets it, has no network; only what can be read within those bounds is read by
-this process. What comes back from the child is JSON.
+and, where the kernel can forbid it, changes no file, starts no program and reaches no network; only
+what can be read within those bounds is read by this process. The child's answer is JSON.
 
 This bounds accidents and bombs. That a file runs no code is seen to elsewhere (safe names, allowed
 classes and operators); docs/security.md says what is promised.
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import UserError
+from edgeprune.loading.kernel import forbid_changes, forbid_reach
 from edgeprune.scratch import scratch_folder
 
 _CLONE_NEWNET = 0x40000000
@@ -164,6 +165,8 @@ def _confine(bounds: Bounds, folder: str) -> None:
     for kind, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(kind, (limit, limit))
+    forbid_changes()
+    forbid_reach()
 
 
 def _address_space() -> int:

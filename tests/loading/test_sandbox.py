@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -73,6 +74,49 @@ def test_the_bounds_hold(function: Callable[[], Any], words: str) -> None:
         confined(function, "the file", BOUNDS)
 
 
+def _refused(act: Callable[[], object]) -> str:
+    """The error that an act ends with in the child."""
+
+    def tried() -> str:
+        try:
+            act()
+        except OSError as error:
+            return type(error).__name__
+        return "done"
+
+    return str(confined(tried, "the file", BOUNDS))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux forbids it")
+def test_the_kernel_forbids_what_reading_needs_not(tmp_path: Path) -> None:
+    """Each is tried outside first, where it works."""
+    (tmp_path / "there").write_text("mine")
+    if _landlock() < 1:
+        pytest.skip("this kernel has no Landlock")
+    acts: dict[str, Callable[[], object]] = {
+        "make": lambda: open(tmp_path / "new", "x").close(),
+        "write": lambda: open(tmp_path / "there", "r+").close(),
+        "link": lambda: os.symlink("there", tmp_path / "link"),
+        "folder": lambda: os.mkdir(tmp_path / "folder"),
+        "rename": lambda: os.rename(tmp_path / "there", tmp_path / "elsewhere"),
+        "remove": lambda: os.remove(tmp_path / "there"),
+        "program": lambda: subprocess.run(["/bin/true"], check=True),
+        "internet": lambda: socket.socket().close(),
+        "internet 6": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close(),
+    }
+    for name, act in acts.items():
+        assert _refused(act) == "PermissionError", name
+    assert sorted(os.listdir(tmp_path)) == ["there"]
+    assert (tmp_path / "there").read_text() == "mine"
+    assert _refused(lambda: (tmp_path / "there").read_text()) == "done"
+    for name in ("program", "internet", "make", "write", "link", "folder"):
+        acts[name]()  # and this process is as free as before
+
+
+def _landlock() -> int:
+    return int(ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1))
+
+
 def test_it_writes_nothing_and_stands_in_an_empty_folder(tmp_path: Path) -> None:
     def listing() -> list[str]:
         return os.listdir(".")
@@ -82,7 +126,7 @@ def test_it_writes_nothing_and_stands_in_an_empty_folder(tmp_path: Path) -> None
     def writes() -> int:
         return (tmp_path / "there").write_bytes(b"x" * 1000)
 
-    with pytest.raises(UserError, match="OSError"):
+    with pytest.raises(UserError, match=r"\((OSError|PermissionError)\)"):
         confined(writes, "f", BOUNDS)
     left = tmp_path / "there"
     assert not left.exists() or left.stat().st_size == 0
@@ -231,6 +275,7 @@ def _command(*arguments: str, folder: Path, confine: bool = False) -> Any:
     return subprocess.run(
         [*before, sys.executable, "-m", "edgeprune", *arguments],
         cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         capture_output=True,
         text=True,
         check=False,
