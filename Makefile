@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PYTHON := $(shell command -v python3.11 || command -v python3)
 CODE := $(wildcard edgeprune tests benchmarks export examples)
 
-.PHONY: demo test lint soak bench-env clean .venv
+.PHONY: demo test lint soak fuzz bench-env clean .venv
 
 .venv: $(STAMP)
 
@@ -31,6 +31,11 @@ test: lint
 # Hostile and broken files, resumable: about 15 minutes on one core.
 soak: $(STAMP)
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/soak.py --json soak.json
+
+# What atheris makes of tests/corpus, for each parser: about 10 minutes on one core.
+fuzz: $(STAMP)
+	$(PIP) install --quiet -c constraints.txt atheris
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/fuzz.py
 
 # Some without their dependencies, which would put another torch in place or disagree: pip complains
 # of them, the models that the benchmarks build work.

@@ -76,11 +76,26 @@ def load_onnx(path: str | Path, name: str | None = None) -> onnx.ModelProto:
         model = densified(onnx.load(str(path)))
         if not model.graph.node:
             raise ValueError("it has no nodes")
+        _check_connected(model.graph)
     except Exception as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         message = f"{name}: not an ONNX model ({first}); export one with edgeprune"
         raise UserError(message) from error
     return model
+
+
+def _check_connected(graph: onnx.GraphProto) -> None:
+    """Raises ValueError for a tensor that is read before anything makes it."""
+    made = {"", *(x.name for x in graph.input), *(x.name for x in graph.initializer)}
+    made |= {x.values.name for x in graph.sparse_initializer}
+    for node in graph.node:
+        for name in node.input:
+            if name not in made:
+                raise ValueError(f"{node.op_type} reads {name!r}, which nothing makes")
+        made.update(node.output)
+    for output in graph.output:
+        if output.name not in made:
+            raise ValueError(f"the output {output.name!r} isn't made by anything")
 
 
 def kernel_graph(model: onnx.ModelProto, fusion: Fusion | None = None) -> KernelGraph:
