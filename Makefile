@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PYTHON := $(shell command -v python3.11 || command -v python3)
 CODE := $(wildcard edgeprune tests benchmarks export examples)
 
-.PHONY: demo test lint soak fuzz bench-env clean .venv
+.PHONY: demo test lint soak fuzz matrix lock audit bench-env clean .venv
 
 .venv: $(STAMP)
 
@@ -36,6 +36,24 @@ soak: $(STAMP)
 fuzz: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt atheris
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/fuzz.py
+
+# The oldest and newest releases that are allowed, on each Python (benchmarks/matrix.py).
+matrix: $(STAMP)
+	$(PIP) install --quiet uv
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) benchmarks/matrix.py --json matrix.json
+
+# What the image is made of, with the hash of every file. torch has an index of its own, and no hash.
+lock: $(STAMP)
+	$(PIP) install --quiet uv
+	echo torch | $(VENV)/bin/uv pip compile --quiet pyproject.toml requirements.in -c constraints.txt \
+	    --excludes - --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --custom-compile-command 'make lock' -o requirements.lock
+
+# Known vulnerabilities of the lock, and a list of its parts in CycloneDX's form: sbom.json.
+audit: $(STAMP)
+	$(PIP) install --quiet pip-audit cyclonedx-bom
+	$(VENV)/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+	$(VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml -o sbom.json requirements.lock
 
 # Some without their dependencies, which would put another torch in place or disagree: pip complains
 # of them, the models that the benchmarks build work.

@@ -36,7 +36,7 @@ _WITH_ARGUMENTS = ("core/VariableInserter", "core/VariableReplacer")
 TESTS: dict[str, tuple[str, ...]] = {
     "oracle": ("tests/test_oracle.py", "tests/coupling/test_ops.py", "tests/test_proofs.py"),
     "resize": ("tests/test_resize.py", "tests/coupling/test_ops.py", "tests/test_writeback.py"),
-    "resize_layers": ("tests/test_resize.py", "tests/coupling/test_ops.py"),
+    "resize_layers": ("tests/test_writeback.py",),
     "validate": ("tests/test_export.py", "tests/test_proofs.py"),
     "export": ("tests/test_export.py", "tests/test_onnx_forms.py", "tests/test_proofs.py"),
     "writeback": ("tests/test_writeback.py",),

@@ -5,9 +5,9 @@
 The networks are those of tests/test_random_networks.py. For each: the traced graph gives the same
 bits as the module; random plans, and plans that the solver chose within budgets of latency,
 memory and parameters on a profile, are carried out and proved; sizes and counts are what the
-coupling says; the resized graph, traced afresh, has the parameters and takes no more memory than
-the solver thought; every tenth network is exported and run in onnxruntime. A case is one plan or
-budget. A run goes on from FILE.
+coupling says; the resized graph, traced afresh, has the parameters and (where no branch went) takes
+the memory that the solver thought; every tenth network is exported and run in onnxruntime. A case
+is one plan or budget. A run goes on from FILE.
 """
 
 from __future__ import annotations
@@ -85,13 +85,11 @@ def budgets(
             continue
         made = carried_out(graph, coupling, problem.plan(found.values))
         wrong = wrong_with(made, graph, coupling)
-        if cost != "latency_ms":  # what fuses is seen in the file, which the pipeline prices
-            got = costs_of(made, profile)[cost]
-            thought = problem.costs(found.values)[cost]
-            more = 1e-6 * thought
-            if not wrong and (
-                got > thought + more or (cost == "parameters" and got < thought - more)
-            ):
+        # Without its branch an op may fuse otherwise, and latency is the kernels': what they come to
+        # is seen in the file, which the pipeline prices and judges.
+        if cost == "parameters" or (cost == "memory_mb" and not made.plan.removed_branches):
+            got, thought = costs_of(made, profile)[cost], problem.costs(found.values)[cost]
+            if not wrong and abs(got - thought) > 1e-6 * max(got, thought):
                 wrong = f"{profile.name}: {cost} is {got:.6g}, the solver thought {thought:.6g}"
         yield cost, wrong
 
