@@ -59,9 +59,13 @@ def tried(row: str, folder: Path, index: str | None) -> dict[str, object]:
     lines = tests.stdout.strip().splitlines()
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return {
-        "versions": versions, "passed": tests.returncode == 0, "line": lines[-1] if lines else "",
-        "failed": failed, "install_s": round(made - began), "test_s": round(time.monotonic() - made),
-    }  # fmt: skip
+        "versions": versions,
+        "passed": tests.returncode == 0,
+        "line": lines[-1] if lines else "",
+        "failed": failed,
+        "install_s": round(made - began),
+        "test_s": round(time.monotonic() - made),
+    }
 
 
 def _run(

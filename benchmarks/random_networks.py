@@ -85,8 +85,8 @@ def budgets(
             continue
         made = carried_out(graph, coupling, problem.plan(found.values))
         wrong = wrong_with(made, graph, coupling)
-        # Without its branch an op may fuse otherwise, and latency is the kernels': what they come to
-        # is seen in the file, which the pipeline prices and judges.
+        # Without its branch an op may fuse otherwise, and latency is the kernels': what they come
+        # to is seen in the file, which the pipeline prices and judges.
         if cost == "parameters" or (cost == "memory_mb" and not made.plan.removed_branches):
             got, thought = costs_of(made, profile)[cost], problem.costs(found.values)[cost]
             if not wrong and abs(got - thought) > 1e-6 * max(got, thought):

@@ -47,8 +47,6 @@ def resize_layer(layer: Any, name: str, removed: Removed, smaller: GraphModule) 
         _apply(layer, weight, 1, pruners.prune_linear_in_channels)
     elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and "running_mean" in removed:
         _apply(layer, removed["running_mean"], 0, pruners.prune_batchnorm_out_channels)
-    elif isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
-        _apply(layer, weight, 0, pruners.prune_layernorm_out_channels)
     elif isinstance(layer, nn.Embedding):
         _apply(layer, weight, 1, pruners.prune_embedding_out_channels)
     else:
@@ -91,8 +89,6 @@ def _resize_convolution(
     if layer.groups == 1:
         _apply(layer, weight, out_dim, pruners.prune_conv_out_channels)
         _apply(layer, weight, in_dim, pruners.prune_conv_in_channels)
-    elif layer.groups == layer.in_channels == layer.out_channels:
-        _apply(layer, weight, 0, pruners.prune_depthwise_conv_out_channels)
     else:
         _take_tensors(layer, name, ["weight", "bias"], smaller)
         layer.groups = int(_reader(smaller, f"{name}.weight", "conv").args[6])  # type: ignore[arg-type]

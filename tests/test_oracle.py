@@ -27,6 +27,7 @@ def tensor(*values: float) -> Tensor:
     [
         ([tensor(1, -2)], [tensor(1, -2)], 0.0, 0.0),
         ([tensor(10, 1)], [tensor(10, 2)], 1.0, 0.1),
+        ([tensor(0.25, 0)], [tensor(0.5, 0)], 0.25, 0.5),
         ([tensor(-7, 0)], [tensor(-8, 0)], 1.0, 0.125),  # by magnitude: negative ones count
         # Each output has its own scale: the larger error is of the first, the worse of the second.
         ([tensor(96), tensor(3)], [tensor(100), tensor(4)], 4.0, 0.25),

@@ -157,12 +157,21 @@ def test_slices_take_what_is_left_of_their_part(part: Any, first: int, kept: lis
     torch.testing.assert_close(smaller(x), want)
 
 
+def _diagonal(table: Tensor) -> Tensor:
+    side = table.shape[0]
+    return table.reshape(side, 1, side).mean(2).reshape(side)
+
+
 @pytest.mark.parametrize(
     "between",
     [
         lambda y: torch.relu(y.reshape(y.shape[0] * 4)).reshape(y.shape[0], 4),
         lambda y: torch.relu(y.reshape(-1, y.shape[0] * 4)).reshape(y.shape[0], 4),
         lambda y: torch.relu(y.reshape(1, y.shape[0] * 4, -1)).reshape(-1, 4),
+        # Two sizes of one reshape: one of them may be left to be inferred.
+        lambda y: torch.relu(
+            _diagonal(y.reshape(-1, 1) * torch.ones_like(y.reshape(1, -1)))
+        ).reshape(-1, 4),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -194,13 +203,13 @@ def test_a_bound_from_the_end_behind_which_nothing_is_left_takes_everything() ->
     """y[:, :-1] where the last unit went: all that is left, not all but the last."""
     net: Any = Net(
         lambda m, x: m.whole(torch.relu(m.first(x))) + m.last(m.first(x)[:, :-1]),
-        first=nn.Linear(2, 80), whole=nn.Linear(80, 3), last=nn.Linear(79, 3),
+        first=nn.Linear(2, 200), whole=nn.Linear(200, 3), last=nn.Linear(199, 3),
     )  # fmt: skip
     module: Any = randomized(net)
     x = torch.randn(2, 2)
     graph = traced(module, x)
     coupling = couple(graph)
-    keep = np.arange(80) < 79
+    keep = np.arange(200) < 199
     keep[1] = False
     smaller = resize(graph, coupling, plan_of(coupling, keep))
     hidden, kept = module.first(x), np.flatnonzero(keep)

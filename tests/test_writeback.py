@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.coupling import couple
+from edgeprune.plan import Plan
 from edgeprune.writeback import WrittenBack, write_back
 from tests.pruning import Net, equal, random_plan, randomized, resize, run, traced
 
@@ -82,6 +84,43 @@ def test_attributes_of_layers_tell_the_truth() -> None:
     assert layer.normalized_shape == (linear.out_features,)
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(9, 12, 1, groups=3), nn.ConvTranspose2d(9, 12, 1, groups=3)]
+)
+def test_groups_that_stay_several_tell_the_truth(layer: Any) -> None:
+    """One of three groups goes, and a channel of each that stays: two of two inputs and three
+    outputs are left."""
+    module = randomized(nn.Sequential(nn.Conv2d(3, 9, 1), layer, nn.Conv2d(12, 4, 1)))
+    graph = traced(module, X)
+    coupling = couple(graph)
+    keep = []
+    for group in coupling.groups:
+        each = group.size if group.size < 6 else group.size // 3
+        mask = np.arange(group.size) % each > 0
+        keep.append(mask)
+    plan = Plan(tuple(keep), frozenset())
+    smaller = resize(graph, coupling, plan)
+    result = write_back(module, graph, coupling, plan, smaller)
+    assert result.module is not None
+    made: Any = result.module
+    assert (made[1].in_channels, made[1].out_channels, made[1].groups) == (4, 6, 2)
+    assert made[0].out_channels == 4 and made[2].in_channels == 6
+    torch.testing.assert_close(run(made, X), run(smaller, X))
+
+
+def test_a_wide_depthwise_layer_follows() -> None:
+    module = followed(convolutions_of(nn.Conv2d(300, 300, 3, groups=300)), X)
+    depthwise = module[1]
+    assert depthwise.groups == depthwise.in_channels == depthwise.out_channels < 300
+    assert module[0].out_channels == depthwise.groups == module[2].in_channels
+
+
+def convolutions_of(middle: nn.Conv2d) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, middle.in_channels, 1), middle, nn.Conv2d(middle.out_channels, 4, 1)
+    )
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_follow(kind: Any) -> None:
     net = Net(
@@ -93,6 +132,25 @@ def test_recurrent_layers_follow(kind: Any) -> None:
     module = followed(net, TOKENS)
     assert module.r.input_size == module.a.out_features
     assert module.r.hidden_size == module.r.weight_hh_l1_reverse.shape[1] < 10
+
+
+def test_a_recurrent_layer_s_projection_follows() -> None:
+    net = Net(
+        lambda s, x: s.b(s.r(s.a(x))[0]),
+        a=nn.Linear(6, 8), r=nn.LSTM(8, 10, batch_first=True, proj_size=6), b=nn.Linear(6, 4),
+    )  # fmt: skip
+    module = followed(net, TOKENS)
+    assert module.r.proj_size == module.r.weight_hr_l0.shape[0] == module.b.in_features < 6
+    assert module.r.hidden_size == module.r.weight_hr_l0.shape[1]
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 5, 5)])
+def test_layer_norms_of_one_and_of_several_dimensions_follow(shape: tuple[int, ...]) -> None:
+    norm: Any = nn.LayerNorm(shape)
+    linear, image = nn.Sequential(nn.Linear(6, 8), norm, nn.Linear(8, 4)), convolutions(norm)
+    module = followed(*((linear, TOKENS) if len(shape) == 1 else (image, torch.randn(2, 3, 5, 5))))
+    assert module[1].normalized_shape == tuple(module[1].weight.shape)
+    assert module[1].normalized_shape[1:] == shape[1:] and module[1].normalized_shape[0] < 8
 
 
 def test_a_norm_without_weights_follows() -> None:
