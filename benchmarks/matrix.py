@@ -33,7 +33,7 @@ TESTS = (
     "tests/coupling", "tests/test_export.py", "tests/test_onnx_forms.py", "tests/test_cli.py",
     "tests/test_oracle.py", "tests/test_resize.py", "tests/test_proofs.py", "tests/test_load.py",
     "tests/test_program_file.py", "tests/test_writeback.py", "tests/recover", "tests/solve",
-    "tests/device/test_fusion.py", "tests/training/test_recipe.py", "tests/loading",
+    "tests/training/test_recipe.py", "tests/loading",
     "tests/test_corpus.py",
 )  # fmt: skip
 

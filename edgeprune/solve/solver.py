@@ -426,7 +426,7 @@ class _Model:
         self._model.clear_hints()
         for v, chosen in self._select.items():
             for option, variable in zip(self._problem.options[v], chosen, strict=True):
-                self._model.add_hint(variable, int(option) == known[v])
+                self._model.add_hint(variable, int(int(option) == known[v]))
         solver = cp_model.CpSolver()
         solver.parameters.max_deterministic_time = clock.work
         solver.parameters.interleave_search = True

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from edgeprune.coupling import couple
 from edgeprune.plan import Plan
 from edgeprune.resize import resize
-from tests.pruning import Net, carried_out, check, equal, pruned, randomized, run, traced
+from tests.pruning import (
+    PRUNES_LSTM,
+    Net,
+    carried_out,
+    check,
+    equal,
+    pruned,
+    randomized,
+    run,
+    traced,
+)
 
 
 def image(channels: int = 3, size: int = 8) -> Tensor:
@@ -635,6 +645,8 @@ case("in place, seen through a view", image(), [8])(
 
 @pytest.mark.parametrize("each", CASES, ids=lambda each: each.name)
 def test_pruned_at_random_it_equals_the_silenced_original(each: Case) -> None:
+    if each.name.startswith("lstm") and not PRUNES_LSTM:
+        pytest.skip("this torch misstates an LSTM's states")
     module = randomized(each.make())
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     before = run(module, *each.inputs)
