@@ -19,7 +19,6 @@ from edgeprune.plan import Plan
 from edgeprune.resize import resize
 from edgeprune.trace import ExampleInputs, TracedModel, export_program, sizes_of, trace
 
-
 #: Before 2.13 torch says of an LSTM's states that they have four dimensions: it is frozen then.
 PRUNES_LSTM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 

@@ -18,7 +18,7 @@ from edgeprune.export import Exported, export, mark_unmet
 from edgeprune.plan import Plan
 from edgeprune.resize import resize
 from edgeprune.trace import ExampleInputs, trace
-from edgeprune.validate import random_like, validate
+from edgeprune.validate import cases_for, random_like, validate
 from tests.pruning import Net
 
 
@@ -123,6 +123,42 @@ def test_random_inputs_look_like_the_examples() -> None:
     assert made_ids.shape == (6, 3) and set(made_ids.flatten().tolist()) <= {3, 7}
     assert made_image.shape == (6, 4096)
     assert abs(float(made_image.mean()) - 20) < 0.5 and abs(float(made_image.std()) - 5) < 0.5
+
+
+def test_random_inputs_of_single_and_of_no_values() -> None:
+    """One value has no spread of its own, so it is 1; what has no batch keeps its shape."""
+    one, flag, none = (
+        torch.tensor([[5.0]]),
+        torch.tensor([[4]]),
+        torch.zeros(1, 0, dtype=torch.int64),
+    )
+    inputs = ExampleInputs((one, flag, none, torch.tensor(2.5), torch.zeros(3, 2)), {})
+    drawn = random_like(inputs, torch.Generator().manual_seed(0), 2000, 1).args
+    assert [tuple(x.shape) for x in drawn] == [(2000, 1), (2000, 1), (2000, 0), (), (3, 2)]
+    assert abs(float(drawn[0].mean()) - 5) < 0.1 and abs(float(drawn[0].std()) - 1) < 0.1
+    assert set(drawn[1].flatten().tolist()) == {4}
+    constant = random_like(ExampleInputs((torch.full((1, 9), 3.0),), {}), torch.Generator(), 200, 1)
+    assert abs(float(constant.args[0].std()) - 1) < 0.1  # no spread either
+
+
+def test_cases_are_the_examples_and_four_batches_that_a_seed_decides() -> None:
+    inputs = ExampleInputs((torch.randn(2, 3),), {})
+    free, fixed = cases_for(inputs, True, 0), cases_for(inputs, False, 0)
+    assert free[0] is inputs and fixed[0] is inputs
+    assert [len(case.args[0]) for case in free] == [2, 1, 2, 3, 4]
+    assert [len(case.args[0]) for case in fixed] == [2] * 5
+    again, other = cases_for(inputs, True, 0), cases_for(inputs, True, 1)
+    assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(free, again, strict=True))
+    assert not any(
+        torch.equal(a.args[0], b.args[0]) for a, b in zip(free[1:], other[1:], strict=True)
+    )
+
+
+def test_what_has_no_batch_counts_as_one_sample_a_case(tmp_path: Path) -> None:
+    net = Net(lambda m, x: m.layer(x.reshape(1, 1)), layer=nn.Linear(1, 1))
+    _, proof = exported(net, tmp_path / "m.onnx", torch.tensor(2.5))
+    found = proof()[0]
+    assert found.passed and found.samples == 5 and found.max_abs_error is not None
 
 
 def test_whole_numbers_and_truth_values_are_inputs_too(tmp_path: Path) -> None:
