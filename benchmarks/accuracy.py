@@ -31,12 +31,13 @@ import edgeprune
 from benchmarks import accuracy_curves as curves_of
 from benchmarks import accuracy_peer as peer
 from benchmarks.accuracy_networks import load
-from edgeprune.device import latency
-from edgeprune.device.profile import Profile, load_profile
-from edgeprune.export import export
-from edgeprune.running import run_runner
-from edgeprune.solve import compiled, terms
-from edgeprune.trace import ExampleInputs, trace
+from edgeprune.cost import analytic as latency
+from edgeprune.export.onnx import export
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.profiles.profile import Profile, load_profile
+from edgeprune.runtime.ort_subprocess import run_runner
+from edgeprune.solve import latency_terms as terms
+from edgeprune.solve import vectorized as compiled
 
 EPOCHS = 10
 #: A limit is in milliseconds of a machine that gets busier and calmer: what comes out further from

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from main_job import _edgeprune, build
 
-from edgeprune.device.host import host_threads
-from edgeprune.running import measure, run_runner
+from edgeprune.calibration.host import host_threads
+from edgeprune.runtime.ort_subprocess import measure, run_runner
 
 NAMES = (
     "resnet18 mobilenet_v2 mobilenet_v3_small squeezenet1_1 shufflenet_v2_x1_0 efficientnet_b0 "

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgeprune.device.latency import run_channels
+from edgeprune.cost.analytic import run_channels
 
 _VIEWS = {
     *("view", "_unsafe_view", "reshape", "flatten", "permute", "transpose", "t", "expand"),

@@ -27,16 +27,16 @@ from catalogue import Case, another
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.errors import EdgePruneError
 from edgeprune.coupling import Coupling, couple, frozen_elements, frozen_share
-from edgeprune.errors import EdgePruneError
-from edgeprune.export import export
-from edgeprune.oracle import difference, prove, worst_node
-from edgeprune.plan import Plan, keep_best
-from edgeprune.resize import resize
+from edgeprune.coupling.plan import Plan, keep_best
+from edgeprune.export.onnx import export
+from edgeprune.export.parity import validate
+from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
 from edgeprune.scoring import score
-from edgeprune.trace import ExampleInputs, TracedModel, trace
-from edgeprune.validate import validate
-from edgeprune.writeback import write_back
+from edgeprune.surgery.oracle import difference, prove, worst_node
+from edgeprune.surgery.resize import resize
+from edgeprune.surgery.write_back import write_back
 
 _REMOVED_BRANCHES = 0.2
 _REASONS = 5

@@ -17,10 +17,10 @@ import torch
 from coverage_case import autograd_facts, explained, torch_pruning
 
 from edgeprune.coupling import couple
-from edgeprune.plan import Plan, keep_best
-from edgeprune.resize import resize
+from edgeprune.coupling.plan import Plan, keep_best
+from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.scoring import score
-from edgeprune.trace import ExampleInputs, trace
+from edgeprune.surgery.resize import resize
 
 _MODELS = ("resnet50", "densenet121", "swin_t")
 _OURS, _PEERS = 5, 3

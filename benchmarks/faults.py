@@ -35,12 +35,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from edgeprune import output
-from edgeprune.cli import main as command_line
-from edgeprune.device.host import save_profile
-from edgeprune.device.profile import load_profile
-from edgeprune.errors import EdgePruneError
-from edgeprune.output import RESULTS, check_target, publish
+from edgeprune.calibration.host import save_profile
+from edgeprune.cli.app import main as command_line
+from edgeprune.core.errors import EdgePruneError
+from edgeprune.pipeline.artifacts import RESULTS, check_target, publish
+from edgeprune.pipeline.run import artifacts as output
+from edgeprune.profiles.profile import load_profile
 from edgeprune.report import Report
 from edgeprune.scoring import Scores
 from edgeprune.sweeping.store import Known, Store

@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from counting import Kernel
 
-from edgeprune.device.latency import COMPUTE_KINDS
+from edgeprune.cost.analytic import COMPUTE_KINDS
 
 #: The fitted figures, in the order in which the fit keeps them.
 PARAMETERS = (*COMPUTE_KINDS, "bandwidth", "overhead_us")

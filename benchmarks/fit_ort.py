@@ -15,7 +15,7 @@ from fit_catalog import counted, family
 from fit_model import PARAMETERS, Fitted, Prior, Row, Run, fit, predicted_ms, without
 from scipy.optimize import minimize_scalar
 
-from edgeprune.device.latency import COMPUTE_KINDS
+from edgeprune.cost.analytic import COMPUTE_KINDS
 
 _COMPUTE = np.array([float(name in COMPUTE_KINDS) for name in PARAMETERS])
 

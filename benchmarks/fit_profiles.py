@@ -41,9 +41,9 @@ from fit_model import (
 from fit_ort import ORT_ROWS, factor_of, ort_left_out, slowed
 from fit_runs import SETS, by_name, read_table, runs_of
 
-from edgeprune.device.calibration import BLOCKED, MEMORY_SOURCE, PLAIN
-from edgeprune.device.latency import COMPUTE_KINDS
-from edgeprune.device.profile import parse_profile
+from edgeprune.calibration.fit import BLOCKED, MEMORY_SOURCE, PLAIN
+from edgeprune.cost.analytic import COMPUTE_KINDS
+from edgeprune.profiles.profile import parse_profile
 
 SCRIPT = "benchmarks/fit_profiles.py"
 #: A figure that moves no row's prediction by this much per unit (d log ms / d log) isn't known.

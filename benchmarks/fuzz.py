@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeprune.errors import EdgePruneError
+from edgeprune.core.errors import EdgePruneError
 
 _ROOT = Path(__file__).parents[1]
 CORPUS = _ROOT / "tests" / "corpus"
@@ -38,14 +38,14 @@ def _file(folder: Path, name: str, content: bytes) -> Path:
 
 def profile(content: bytes, folder: Path) -> object:
     """A device profile: also what the cache keeps of this machine."""
-    from edgeprune.device.profile import load_profile
+    from edgeprune.profiles.profile import load_profile
 
     return load_profile(_file(folder, "p.yaml", content))
 
 
 def results(content: bytes, folder: Path) -> object:
     """What microbench.py or a kit brought home, and the profile that is fitted to it."""
-    from edgeprune.device.observations import read_results
+    from edgeprune.calibration.observations import read_results
 
     return read_results(_file(folder, "results.jsonl", content))
 
@@ -62,7 +62,7 @@ def arrays(content: bytes, folder: Path) -> object:
 
 def sentence(content: bytes, folder: Path) -> object:
     """--require."""
-    from edgeprune.sentence import understand
+    from edgeprune.pipeline.requirements import understand
 
     return understand(content.decode(errors="replace"))
 
@@ -111,23 +111,23 @@ def program(content: bytes, folder: Path) -> object:
 
 def pickle(content: bytes, folder: Path) -> object:
     """A bare pickle's names, of which each is judged."""
-    from edgeprune.untrusted import pickled_names
+    from edgeprune.loading.safe_pickle import pickled_names
 
     return pickled_names(_file(folder, "m.pkl", content))
 
 
 def names(content: bytes, folder: Path) -> object:
     """A name that a pickle gives."""
-    from edgeprune.untrusted import harmless
+    from edgeprune.loading.safe_pickle import harmless
 
     return harmless(content.decode(errors="replace"))
 
 
 def onnx(content: bytes, folder: Path) -> object:
     """A stranger's ONNX file, read and priced."""
-    from edgeprune.checking import _predicted
-    from edgeprune.device.from_onnx import load_onnx
-    from edgeprune.device.profile import load_profile
+    from edgeprune.cost.onnx_reader import load_onnx
+    from edgeprune.pipeline.check import _predicted
+    from edgeprune.profiles.profile import load_profile
 
     path = _file(folder, "m.onnx", content)
     return _predicted(load_onnx(path, "m.onnx"), load_profile("raspberry-pi-4"))

@@ -27,9 +27,9 @@ import numpy as np
 import onnx
 from scipy.stats import spearmanr
 
-from edgeprune.device.from_onnx import kernel_graph
-from edgeprune.device.profile import Profile, load_profile
-from edgeprune.device.samples import REFERENCE, reference
+from edgeprune.calibration.sample_blocks import REFERENCE, reference
+from edgeprune.cost.onnx_reader import kernel_graph
+from edgeprune.profiles.profile import Profile, load_profile
 from export import runner
 
 BURST, FEWEST_ROUNDS, PREDICTIONS = 3, 4, 5

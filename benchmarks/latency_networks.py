@@ -25,10 +25,10 @@ import timm  # noqa: E402
 import torchvision  # noqa: E402
 
 from edgeprune.coupling import Coupling, couple  # noqa: E402
-from edgeprune.export import export  # noqa: E402
-from edgeprune.plan import Plan, keep_best  # noqa: E402
-from edgeprune.resize import resize  # noqa: E402
-from edgeprune.trace import ExampleInputs, trace  # noqa: E402
+from edgeprune.coupling.plan import Plan, keep_best  # noqa: E402
+from edgeprune.export.onnx import export  # noqa: E402
+from edgeprune.graph.trace import ExampleInputs, trace  # noqa: E402
+from edgeprune.surgery.resize import resize  # noqa: E402
 
 TORCHVISION = (
     "resnet18 resnet34 resnet50 resnext50_32x4d mobilenet_v2 mobilenet_v3_small "

@@ -1,4 +1,4 @@
-"""How well `device/memory.py` predicts the memory that onnxruntime takes, on networks left out.
+"""How well `cost/memory.py` predicts the memory that onnxruntime takes, on networks left out.
 
     PYTHONPATH=. .venv/bin/python benchmarks/memory_model.py FOLDER [--cache FILE.json]
 
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune.device.from_onnx import kernel_graph, load_onnx
-from edgeprune.device.memory import Footprint, Observation, cross_validated, fit
-from edgeprune.device.profile import Fusion
-from edgeprune.running import run_runner
+from edgeprune.cost.memory import Footprint, Observation, cross_validated, fit
+from edgeprune.cost.onnx_reader import kernel_graph, load_onnx
+from edgeprune.profiles.profile import Fusion
+from edgeprune.runtime.ort_subprocess import run_runner
 
 _VARIANT = "-p"  # NAME-p0 is NAME with uneven widths
 _SHORT = ("--seconds", "0.3", "--min-runs", "5", "--warmup", "2")  # memory stands after two runs

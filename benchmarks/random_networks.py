@@ -23,15 +23,15 @@ from pathlib import Path
 
 import torch
 
+from edgeprune.core.errors import EdgePruneError
+from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import Coupling, couple
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.device.profile import Profile, load_profile
-from edgeprune.errors import EdgePruneError
-from edgeprune.export import export
+from edgeprune.export.onnx import export
+from edgeprune.export.parity import validate
+from edgeprune.graph.trace import TracedModel
+from edgeprune.profiles.profile import Profile, load_profile
 from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem, solve
-from edgeprune.trace import TracedModel
-from edgeprune.validate import validate
 from tests.pruning import Pruned, carried_out, check, equal, random_plan, run, traced
 from tests.test_random_networks import KINDS, image, network
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import accuracy_networks
-from edgeprune.torchvision_operators import with_operators
+from edgeprune.loading.torchvision_compat import with_operators
 
 LITE0_CALIBRATION = 400
 FACE_PICTURES = 400

@@ -37,7 +37,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from edgeprune.cli import main as command_line
+from edgeprune.cli.app import main as command_line
 from edgeprune.loading.kernel import forbid_internet
 
 _ROOT = Path(__file__).parents[1]

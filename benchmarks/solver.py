@@ -37,13 +37,13 @@ from main_job import IMAGE, build
 from numpy.typing import NDArray
 from torch import nn
 
+from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import couple
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.device.profile import load_profile
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.profiles.profile import load_profile
 from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem, solve
-from edgeprune.solve.compiled import Columns, Latency, Lookups
-from edgeprune.trace import ExampleInputs, trace
+from edgeprune.solve.vectorized import Columns, Latency, Lookups
 
 NAMES = (
     "resnet18 resnet50 mobilenet_v2 efficientnet_b0 densenet121 vit_tiny_patch16_224 swin_t "

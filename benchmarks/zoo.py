@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from edgeprune.torchvision_operators import with_operators
+from edgeprune.loading.torchvision_compat import with_operators
 
 
 def declare_torchvision() -> None:

@@ -17,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 # onnxruntime sends telemetry unless it is told not to before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+# Modules that moved, and that files or scripts of users name, are found where they were.
+__path__.append(os.path.join(os.path.dirname(__file__), "_former"))
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Budgets": "edgeprune.budgets",
-    "BudgetError": "edgeprune.errors",
-    "EdgePruneError": "edgeprune.errors",
-    "ParityError": "edgeprune.errors",
-    "UserError": "edgeprune.errors",
-    "check": "edgeprune.checking",
+    "Budgets": "edgeprune.core.budgets",
+    "BudgetError": "edgeprune.core.errors",
+    "EdgePruneError": "edgeprune.core.errors",
+    "ParityError": "edgeprune.core.errors",
+    "UserError": "edgeprune.core.errors",
+    "check": "edgeprune.pipeline.check",
     "couple": "edgeprune.api",
-    "load_profile": "edgeprune.device.profile",
+    "load_profile": "edgeprune.profiles.profile",
     "prune": "edgeprune.api",
     "Result": "edgeprune.api",
     "SweepResult": "edgeprune.sweeping.api",
@@ -52,10 +55,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from edgeprune.api import Result, couple, prune
-    from edgeprune.budgets import Budgets
-    from edgeprune.checking import check
-    from edgeprune.device.profile import load_profile
-    from edgeprune.errors import BudgetError, EdgePruneError, ParityError, UserError
+    from edgeprune.core.budgets import Budgets
+    from edgeprune.core.errors import BudgetError, EdgePruneError, ParityError, UserError
+    from edgeprune.pipeline.check import check
+    from edgeprune.profiles.profile import load_profile
     from edgeprune.sweeping.api import SweepResult, sweep
 
 

@@ -15,27 +15,27 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune import coupling as coupling_step
-from edgeprune import ranks
-from edgeprune.budgets import Budgets
+from edgeprune.core import distributed as ranks
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import ParityError, UserError
+from edgeprune.core.scratch import clear_away, scratch_folder
+from edgeprune.core.timeout import deadline
+from edgeprune.core.timing import Listener, Steps
 from edgeprune.coupling import Coupling
-from edgeprune.data import NO_DATA, Data, data_from, load_data
-from edgeprune.deadline import deadline
-from edgeprune.device.profile import HOST, Profile, load_profile
-from edgeprune.errors import ParityError, UserError
-from edgeprune.export import export
-from edgeprune.inputs import check_inputs
-from edgeprune.output import MASKS, RESULTS, publish
-from edgeprune.pipeline import Outcome, run
+from edgeprune.data.loaders import NO_DATA, Data, data_from, load_data
+from edgeprune.export.onnx import export
+from edgeprune.export.parity import validate
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.loading.example_inputs import check_inputs
+from edgeprune.pipeline.artifacts import MASKS, RESULTS, publish
+from edgeprune.pipeline.options import MIN_AGREEMENT, Settings
+from edgeprune.pipeline.requirements import Requirements, understand
+from edgeprune.pipeline.run import Outcome, run
+from edgeprune.pipeline.task import Loss, Metric, Task, check_teachable
+from edgeprune.profiles.profile import HOST, Profile, load_profile
 from edgeprune.report import Report, write_html
-from edgeprune.scratch import clear_away, scratch_folder
-from edgeprune.sentence import Requirements, understand
-from edgeprune.settings import MIN_AGREEMENT, Settings
 from edgeprune.sparse.masks import Masks
-from edgeprune.steps import Listener, Steps
-from edgeprune.task import Loss, Metric, Task, check_teachable
-from edgeprune.trace import ExampleInputs, trace
 from edgeprune.training.seeds import random_state_kept
-from edgeprune.validate import validate
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling, couple
-from edgeprune.coupling.walk import attribute
-from edgeprune.oracle import TOLERANCE, SurgeryProof, prove, worst_node
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
-from edgeprune.trace import ExampleInputs, TracedModel, export_program, sizes_of, trace
+from edgeprune.coupling.plan import Plan
+from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.trace import ExampleInputs, TracedModel, export_program, sizes_of, trace
+from edgeprune.surgery.oracle import TOLERANCE, SurgeryProof, prove, worst_node
+from edgeprune.surgery.resize import resize
 
 #: Before 2.13 torch says of an LSTM's states that they have four dimensions: it is frozen then.
 PRUNES_LSTM = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
-from edgeprune.cli import main
+from edgeprune.cli.app import main
 from edgeprune.report import Report
 from edgeprune.report.words import headline, verdict
-from edgeprune.sweeping.model import Row
+from edgeprune.sweeping.results import Row
 
 MODELS = """
 import torch

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune import Budgets
-from edgeprune.aiming import Aim, over
-from edgeprune.costs import Cost, predicted
-from edgeprune.device.profile import load_profile
-from edgeprune.settings import Settings
+from edgeprune.export.file_cost import Cost, predicted
+from edgeprune.pipeline.budget_controller import Aim, over
+from edgeprune.pipeline.options import Settings
+from edgeprune.profiles.profile import load_profile
 
 PROFILE = load_profile("raspberry-pi-4")
 OWN = {"latency_ms": 10.0, "memory_mb": 50.0, "parameters": 1e6}
@@ -134,7 +134,7 @@ def test_a_machine_whose_latency_bends_is_met_while_its_speed_changes(
             replace(second, latency_ms=first.latency_ms * ratio * slow, ratio=ratio),
         )
 
-    monkeypatch.setattr("edgeprune.carrying.measured_pair", pair)
+    monkeypatch.setattr("edgeprune.pipeline.workspace.measured_pair", pair)
     host = PROFILE.model_copy(update={"name": "host"})
     torch.manual_seed(0)
     image = torch.randn(1, 3, 16, 16)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
 from edgeprune.api import Result
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 
 
 class Plain(nn.Module):

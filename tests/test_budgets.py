@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from edgeprune.budgets import Budgets
-from edgeprune.errors import BudgetError, EdgePruneError, ParityError, UserError
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import BudgetError, EdgePruneError, ParityError, UserError
 
 
 def test_no_limits_are_met_by_any_cost() -> None:

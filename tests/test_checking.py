@@ -10,11 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import edgeprune.running
-from edgeprune.checking import check
-from edgeprune.cli import main
-from edgeprune.device.profile import load_profile
-from edgeprune.errors import UserError
+import edgeprune.runtime.ort_subprocess
+from edgeprune.cli.app import main
+from edgeprune.core.errors import UserError
+from edgeprune.pipeline.check import check
+from edgeprune.profiles.profile import load_profile
 from tests.device import tabled
 
 QUIET = {
@@ -55,7 +55,9 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def says(**keys: Any) -> list[Any]:
         monkeypatch.setattr(
-            edgeprune.running, "run_runner", lambda words: given.extend(words) or (QUIET | keys)
+            edgeprune.runtime.ort_subprocess,
+            "run_runner",
+            lambda words: given.extend(words) or (QUIET | keys),
         )
         return given
 
@@ -96,7 +98,7 @@ def test_a_profile_of_another_runtime_is_not_what_was_measured(model: Path, says
 def test_measuring_this_machine_needs_no_calibration_of_it(
     model: Path, says: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprune.checking.load_profile", lambda name: pytest.fail(name))
+    monkeypatch.setattr("edgeprune.pipeline.check.load_profile", lambda name: pytest.fail(name))
     monkeypatch.setenv("EDGEPRUNE_THREADS", "3")
     given = says()
     found = check(model, measure=True)

@@ -21,10 +21,10 @@ import onnxruntime
 import pytest
 import torch
 
-from edgeprune.cli import main
-from edgeprune.importing import import_object
+from edgeprune.cli.app import main
+from edgeprune.export.parity import Validation
+from edgeprune.loading.import_spec import import_object
 from edgeprune.report import Report
-from edgeprune.validate import Validation
 
 RESULTS = ["model.onnx", "pruned.pt2", "report.html", "report.json"]
 REPORT_KEYS = (
@@ -251,7 +251,7 @@ def test_size_of_the_file_is_what_the_report_says(good: Run) -> None:
 def test_onnx_says_what_it_was_made_for(good: Run) -> None:
     entries = {e.key: e.value for e in good.onnx.metadata_props}
     assert entries["edgeprune.profile"] == "jetson-nano"
-    assert json.loads(entries["edgeprune.budgets"])["latency_ms"] == 0.2
+    assert json.loads(entries["edgeprune.core.budgets"])["latency_ms"] == 0.2
     assert json.loads(entries["edgeprune.widths"]).keys() == good.widths.keys()
     assert "edgeprune.version" in entries and "edgeprune.met" not in entries
     assert good.onnx.producer_name == "edgeprune"
@@ -548,7 +548,7 @@ def test_older_results_survive_a_run_that_breaks(
     def breaks(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr("edgeprune.pipeline.validate", breaks)
+    monkeypatch.setattr("edgeprune.pipeline.run.validate", breaks)
     result = run(model, *FAST, "--rate", "0", "--quiet")
     assert result.exit == code and len(result.err.splitlines()) == 1
     assert sorted(p.name for p in place.rglob("*")) == sorted(["out", *RESULTS])
@@ -559,7 +559,7 @@ def test_parity_failure_exits_4_and_leaves_nothing(
     model: str, run: Any, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = Validation(0.5, 0.25, 5, False)
-    monkeypatch.setattr("edgeprune.pipeline.validate", lambda *_, **__: failed)
+    monkeypatch.setattr("edgeprune.pipeline.run.validate", lambda *_, **__: failed)
     result = run(model, *FAST, "--rate", "0", "--quiet")
     refused(result, place, "does not match PyTorch", "2.5e-01", code=4)
 
@@ -570,7 +570,7 @@ def test_debug_shows_the_traceback_of_an_internal_error(
     def breaks(*_: Any) -> Any:
         raise ZeroDivisionError("boom")
 
-    monkeypatch.setattr("edgeprune.commands.load", breaks)
+    monkeypatch.setattr("edgeprune.cli.commands.load", breaks)
     assert main([model, *FAST]) == 1
     with pytest.raises(ZeroDivisionError, match="boom"):
         main([model, *FAST, "--debug"])
@@ -622,9 +622,9 @@ def test_commands_that_need_no_torch_do_not_import_it(words: list[str], good: Ru
     if "FILE" in words:
         words = ["check", str(good.folder / "model.onnx"), "--profile", "jetson-nano"]
     code = (
-        "import sys, edgeprune.cli\n"
+        "import sys, edgeprune.cli.app\n"
         f"words = {words!r}\n"
-        "code = edgeprune.cli.main(words) if words else 0\n"
+        "code = edgeprune.cli.app.main(words) if words else 0\n"
         "sys.exit(code or ('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -31,8 +31,8 @@ def test_each_parser_has_something_to_start_from_and_refuses_nothing_much(
 
 
 def test_an_onnx_file_with_a_loose_end_is_named() -> None:
-    from edgeprune.device.from_onnx import load_onnx
-    from edgeprune.errors import UserError
+    from edgeprune.core.errors import UserError
+    from edgeprune.cost.onnx_reader import load_onnx
 
     with pytest.raises(UserError, match=r"reads '\*\.bias', which nothing makes"):
         load_onnx(CORPUS / "onnx" / "unconnected.onnx")

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from edgeprune.data import Data, accuracy, arrange, load_data, load_metric, split_batch
-from edgeprune.errors import UserError
-from edgeprune.trace import ExampleInputs
+from edgeprune.core.errors import UserError
+from edgeprune.data.loaders import Data, accuracy, arrange, load_data, load_metric, split_batch
+from edgeprune.graph.trace import ExampleInputs
 
 VECTOR = ExampleInputs((torch.zeros(1, 3),), {})
 IMAGE = ExampleInputs((torch.zeros(1, 3, 4, 6),), {})
@@ -395,7 +395,7 @@ def test_a_metric_that_is_not_there_is_refused(folder: Path) -> None:
 
 
 def test_a_shuffling_loader_stays_shuffling_and_keeps_its_test_part(tmp_path: Path) -> None:
-    from edgeprune import data as module
+    from edgeprune.data.loaders import loaders as module
 
     dataset = TensorDataset(torch.arange(300.0).reshape(100, 3), torch.zeros(100).long())
     train, test, _ = module._split(DataLoader(dataset, batch_size=5, shuffle=True))

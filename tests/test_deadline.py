@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgeprune.deadline import deadline
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.core.timeout import deadline
 
 
 def forever() -> None:
@@ -66,7 +66,7 @@ class Slow(torch.nn.Module):
 
 
 def test_tracing_that_hangs_is_given_up(tmp_path: Any) -> None:
-    from edgeprune.trace import ExampleInputs, trace
+    from edgeprune.graph.trace import ExampleInputs, trace
 
     with pytest.raises(UserError, match="trace: not done"), deadline("trace", 0.5):
         trace(Slow(), ExampleInputs((torch.ones(2, 3),), {}))

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune.cost.onnx_reader import recorded_shapes
 from edgeprune.coupling import couple
-from edgeprune.device.from_onnx import recorded_shapes
-from edgeprune.export import Exported, export, mark_unmet
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
-from edgeprune.trace import ExampleInputs, trace
-from edgeprune.validate import cases_for, random_like, validate
+from edgeprune.coupling.plan import Plan
+from edgeprune.export.onnx import Exported, export, mark_unmet
+from edgeprune.export.parity import cases_for, random_like, validate
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.surgery.resize import resize
 from tests.pruning import Net
 
 
@@ -47,7 +47,7 @@ def test_file_is_valid_small_and_says_what_it_is(tmp_path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     entries = {e.key: e.value for e in model.metadata_props}
     assert entries["edgeprune.version"] == "1"
-    assert json.loads(entries["edgeprune.budgets"]) == {"size_mb": 2.0}
+    assert json.loads(entries["edgeprune.core.budgets"]) == {"size_mb": 2.0}
     assert recorded_shapes(model) == {model.graph.input[0].name: [1, 8]}
     assert made.size_mb == made.path.stat().st_size / 1e6
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import edgeprune
-from edgeprune.cli import main
-from edgeprune.oracle import TOLERANCE
+from edgeprune.cli.app import main
+from edgeprune.surgery.oracle import TOLERANCE
 
 HERE = Path(__file__).parent / "golden"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import UserError
-from edgeprune.inputs import InputSpec, describe, example_inputs, parse_input
-from edgeprune.trace import ExampleInputs
+from edgeprune.core.errors import UserError
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.loading.example_inputs import InputSpec, describe, example_inputs, parse_input
 
 
 class TwoInputs(nn.Module):

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.cli import main
-from edgeprune.junit import junit_xml, write_junit
+from edgeprune.cli.app import main
+from edgeprune.cli.junit import junit_xml, write_junit
 
 FOUND: dict[str, Any] = {
     "model": "some/model.onnx",
@@ -112,7 +112,7 @@ def test_an_older_file_stays_if_writing_breaks(
     def broken(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgeprune.junit.os.replace", broken)
+    monkeypatch.setattr("edgeprune.cli.junit.os.replace", broken)
     with pytest.raises(KeyboardInterrupt):
         write_junit(FOUND | {"budgets": NONE}, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import nn
 
-from edgeprune.errors import UserError
-from edgeprune.load import load
-from edgeprune.trace import ExampleInputs, trace
-from edgeprune.untrusted import harmless
+from edgeprune.core.errors import UserError
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.loading.load import load
+from edgeprune.loading.safe_pickle import harmless
 
 FACTORY = """
 import torch
@@ -561,7 +561,7 @@ def test_a_torchvision_without_its_operators_is_said_to_mismatch(
     def fails(name: str) -> Any:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr("edgeprune.untrusted.importlib.import_module", fails)
+    monkeypatch.setattr("edgeprune.loading.safe_pickle.importlib.import_module", fails)
     with pytest.raises(UserError, match="install a torchvision that matches your torch"):
         harmless("torchvision.models.resnet.ResNet")
 
@@ -570,6 +570,6 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     def fails(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'timm'", name="timm")
 
-    monkeypatch.setattr("edgeprune.untrusted.importlib.import_module", fails)
+    monkeypatch.setattr("edgeprune.loading.safe_pickle.importlib.import_module", fails)
     with pytest.raises(UserError, match="pip install timm"):
         harmless("timm.models.resnet.ResNet")

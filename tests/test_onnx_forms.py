@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from edgeprune.onnx_forms import with_fusable_forms
+from edgeprune.export.fusable_ops import with_fusable_forms
 
 IMAGE = [1, 6, 8, 8]
 

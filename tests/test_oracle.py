@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.coupling import couple
-from edgeprune.oracle import TOLERANCE, SurgeryProof, difference, prove, worst_node
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
+from edgeprune.coupling.plan import Plan
+from edgeprune.surgery.oracle import TOLERANCE, SurgeryProof, difference, prove, worst_node
+from edgeprune.surgery.resize import resize
 from tests.pruning import Net, Pruned, carried_out, pruned, randomized, traced
 
 

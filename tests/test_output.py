@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from edgeprune import output
-from edgeprune.errors import UserError
-from edgeprune.output import FILES, RESULTS, check_target, publish
-from edgeprune.scratch import clear_away, scratch_folder
+from edgeprune.core.errors import UserError
+from edgeprune.core.scratch import clear_away, scratch_folder
+from edgeprune.pipeline.artifacts import FILES, RESULTS, check_target, publish
+from edgeprune.pipeline.run import artifacts as output
 
 
 @pytest.fixture

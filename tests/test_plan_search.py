@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import Coupling, couple
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.device.profile import load_profile
-from edgeprune.linear.samples import Samples
-from edgeprune.plan import Plan
-from edgeprune.plan_search import PlanSearch, at_share, searched
+from edgeprune.coupling.plan import Plan
+from edgeprune.graph.trace import TracedModel
+from edgeprune.pipeline.plan_search import PlanSearch, at_share, searched
+from edgeprune.profiles.profile import load_profile
+from edgeprune.reconstruction.samples import Samples
 from edgeprune.scoring import score
 from edgeprune.scoring.sensitivity import joint, judge_of
 from edgeprune.solve import Limits, Problem
-from edgeprune.trace import TracedModel
 from tests.pruning import randomized, traced
 from tests.solve.problems import Residual, limits_at
 

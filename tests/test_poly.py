@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.poly import Poly
+from edgeprune.core.polynomial import Poly
 
 monomials = st.lists(st.integers(-3, 3), max_size=3).map(lambda vs: tuple(sorted(vs)))
 polys = st.dictionaries(monomials, st.integers(1, 9).map(float), min_size=1, max_size=4).map(Poly)

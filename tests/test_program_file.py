@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune.errors import ParityError
-from edgeprune.load import load
+from edgeprune.core.errors import ParityError
+from edgeprune.loading.load import load
 
 
 def net() -> nn.Module:

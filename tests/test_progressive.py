@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune import Budgets
-from edgeprune.carrying import Carrying
-from edgeprune.errors import UserError
-from edgeprune.recover import share_of_epochs
+from edgeprune.core.errors import UserError
+from edgeprune.pipeline.workspace import Carrying
+from edgeprune.recovery import share_of_epochs
 from tests.colours import image, trained
 
 IMAGE = image(3)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import edgeprune
-from edgeprune.cli import main
-from edgeprune.errors import EdgePruneError, ParityError
-from edgeprune.export import _simplified
-from edgeprune.resize import resize
+from edgeprune.cli.app import main
+from edgeprune.core.errors import EdgePruneError, ParityError
+from edgeprune.export.onnx import _simplified
+from edgeprune.surgery.resize import resize
 
 
 class TwoHeads(nn.Module):
@@ -118,7 +118,7 @@ def test_a_file_that_differs_is_an_error_of_parity(
         FILES[what](made)
         return made
 
-    monkeypatch.setattr("edgeprune.export._simplified", breaking)
+    monkeypatch.setattr("edgeprune.export.onnx._simplified", breaking)
     with pytest.raises(ParityError):
         pruned(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -132,7 +132,7 @@ def test_the_command_ends_with_4_and_leaves_nothing(
         _swapped(made)
         return made
 
-    monkeypatch.setattr("edgeprune.export._simplified", breaking)
+    monkeypatch.setattr("edgeprune.export.onnx._simplified", breaking)
     words = [f"{__file__}:build", "--input", "1x3x10x10", "--rate", "0.4", "--data", "none"]
     assert main([*words, "-p", "raspberry-pi-4", "-o", str(tmp_path / "out"), "-q"]) == 4
     assert "does not match" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -170,7 +170,7 @@ def test_a_surgery_that_differs_ends_the_run(
         SURGERIES[what](module)
         return module
 
-    monkeypatch.setattr("edgeprune.fitting.resize", breaking)
+    monkeypatch.setattr("edgeprune.pipeline.structured.resize", breaking)
     with pytest.raises(EdgePruneError, match="off by"):
         pruned(tmp_path / "out")
     assert not (tmp_path / "out").exists()

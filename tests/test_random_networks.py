@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from edgeprune.cost.fx_reader import parameter_count
 from edgeprune.coupling import couple
-from edgeprune.device.from_graph import parameter_count
-from edgeprune.export import export
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
-from edgeprune.validate import validate
+from edgeprune.coupling.plan import Plan
+from edgeprune.export.onnx import export
+from edgeprune.export.parity import validate
+from edgeprune.surgery.resize import resize
 from tests.pruning import carried_out, check, equal, random_plan, randomized, run, traced
 
 SIZE = 6  # height and width of every feature map

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from edgeprune import ranks
-from edgeprune.errors import UserError
+from edgeprune.core import distributed as ranks
+from edgeprune.core.errors import UserError
 
 HERE = Path(__file__).parent
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

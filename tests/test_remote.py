@@ -24,14 +24,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgeprune.checking import check
-from edgeprune.cli import main
-from edgeprune.device import calibration
-from edgeprune.device.kit import write_kit
-from edgeprune.device.profile import load_profile
-from edgeprune.errors import UserError
-from edgeprune.remote import Address, Remote
-from edgeprune.running import read_answer
+from edgeprune.calibration import fit as calibration
+from edgeprune.calibration.kit import write_kit
+from edgeprune.cli.app import main
+from edgeprune.core.errors import UserError
+from edgeprune.pipeline.check import check
+from edgeprune.profiles.profile import load_profile
+from edgeprune.runtime.ort_subprocess import read_answer
+from edgeprune.runtime.ssh import Address, Remote
 from tests.device.hasty import hasty_scripts
 
 PYTHON = sys.executable
@@ -343,7 +343,7 @@ def test_ssh_never_waits_and_users_options_come_before_our_defaults(
 def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts that measure in a hurry, kits of twelve networks, and almost no trees."""
     scripts = hasty_scripts(tmp_path / "scripts")
-    monkeypatch.setattr("edgeprune.remote.export_folder", lambda: scripts)
+    monkeypatch.setattr("edgeprune.runtime.ssh.export_folder", lambda: scripts)
     monkeypatch.setattr(write_kit, "__defaults__", (12,))
     for name in ("_LARGE", "_SMALL"):
         monkeypatch.setattr(calibration, name, {**getattr(calibration, name), "n_estimators": 1})

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeprune.coupling import Coupling, couple
-from edgeprune.coupling.walk import Literal
-from edgeprune.plan import Plan
-from edgeprune.resize import _rewrite, inherit, outline, resize
-from edgeprune.trace import TracedModel
-from edgeprune.trainable import TrainableGraph
+from edgeprune.coupling.plan import Plan
+from edgeprune.coupling.propagate import Literal
+from edgeprune.graph.trace import TracedModel
+from edgeprune.graph.training_flags import TrainableGraph
+from edgeprune.surgery.resize import _rewrite, inherit, outline, resize
 from tests.pruning import Net, randomized, traced
 
 KEEP = np.array([True, False, True, True])

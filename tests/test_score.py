@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune.core.errors import UserError
 from edgeprune.coupling import Coupling, couple
-from edgeprune.errors import UserError
 from edgeprune.scoring import Scores, branches_of, score
 from tests.pruning import randomized, traced
 

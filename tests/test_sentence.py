@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import edgeprune
-from edgeprune.cli import main
-from edgeprune.errors import UserError
-from edgeprune.sentence import Requirements, understand
+from edgeprune.cli.app import main
+from edgeprune.core.errors import UserError
+from edgeprune.pipeline.requirements import Requirements, understand
 
 
 @pytest.mark.parametrize(

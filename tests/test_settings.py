@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from edgeprune.budgets import Budgets
-from edgeprune.device.profile import Profile, load_profile
-from edgeprune.errors import UserError
-from edgeprune.settings import Settings
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import UserError
+from edgeprune.pipeline.options import Settings
+from edgeprune.profiles.profile import Profile, load_profile
 
 NAMES = ["stem.weight", "blocks.0.conv1.weight", "blocks.0.conv1.bias", "blocks.1.conv1.weight"]
 

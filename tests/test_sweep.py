@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprune import pipeline
-from edgeprune.cli import main
+from edgeprune.cli.app import main
+from edgeprune.pipeline.run import run as pipeline
 from edgeprune.report import Report
 from edgeprune.sweeping import curve as curve_module
-from edgeprune.sweeping.model import Row, Sweep, front
-from edgeprune.sweeping.page import render
+from edgeprune.sweeping.html import render
+from edgeprune.sweeping.results import Row, Sweep, front
 
 NETWORK = """
 import torch

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 from edgeprune.sweeping import curve
 from edgeprune.sweeping.api import SweepResult
-from edgeprune.sweeping.point import Answer, Job, work
+from edgeprune.sweeping.worker import Answer, Job, work
 
 
 def network() -> nn.Module:

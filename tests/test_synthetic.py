@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import edgeprune
-from edgeprune import demo, synthetic
-from edgeprune.errors import UserError
-from edgeprune.synthetic import MadeUp, made_up
-from edgeprune.trace import ExampleInputs, TracedModel, trace
+from edgeprune.cli.app import demo
+from edgeprune.core.errors import UserError
+from edgeprune.data.loaders import synthetic
+from edgeprune.data.synthetic import MadeUp, made_up
+from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
 from tests.pruning import Net
 
 CHANNELS = torch.tensor([90.0, 100.0, 130.0])

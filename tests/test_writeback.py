@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.coupling import couple
-from edgeprune.plan import Plan
-from edgeprune.writeback import WrittenBack, write_back
+from edgeprune.coupling.plan import Plan
+from edgeprune.surgery.write_back import WrittenBack, write_back
 from tests.pruning import PRUNES_LSTM, Net, equal, random_plan, randomized, resize, run, traced
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))

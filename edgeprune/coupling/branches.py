@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from edgeprune.coupling.layout import Label
-from edgeprune.coupling.walk import flat_labels, module_path
-from edgeprune.normalize import writes
-from edgeprune.poly import Poly
-from edgeprune.trace import TracedModel, sizes_of
+from edgeprune.core.polynomial import Poly
+from edgeprune.coupling.labels import Label
+from edgeprune.coupling.propagate import flat_labels, module_path
+from edgeprune.graph.normalize import writes
+from edgeprune.graph.trace import TracedModel, sizes_of
 
 _ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 _CATS = (torch.ops.aten.cat.default, torch.ops.aten.concat.default)

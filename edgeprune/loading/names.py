@@ -16,7 +16,7 @@ import torch
 import torch.fx.graph
 from torch import nn
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 
 #: A model with more modules than this, or nested deeper, is none.
 MOST_MODULES, DEEPEST = 100_000, 100

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch._export.serde import schema
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 from edgeprune.loading.operators import is_allowed
 
 #: Bounds of a document: its length, how deep it nests, and the elements of a tensor in it.

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.core.scratch import scratch_folder
 from edgeprune.loading.kernel import forbid_changes, forbid_reach
-from edgeprune.scratch import scratch_folder
 
 _CLONE_NEWNET = 0x40000000
 _LONGEST_ANSWER = 64_000_000

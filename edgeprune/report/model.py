@@ -15,11 +15,11 @@ from pydantic import (
     field_validator,
 )
 
-from edgeprune.budgets import Budgets, read_budgets
-from edgeprune.errors import UserError
+from edgeprune.core.budgets import Budgets, read_budgets
+from edgeprune.core.errors import UserError
 from edgeprune.report.digits import beside, megabytes, milliseconds
 
-#: The largest relative error of an exact surgery; the same as edgeprune.oracle.TOLERANCE.
+#: The largest relative error of an exact surgery; the same as edgeprune.surgery.oracle.TOLERANCE.
 SURGERY_TOLERANCE = 1e-4
 
 

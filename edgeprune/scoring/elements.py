@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeprune.coupling.walk import attribute
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.trace import TracedModel
 from edgeprune.scoring.gradients import (
     Backward,
     NoGradients,
@@ -18,7 +19,6 @@ from edgeprune.scoring.gradients import (
     reading_dims,
 )
 from edgeprune.scoring.names import check_element_criterion
-from edgeprune.trace import TracedModel
 
 _BY_GRADIENTS = ("gradient", "saliency")
 

@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from edgeprune.batches import arrange, class_labels, split_batch
+from edgeprune.core.errors import UserError
 from edgeprune.coupling import Coupling, Group
-from edgeprune.errors import UserError
-from edgeprune.importing import one_line
-from edgeprune.linear.outputs import floating
+from edgeprune.data.batches import arrange, class_labels, split_batch
+from edgeprune.graph.trace import TracedModel
+from edgeprune.loading.import_spec import one_line
+from edgeprune.reconstruction.outputs import floating
 from edgeprune.scoring.magnitude import Scores, sum_of_others
-from edgeprune.trace import TracedModel
 
 Array = NDArray[np.float64]
 

@@ -23,8 +23,8 @@ from torch.fx import Node
 
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.branches import Branch
-from edgeprune.coupling.walk import attribute
-from edgeprune.trace import TracedModel, sizes_of
+from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.trace import TracedModel, sizes_of
 
 Array = NDArray[np.float64]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 
 CRITERIA = (
     "magnitude",

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeprune.coupling import Coupling, Group
-from edgeprune.linear.layers import Layer, find_layers
-from edgeprune.linear.replay import Replay
-from edgeprune.linear.ridge import LARGEST_DEPTH
-from edgeprune.linear.room import Room
-from edgeprune.linear.sampling import Sampling
-from edgeprune.scoring.elimination import Elimination, Reader, eliminate
-from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.reconstruction.layers import Layer, find_layers
+from edgeprune.reconstruction.memory_limit import Room
+from edgeprune.reconstruction.replay import Replay
+from edgeprune.reconstruction.ridge import LARGEST_DEPTH
+from edgeprune.reconstruction.sampling import Sampling
+from edgeprune.scoring.obs import Elimination, Reader, eliminate
 
 
 @dataclass(frozen=True)

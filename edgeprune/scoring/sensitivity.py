@@ -13,21 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.fx import GraphModule, Node
 
+from edgeprune.core.distributed import spread
 from edgeprune.coupling import Coupling, Group
-from edgeprune.kept import Kept
-from edgeprune.linear.layers import find_layers
-from edgeprune.linear.outputs import forked_outputs, streamed
-from edgeprune.linear.reconstruct import BRIEF, reconstruct
-from edgeprune.linear.refit import Aim, aims, refit
-from edgeprune.linear.replay import Replay
-from edgeprune.linear.room import Room
-from edgeprune.linear.samples import Samples
-from edgeprune.linear.sampling import MEMORY, Sampling
-from edgeprune.linear.yardstick import Found, Yardstick
-from edgeprune.plan import Plan
-from edgeprune.ranks import spread
-from edgeprune.resize import outline, resize
-from edgeprune.trace import TracedModel
+from edgeprune.coupling.kept_masks import Kept
+from edgeprune.coupling.plan import Plan
+from edgeprune.graph.trace import TracedModel
+from edgeprune.reconstruction.layers import find_layers
+from edgeprune.reconstruction.layerwise import BRIEF, reconstruct
+from edgeprune.reconstruction.memory_limit import Room
+from edgeprune.reconstruction.outputs import forked_outputs, streamed
+from edgeprune.reconstruction.refit import Aim, aims, refit
+from edgeprune.reconstruction.replay import Replay
+from edgeprune.reconstruction.samples import Samples
+from edgeprune.reconstruction.sampling import MEMORY, Sampling
+from edgeprune.reconstruction.yardstick import Found, Yardstick
+from edgeprune.surgery.resize import outline, resize
 
 #: How many layers behind a change are fitted anew in a trial.
 LAYERS_BEHIND = 3

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.coupling import Coupling
+from edgeprune.graph.trace import TracedModel
 from edgeprune.scoring.magnitude import Scores, from_energies, magnitude, sum_of_others
-from edgeprune.trace import TracedModel
 
 _ROWS = 512
 _BATCH_NORMS = (torch.ops.aten.batch_norm.default,)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.core.polynomial import Poly, branch_variable
+from edgeprune.cost.kernels import Kernel, KernelGraph
+from edgeprune.cost.pricing import padding, pricing
 from edgeprune.coupling import Coupling, Group
-from edgeprune.device.kernels import Kernel, KernelGraph
-from edgeprune.device.pricing import padding, pricing
-from edgeprune.device.profile import Profile
-from edgeprune.plan import Plan, keep_best
-from edgeprune.poly import Poly, branch_variable
+from edgeprune.coupling.plan import Plan, keep_best
+from edgeprune.profiles.profile import Profile
 from edgeprune.scoring import Scores, branches_of
-from edgeprune.solve.terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
+from edgeprune.solve.latency_terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
 
 #: What each variable loses by each of its options.
 Losses = Mapping[int, NDArray[np.float64]]
@@ -72,7 +72,7 @@ class Reachable:
 
 @dataclass(frozen=True)
 class Problem:
-    """A variable per group (its width) and per branch (1 = stays); see poly.py for their numbers.
+    """A variable per group (its width) and per branch (1 = stays); see core/polynomial.py for their numbers.
 
     options[v]: the values a variable may take, ascending. losses[v]: the loss of each.
     holder[g]: the branch variable whose 0 forces group g to 0.

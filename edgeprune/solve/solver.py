@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
-from edgeprune.poly import Poly
-from edgeprune.solve.clock import Clock
-from edgeprune.solve.descent import combine, descend
-from edgeprune.solve.lagrange import Dual, dual
+from edgeprune.core.polynomial import Poly
+from edgeprune.solve.coordinate_descent import combine, descend
+from edgeprune.solve.lagrangian import Dual, dual
+from edgeprune.solve.latency_terms import LatencyTerm
 from edgeprune.solve.problem import Limits, Problem
-from edgeprune.solve.terms import LatencyTerm
+from edgeprune.solve.work_limit import Clock
 
 #: The search stops once the answer is proven to be within this share of the best.
 GAP_LIMIT = 0.01

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 from edgeprune.loading.bounded import read_arrays
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from edgeprune.oracle import SurgeryProof, difference
+from edgeprune.graph.trace import ExampleInputs
 from edgeprune.sparse.masks import Masks
-from edgeprune.trace import ExampleInputs
+from edgeprune.surgery.oracle import SurgeryProof, difference
 
 
 def prove_zeroed(

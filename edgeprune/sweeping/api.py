@@ -11,17 +11,17 @@ from typing import Any
 from torch import nn
 
 from edgeprune.api import as_data, as_example_inputs
-from edgeprune.budgets import Budgets
-from edgeprune.data import NO_DATA
-from edgeprune.device.profile import Profile, load_profile
-from edgeprune.errors import UserError
-from edgeprune.inputs import check_inputs
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import UserError
+from edgeprune.core.timing import Listener
+from edgeprune.data.loaders import NO_DATA
+from edgeprune.loading.example_inputs import check_inputs
+from edgeprune.pipeline.options import Settings
+from edgeprune.pipeline.task import Loss, Metric, Task
+from edgeprune.profiles.profile import Profile, load_profile
 from edgeprune.report import Report
-from edgeprune.settings import Settings
-from edgeprune.steps import Listener
 from edgeprune.sweeping.curve import Asked, Curve
-from edgeprune.sweeping.model import Row, Sweep
-from edgeprune.task import Loss, Metric, Task
+from edgeprune.sweeping.results import Row, Sweep
 from edgeprune.training.seeds import random_state_kept
 
 #: Settings want a budget, and each point sets its own latency in the place of this one.

@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 
 from edgeprune import __version__
-from edgeprune.device.profile import HOST
-from edgeprune.errors import UserError
-from edgeprune.ranks import check_alone
-from edgeprune.scratch import scratch_folder
-from edgeprune.steps import Listener, Steps
-from edgeprune.sweeping.model import Row, Sweep
-from edgeprune.sweeping.point import Answer, Job, Source, explained, fit_point, work
+from edgeprune.core.distributed import check_alone
+from edgeprune.core.errors import UserError
+from edgeprune.core.scratch import scratch_folder
+from edgeprune.core.timing import Listener, Steps
+from edgeprune.pipeline.task import check_teachable
+from edgeprune.profiles.profile import HOST
+from edgeprune.sweeping.budget_grid import check_shares, spread
+from edgeprune.sweeping.executors import check_cluster, executor
 from edgeprune.sweeping.preparing import Start, started, without_latency
-from edgeprune.sweeping.shares import check_shares, spread
+from edgeprune.sweeping.results import Row, Sweep
 from edgeprune.sweeping.store import Store
-from edgeprune.sweeping.workers import check_cluster, executor
-from edgeprune.task import check_teachable
+from edgeprune.sweeping.worker import Answer, Job, Source, explained, fit_point, work
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from edgeprune.costs import count_parameters, measured_pair, predicted
+from edgeprune.core.scratch import scratch_folder
+from edgeprune.core.timeout import deadline
+from edgeprune.core.timing import Steps
+from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import Coupling, couple
-from edgeprune.deadline import deadline
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.export import export
-from edgeprune.measuring import Here
-from edgeprune.pipeline import Prepared, made_for, prepare, samples_for
+from edgeprune.export.file_cost import count_parameters, measured_pair, predicted
+from edgeprune.export.onnx import export
+from edgeprune.graph.trace import TracedModel, trace
+from edgeprune.pipeline.run import Prepared, made_for, prepare, samples_for
+from edgeprune.pipeline.task import Task
 from edgeprune.report import Figures
-from edgeprune.scratch import scratch_folder
+from edgeprune.runtime.machines import Here
 from edgeprune.solve import Problem
-from edgeprune.steps import Steps
-from edgeprune.sweeping.identity import fingerprint
+from edgeprune.sweeping.fingerprint import fingerprint
 from edgeprune.sweeping.store import Known, Store
-from edgeprune.task import Task
-from edgeprune.trace import TracedModel, trace
 
 
 @dataclass(frozen=True)

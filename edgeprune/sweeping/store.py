@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgeprune.core.errors import UserError
+from edgeprune.core.scratch import clear_away, scratch_folder
 from edgeprune.coupling import Coupling
-from edgeprune.errors import UserError
 from edgeprune.loading.bounded import read_arrays
-from edgeprune.output import RESULTS, publish
+from edgeprune.pipeline.artifacts import RESULTS, publish
 from edgeprune.report import Figures, Report
 from edgeprune.scoring import Scores
-from edgeprune.scratch import clear_away, scratch_folder
-from edgeprune.sweeping.identity import content_of, differences
-from edgeprune.sweeping.model import Row, Sweep
-from edgeprune.sweeping.page import write_page
+from edgeprune.sweeping.fingerprint import content_of, differences
+from edgeprune.sweeping.html import write_page
+from edgeprune.sweeping.results import Row, Sweep
 
 _PREPARED, _SCORES, _POINTS = "prepared.json", "scores.npz", "points"
 _CURVE = ("sweep.csv", "sweep.json", "sweep.html")

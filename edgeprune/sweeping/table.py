@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeprune.report.terminal import line
-from edgeprune.sweeping.model import Row, Sweep
+from edgeprune.sweeping.results import Row, Sweep
 from edgeprune.sweeping.words import columns, headline, row_cells, title, unmet, verdict
 
 

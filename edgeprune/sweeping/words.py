@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeprune.report.digits import DASH, count, megabytes, milliseconds, significant
 from edgeprune.report.words import in_percent, metric_change, metric_value
-from edgeprune.sweeping.model import Row, Sweep, front
+from edgeprune.sweeping.results import Row, Sweep, front
 
 _LONGEST_NAME = 8  # of a metric, at the head of a column
 

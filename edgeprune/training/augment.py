@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from edgeprune.data import _Images
-from edgeprune.trace import ExampleInputs
+from edgeprune.data.loaders import _Images
+from edgeprune.graph.trace import ExampleInputs
 from edgeprune.training.feed import innermost
 from edgeprune.training.recipe import Recipe
 

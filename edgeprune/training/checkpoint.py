@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.fx import GraphModule
 
-from edgeprune.errors import UserError
-from edgeprune.importing import one_line
+from edgeprune.core.errors import UserError
+from edgeprune.core.files import whole_file
+from edgeprune.loading.import_spec import one_line
 from edgeprune.training.recipe import Recipe
-from edgeprune.whole_file import whole_file
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeprune.batches import arrange
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.data.batches import arrange
 from edgeprune.training.augment import augmented_inputs
 from edgeprune.training.feed import Batch
 from edgeprune.training.graphs import freeze_batch_norms, with_features

@@ -17,8 +17,8 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from edgeprune.batches import Rebatched, split_batch
-from edgeprune.trace import ExampleInputs
+from edgeprune.data.batches import Rebatched, split_batch
+from edgeprune.graph.trace import ExampleInputs
 from edgeprune.training.seeds import seed_epoch
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from edgeprune.coupling.walk import attribute
-from edgeprune.trace import ExampleInputs
-from edgeprune.trainable import TrainableGraph, is_batch_norm
+from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.training_flags import TrainableGraph, is_batch_norm
 
 #: More compared values than this add cost and little else.
 MOST_FEATURES = 4

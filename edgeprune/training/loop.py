@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.fx import GraphModule
 
-from edgeprune.data import Data
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.data.loaders import Data
+from edgeprune.graph.trace import ExampleInputs
 from edgeprune.sparse.masks import Masks
-from edgeprune.trace import ExampleInputs
 from edgeprune.training.checkpoint import Checkpoint
 from edgeprune.training.epochs import Note, NotFinite, Trainer
 from edgeprune.training.graphs import Feature, placed

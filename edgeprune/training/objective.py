@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeprune.batches import _class_scores, _classes
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.data.batches import _class_scores, _classes
 from edgeprune.training.recipe import Recipe
 
 #: Samples that a teacher's variances are taken from.

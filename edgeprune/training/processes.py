@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from edgeprune.coupling.walk import attribute
-from edgeprune.errors import UserError
-from edgeprune.importing import one_line
-from edgeprune.trainable import is_batch_norm
+from edgeprune.core.errors import UserError
+from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.training_flags import is_batch_norm
+from edgeprune.loading.import_spec import one_line
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import GraphModule
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from edgeprune.batches import arrange
-from edgeprune.data import Data
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
+from edgeprune.data.batches import arrange
+from edgeprune.data.loaders import Data
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.training_flags import least_batch
 from edgeprune.sparse.masks import Masks
-from edgeprune.trace import ExampleInputs
-from edgeprune.trainable import least_batch
 from edgeprune.training.augment import augments
 from edgeprune.training.checkpoint import identity
 from edgeprune.training.feed import Batch, Feed, fixed_batch

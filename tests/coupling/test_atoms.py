@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.coupling.atoms import FIXED, NOTHING, Atoms, Rows, concatenate
+from edgeprune.coupling.union_find import FIXED, NOTHING, Atoms, Rows, concatenate
 
 
 def together(atoms: Atoms, *rows: Rows) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeprune.coupling.atoms import FIXED, Atoms, Rows
-from edgeprune.coupling.layout import blocks, fixed, kept, merge, reshape, split
+from edgeprune.coupling.labels import blocks, fixed, kept, merge, reshape, split
+from edgeprune.coupling.union_find import FIXED, Atoms, Rows
 
 
 def same(atoms: Atoms, a: Rows, b: Rows) -> bool:

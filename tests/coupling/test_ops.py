@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.coupling import couple
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
+from edgeprune.coupling.plan import Plan
+from edgeprune.surgery.resize import resize
 from tests.pruning import (
     PRUNES_LSTM,
     Net,

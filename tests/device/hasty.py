@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from edgeprune.resources import export_folder
+from edgeprune.core.resources import export_folder
 
 #: Constants of `export/microbench.py`: three runs a network, and nothing is too noisy.
 HASTE: dict[str, float] = {

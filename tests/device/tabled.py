@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 from functools import cache
 
-from edgeprune.device.calibration import fit
-from edgeprune.device.from_onnx import kernel_graph
-from edgeprune.device.latency import padded_channels
-from edgeprune.device.observations import Observation, Results, Sample
-from edgeprune.device.pricing import Work
-from edgeprune.device.profile import Fusion, Profile
-from edgeprune.device.samples import sample
+from edgeprune.calibration.fit import fit
+from edgeprune.calibration.observations import Observation, Results, Sample
+from edgeprune.calibration.sample_blocks import sample
+from edgeprune.cost.analytic import padded_channels
+from edgeprune.cost.onnx_reader import kernel_graph
+from edgeprune.cost.pricing import Work
+from edgeprune.profiles.profile import Fusion, Profile
 
 BLOCK = 16
 MACS_PER_MS, ELEMENTS_PER_MS, LAUNCH_MS = 2e7, 2e6, 0.004

@@ -11,15 +11,15 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from edgeprune.device import calibration
-from edgeprune.device.calibration import cross_validated, fit, launch_offset_ms
-from edgeprune.device.from_onnx import kernel_graph
-from edgeprune.device.host import write_profile
-from edgeprune.device.observations import Results, Sample, read_results
-from edgeprune.device.pricing import pricing
-from edgeprune.device.profile import Fusion, load_profile
-from edgeprune.device.samples import sample, write_samples
-from edgeprune.errors import EdgePruneError
+from edgeprune.calibration import fit as calibration
+from edgeprune.calibration.fit import cross_validated, fit, launch_offset_ms
+from edgeprune.calibration.host import write_profile
+from edgeprune.calibration.observations import Results, Sample, read_results
+from edgeprune.calibration.sample_blocks import sample, write_samples
+from edgeprune.core.errors import EdgePruneError
+from edgeprune.cost.onnx_reader import kernel_graph
+from edgeprune.cost.pricing import pricing
+from edgeprune.profiles.profile import Fusion, load_profile
 from export import microbench
 from tests.device import tabled
 from tests.device.hasty import HASTE

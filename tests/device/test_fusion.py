@@ -14,15 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.calibration.observations import LABELS
+from edgeprune.calibration.sample_blocks import SampleNetwork
+from edgeprune.cost import fx_reader as from_graph
+from edgeprune.cost import onnx_reader as from_onnx
+from edgeprune.cost.kernels import Kernel, KernelGraph, transposes
 from edgeprune.coupling import couple
-from edgeprune.device import from_graph, from_onnx
-from edgeprune.device.kernels import Kernel, KernelGraph, transposes
-from edgeprune.device.observations import LABELS
-from edgeprune.device.profile import Fusion, Profile, load_profile
-from edgeprune.device.samples import SampleNetwork
-from edgeprune.export import export
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
+from edgeprune.coupling.plan import Plan
+from edgeprune.export.onnx import export
+from edgeprune.profiles.profile import Fusion, Profile, load_profile
+from edgeprune.surgery.resize import resize
 from tests.device import tabled
 from tests.device.test_kernels import SmallAttention, SmallCNN
 from tests.pruning import randomized, traced

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from edgeprune.device import calibration, host
-from edgeprune.device.calibration import fit
-from edgeprune.device.observations import Results
-from edgeprune.device.profile import Profile, load_profile
-from edgeprune.errors import EdgePruneError, UserError
+from edgeprune.calibration import fit as calibration
+from edgeprune.calibration import host
+from edgeprune.calibration.fit import fit
+from edgeprune.calibration.observations import Results
+from edgeprune.core.errors import EdgePruneError, UserError
+from edgeprune.profiles.profile import Profile, load_profile
 from tests.device import tabled
 from tests.device.hasty import hasty_scripts
 

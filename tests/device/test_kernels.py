@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from torch import Tensor, nn
 
+from edgeprune.core.errors import UserError
+from edgeprune.core.polynomial import branch_variable
+from edgeprune.cost import fx_reader as from_graph
+from edgeprune.cost import onnx_reader as from_onnx
+from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import couple
-from edgeprune.device import from_graph, from_onnx
-from edgeprune.device.kernels import KernelGraph
-from edgeprune.device.profile import load_profile
-from edgeprune.errors import UserError
-from edgeprune.plan import Plan
-from edgeprune.poly import branch_variable
-from edgeprune.trace import export_program, quiet
+from edgeprune.coupling.plan import Plan
+from edgeprune.graph.trace import export_program, quiet
+from edgeprune.profiles.profile import load_profile
 from tests.pruning import Net, randomized, traced
 
 PROFILE = load_profile("raspberry-pi-5").model_copy(update={"memory": None})

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgeprune.cli import main
-from edgeprune.device import calibration, kit
-from edgeprune.device.kit import write_kit
-from edgeprune.device.observations import read_results
-from edgeprune.device.profile import load_profile
-from edgeprune.device.samples import sample
-from edgeprune.errors import UserError
+from edgeprune.calibration import fit as calibration
+from edgeprune.calibration import kit
+from edgeprune.calibration.kit import write_kit
+from edgeprune.calibration.observations import read_results
+from edgeprune.calibration.sample_blocks import sample
+from edgeprune.cli.app import main
+from edgeprune.core.errors import UserError
+from edgeprune.profiles.profile import load_profile
 from tests.device.hasty import hasty_scripts
 
 NETWORKS = 12
@@ -169,7 +170,7 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("broken", ["edgeprune.device.kit._pack", "tempfile.mkstemp"])
+@pytest.mark.parametrize("broken", ["edgeprune.calibration.kit._pack", "tempfile.mkstemp"])
 def test_what_can_not_be_written_is_one_line_and_leaves_the_old_kit(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprune.device.latency import (
+from edgeprune.cost.analytic import (
     COMPUTE_KINDS,
     EDGE_CHANNELS,
     MEMORY_KINDS,
@@ -19,8 +19,8 @@ from edgeprune.device.latency import (
     rates,
     run_channels,
 )
-from edgeprune.device.pricing import padding
-from edgeprune.device.profile import Profile, load_profile, parse_profile, profile_names
+from edgeprune.cost.pricing import padding
+from edgeprune.profiles.profile import Profile, load_profile, parse_profile, profile_names
 
 PROFILES = [load_profile(name) for name in profile_names() if name != "host"]
 NANO = load_profile("jetson-nano")

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.device import memory
-from edgeprune.device.from_onnx import kernel_graph
-from edgeprune.device.memory import NEEDED, Footprint, MemoryModel, Observation
-from edgeprune.device.profile import Fusion
-from edgeprune.poly import Poly
-from edgeprune.running import run_runner
+from edgeprune.core.polynomial import Poly
+from edgeprune.cost import memory
+from edgeprune.cost.memory import NEEDED, Footprint, MemoryModel, Observation
+from edgeprune.cost.onnx_reader import kernel_graph
+from edgeprune.profiles.profile import Fusion
+from edgeprune.runtime.ort_subprocess import run_runner
 
 #: This machine's kind (x86-64, glibc, onnxruntime 1.32), as benchmarks/memory_model.py fits it.
 X86 = MemoryModel(base_mb=22.6, weights=1.46, blocked=0.94, live=1.89)

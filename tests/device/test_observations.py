@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.device.from_onnx import kernel_graph
-from edgeprune.device.observations import SCATTERED, _observation
-from edgeprune.device.pricing import Work
+from edgeprune.calibration.observations import SCATTERED, _observation
+from edgeprune.cost.onnx_reader import kernel_graph
+from edgeprune.cost.pricing import Work
 
 
 def observed(op: str, inputs: list[list[int]], out: list[int], name: str = "") -> Work:

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from edgeprune.budgets import Budgets
-from edgeprune.device import profile as profile_module
-from edgeprune.device.profile import Figure, load_profile, parse_profile, profile_names
-from edgeprune.errors import UserError
-from edgeprune.resources import export_folder, profiles_folder
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import UserError
+from edgeprune.core.resources import export_folder, profiles_folder
+from edgeprune.profiles import profile as profile_module
+from edgeprune.profiles.profile import Figure, load_profile, parse_profile, profile_names
 
 SHIPPED = [name for name in profile_names() if name != "host"]
 
@@ -91,8 +91,8 @@ def test_listing_the_profiles_reads_none_of_them(monkeypatch: pytest.MonkeyPatch
 
 def test_profiles_are_read_without_importing_torch() -> None:
     code = (
-        "import sys; from edgeprune.device.latency import rates; "
-        "from edgeprune.device.profile import load_profile; "
+        "import sys; from edgeprune.cost.analytic import rates; "
+        "from edgeprune.profiles.profile import load_profile; "
         "rates(load_profile('jetson-nano')); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=profiles_folder().parent)

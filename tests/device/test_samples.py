@@ -11,10 +11,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from edgeprune.device.from_onnx import kernel_graph
-from edgeprune.device.fusion import ACTIVATIONS
-from edgeprune.device.observations import SCATTERED
-from edgeprune.device.samples import (
+from edgeprune.calibration.observations import SCATTERED
+from edgeprune.calibration.sample_blocks import (
     _MOST_ALTOGETHER,
     REFERENCE,
     SampleNetwork,
@@ -22,6 +20,8 @@ from edgeprune.device.samples import (
     sample,
     write_samples,
 )
+from edgeprune.cost.fusion import ACTIVATIONS
+from edgeprune.cost.onnx_reader import kernel_graph
 
 SEEDS = range(25)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprune.device.latency import COMPUTE_KINDS, kernel_latency_ms, rates
-from edgeprune.device.profile import Profile, load_profile, profile_names
+from edgeprune.cost.analytic import COMPUTE_KINDS, kernel_latency_ms, rates
+from edgeprune.profiles.profile import Profile, load_profile, profile_names
 
 SHIPPED = [load_profile(name) for name in profile_names() if name != "host"]
 EACH = pytest.mark.parametrize("profile", SHIPPED, ids=lambda each: each.name)

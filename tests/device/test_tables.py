@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import GradientBoostingRegressor
 
-from edgeprune.device import calibration
-from edgeprune.device.pricing import Work, pricing
-from edgeprune.device.tables import Table, Tables, Trees, describe, described
-from edgeprune.errors import EdgePruneError
+from edgeprune.calibration import fit as calibration
+from edgeprune.core.errors import EdgePruneError
+from edgeprune.cost.pricing import Work, pricing
+from edgeprune.cost.tables import Table, Tables, Trees, describe, described
 from tests.device import tabled
 
 RANDOM = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from edgeprune.device.observations import read_results
-from edgeprune.device.samples import write_samples
-from edgeprune.errors import EdgePruneError
+from edgeprune.calibration.observations import read_results
+from edgeprune.calibration.sample_blocks import write_samples
+from edgeprune.core.errors import EdgePruneError
 from export import microbench, runner
 from tests.device.hasty import HASTE, hasty_scripts
 

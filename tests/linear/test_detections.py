@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.linear.detections import alike, decoding_of
-from edgeprune.linear.yardstick import Yardstick
+from edgeprune.reconstruction.detections import alike, decoding_of
+from edgeprune.reconstruction.yardstick import Yardstick
 
 PLACES = 40
 

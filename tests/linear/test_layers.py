@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgeprune.linear.layers import Layer, find_layers
+from edgeprune.reconstruction.layers import Layer, find_layers
 from tests.pruning import randomized, traced
 
 

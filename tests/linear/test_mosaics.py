@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgeprune.linear.mosaics import mosaic, takes_pictures, with_mosaics
-from edgeprune.linear.samples import Samples, counted
+from edgeprune.reconstruction.mosaics import mosaic, takes_pictures, with_mosaics
+from edgeprune.reconstruction.samples import Samples, counted
 from tests.pruning import traced
 
 

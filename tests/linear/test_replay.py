@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.coupling import couple
-from edgeprune.linear.outputs import forked_outputs, outputs, streamed
-from edgeprune.linear.replay import Replay, bytes_per_sample
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
-from edgeprune.trace import ExampleInputs
+from edgeprune.coupling.plan import Plan
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.reconstruction.outputs import forked_outputs, outputs, streamed
+from edgeprune.reconstruction.replay import Replay, bytes_per_sample
+from edgeprune.surgery.resize import resize
 from tests.pruning import randomized, traced
 
 

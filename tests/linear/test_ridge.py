@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from edgeprune.linear.ridge import Moments, fit
+from edgeprune.reconstruction.ridge import Moments, fit
 
 
 def moments(

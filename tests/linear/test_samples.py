@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from edgeprune.errors import UserError
-from edgeprune.linear.room import Room
-from edgeprune.linear.samples import Samples, counted
-from edgeprune.linear.work import macs_per_sample, work_per_sample
+from edgeprune.core.errors import UserError
+from edgeprune.reconstruction.memory_limit import Room
+from edgeprune.reconstruction.samples import Samples, counted
+from edgeprune.reconstruction.work import macs_per_sample, work_per_sample
 from tests.pruning import traced
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgeprune.linear.yardstick import Yardstick
+from edgeprune.reconstruction.yardstick import Yardstick
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import UserError
-from edgeprune.load import load
+from edgeprune.core.errors import UserError
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.loading.load import load
 from edgeprune.loading.names import DEEPEST, check_names
-from edgeprune.trace import ExampleInputs, trace
 
 CODE = [
     'x", print("run"), "',

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 from edgeprune.loading.operators import is_allowed
 from edgeprune.loading.program_schema import _is_guard, check_program, is_arithmetic
 

@@ -25,14 +25,14 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import edgeprune
-from edgeprune.checking import check
-from edgeprune.data import load_data
-from edgeprune.device.profile import load_profile
-from edgeprune.errors import UserError
-from edgeprune.load import load
+from edgeprune.core.errors import UserError
+from edgeprune.data.loaders import load_data
+from edgeprune.graph.trace import ExampleInputs
 from edgeprune.loading.bounded import DEEPEST_YAML, read_arrays, read_yaml
+from edgeprune.loading.load import load
 from edgeprune.loading.sandbox import Bounds, confined
-from edgeprune.trace import ExampleInputs
+from edgeprune.pipeline.check import check
+from edgeprune.profiles.profile import load_profile
 
 BOUNDS = Bounds(memory=3e8, seconds=2)
 

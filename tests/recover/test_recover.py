@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune.coupling import Coupling, couple
-from edgeprune.linear.outputs import streamed
-from edgeprune.linear.reconstruct import reconstruct
-from edgeprune.linear.samples import Samples
-from edgeprune.linear.yardstick import Yardstick
-from edgeprune.plan import Plan
-from edgeprune.recover import Recovery, align
-from edgeprune.recover import recover as recover_on
-from edgeprune.recover.batch_norms import make_true, recalibrate
-from edgeprune.recover.features import taught_features
-from edgeprune.resize import inherit, resize
+from edgeprune.coupling.plan import Plan
+from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.reconstruction.layerwise import reconstruct
+from edgeprune.reconstruction.outputs import streamed
+from edgeprune.reconstruction.samples import Samples
+from edgeprune.reconstruction.yardstick import Yardstick
+from edgeprune.recovery import Recovery, align
+from edgeprune.recovery import recover as recover_on
+from edgeprune.recovery.batch_norm import make_true, recalibrate
+from edgeprune.recovery.distillation import taught_features
 from edgeprune.scoring.sensitivity import judge_of
-from edgeprune.trace import ExampleInputs, TracedModel
+from edgeprune.surgery.resize import inherit, resize
 from edgeprune.training.graphs import Feature, with_features
 from tests.pruning import randomized, traced
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from edgeprune.core.errors import UserError
 from edgeprune.coupling import Coupling, couple
-from edgeprune.errors import UserError
+from edgeprune.graph.trace import TracedModel
 from edgeprune.scoring import CRITERIA, Scores, score
-from edgeprune.trace import TracedModel
 from tests.pruning import randomized, traced
 
 IMAGES = list(torch.randn(64, 3, 6, 6, generator=torch.Generator().manual_seed(0)).split(32))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeprune.scoring.elimination import Reader, eliminate
+from edgeprune.scoring.obs import Reader, eliminate
 
 
 def residual(weights: torch.Tensor, x: torch.Tensor, kept: list[int]) -> float:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune.core.errors import UserError
 from edgeprune.coupling import Coupling, couple
-from edgeprune.errors import UserError
-from edgeprune.linear.samples import Samples
+from edgeprune.graph.trace import TracedModel
+from edgeprune.reconstruction.samples import Samples
 from edgeprune.scoring import Scores, score
 from edgeprune.scoring.sensitivity import branch_plan, judge_of, losses
-from edgeprune.trace import TracedModel
 from tests.pruning import randomized, traced
 
 

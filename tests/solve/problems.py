@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import couple
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.device.profile import Profile, load_profile
+from edgeprune.profiles.profile import Profile, load_profile
 from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem
 from tests.pruning import randomized, traced

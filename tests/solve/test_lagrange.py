@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import couple
-from edgeprune.device.from_graph import kernel_graph, parameter_count
-from edgeprune.device.profile import Profile
+from edgeprune.profiles.profile import Profile
 from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem, solve
-from edgeprune.solve.descent import combine, descend
-from edgeprune.solve.elimination import Array, Elimination, Relation, TooLarge
-from edgeprune.solve.factors import Factors
-from edgeprune.solve.lagrange import Relaxation, dual
+from edgeprune.solve.coordinate_descent import combine, descend
+from edgeprune.solve.factor_graph import Factors
+from edgeprune.solve.lagrangian import Relaxation, dual
+from edgeprune.solve.variable_elimination import Array, Elimination, Relation, TooLarge
 from tests.device import tabled
 from tests.pruning import randomized, traced
 from tests.solve.problems import (
@@ -179,7 +179,7 @@ def test_without_time_there_is_no_bound() -> None:
 
 
 def test_a_problem_of_too_large_tables_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeprune.solve.lagrange._LARGEST", 10)
+    monkeypatch.setattr("edgeprune.solve.lagrangian._LARGEST", 10)
     problem = problem_of("residual")
     limits = limits_at(problem, 0.4, "latency_ms")
     assert dual(problem, limits, problem.smallest, 1.0) is None
@@ -190,7 +190,7 @@ def test_a_problem_of_too_large_tables_has_none(monkeypatch: pytest.MonkeyPatch)
 def test_kernels_without_a_table_are_priced_below_what_they_take(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgeprune.solve.factors._LARGEST_KERNEL", 1)
+    monkeypatch.setattr("edgeprune.solve.factor_graph._LARGEST_KERNEL", 1)
     problem = problem_of(name)
     limits = Limits(latency_ms=limits_at(problem, 0.3, "latency_ms").latency_ms)
     relaxation = Relaxation(problem, limits, problem.full)

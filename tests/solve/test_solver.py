@@ -10,12 +10,12 @@ from functools import cache
 import numpy as np
 import pytest
 
-from edgeprune.plan import Plan
-from edgeprune.poly import branch_variable
+from edgeprune.core.polynomial import branch_variable
+from edgeprune.coupling.plan import Plan
 from edgeprune.solve import Limits, solve
-from edgeprune.solve.compiled import Columns, Latency, Lookups
-from edgeprune.solve.descent import descend
+from edgeprune.solve.coordinate_descent import descend
 from edgeprune.solve.solver import GAP_LIMIT
+from edgeprune.solve.vectorized import Columns, Latency, Lookups
 from tests.solve.problems import MODELS, PROFILE, choices, consistent, keeps, limits_at, problem_of
 
 COSTS = ("latency_ms", "memory_mb", "parameters")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeprune.device.pricing import pricing
-from edgeprune.poly import Poly, branch_variable
+from edgeprune.core.polynomial import Poly, branch_variable
+from edgeprune.cost.pricing import pricing
 from edgeprune.solve import Limits, Problem, solve
-from edgeprune.solve.compiled import Columns, Latency, Lookups
-from edgeprune.solve.descent import descend
+from edgeprune.solve.coordinate_descent import descend
+from edgeprune.solve.latency_terms import PolynomialForm
 from edgeprune.solve.solver import GAP_LIMIT
-from edgeprune.solve.terms import PolynomialForm
+from edgeprune.solve.vectorized import Columns, Latency, Lookups
 from tests.device import tabled
 from tests.solve.problems import MODELS, choices, consistent, keeps, limits_at, problem_of
 

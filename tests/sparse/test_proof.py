@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import edgeprune
-from edgeprune import sparsifying
-from edgeprune.errors import EdgePruneError
+from edgeprune.core.errors import EdgePruneError
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.pipeline.run import unstructured as sparsifying
 from edgeprune.sparse.masks import Masks
 from edgeprune.sparse.proof import prove_zeroed
-from edgeprune.trace import ExampleInputs
 
 Break = Callable[[nn.Module], None]
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgeprune.errors import UserError
+from edgeprune.core.errors import UserError
 from edgeprune.sparse.masks import Masks
 from edgeprune.sparse.pattern import Pattern, pattern_of
 from edgeprune.sparse.select import select

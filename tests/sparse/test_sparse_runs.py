@@ -15,10 +15,10 @@ from onnx import numpy_helper
 from torch import nn
 
 import edgeprune
-from edgeprune.cli import main
-from edgeprune.errors import UserError
-from edgeprune.onnx_sparse import densified
-from edgeprune.schedules import share_at
+from edgeprune.cli.app import main
+from edgeprune.core.errors import UserError
+from edgeprune.core.schedules import share_at
+from edgeprune.export.sparse_initializers import densified
 from edgeprune.sparse.masks import Masks
 from tests.colours import Small, image, trained
 

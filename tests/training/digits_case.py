@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils.data import DataLoader, TensorDataset
 
-from edgeprune.batches import accuracy
 from edgeprune.coupling import couple
-from edgeprune.data import Data
-from edgeprune.plan import Plan
-from edgeprune.resize import resize
-from edgeprune.trace import ExampleInputs, TracedModel, trace
+from edgeprune.coupling.plan import Plan
+from edgeprune.data.batches import accuracy
+from edgeprune.data.loaders import Data
+from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
+from edgeprune.surgery.resize import resize
 
 
 class Digits(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from digits_case import case, images
 from torch import Tensor, nn
 
-from edgeprune.data import Data
-from edgeprune.trace import ExampleInputs, trace
+from edgeprune.data.loaders import Data
+from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.training import Recipe, fine_tune
 
 lightning = ["lightning_fabric" in sys.modules]

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from edgeprune.batches import Rebatched
-from edgeprune.data import Data, load_data
-from edgeprune.errors import UserError
-from edgeprune.trace import ExampleInputs, trace
+from edgeprune.core.errors import UserError
+from edgeprune.data.batches import Rebatched
+from edgeprune.data.loaders import Data, load_data
+from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.training import Recipe, fine_tune
 from edgeprune.training.graphs import shared_features, with_features
 from tests.training import digits_case

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from edgeprune.errors import UserError
-from edgeprune.trace import ExampleInputs, trace
+from edgeprune.core.errors import UserError
+from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.training import Recipe
 from edgeprune.training.augment import augmented, augments
 from edgeprune.training.recipe import Steps, rate_at

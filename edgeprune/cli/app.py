@@ -1,0 +1,475 @@
+"""The command line: parsing and printing. Each command imports what it needs, when it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from edgeprune import __version__
+from edgeprune.core.errors import EdgePruneError, UserError
+from edgeprune.core.timeout import STEP_SECONDS
+
+app = App(
+    name="edgeprune",
+    help="Shrinks a trained PyTorch model until it fits a device, and proves its ONNX equal.",
+    version=__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main answers it
+)
+
+# What several commands take.
+_Profile = Annotated[
+    str,
+    Parameter(["--profile", "-p"], help="A shipped profile, a YAML file, or `host`: this machine."),
+]
+_Inputs = Annotated[
+    list[str] | None,
+    Parameter(
+        "--input", negative="", help="Input shape, once per input: 1x3x224x224 or name=1x16:int64."
+    ),
+]
+_Arch = Annotated[
+    str | None, Parameter(help="package.module:function that builds the model of a state dict.")
+]
+_Trust = Annotated[
+    bool, Parameter(negative="", help="Run code from the file (pickles that name other classes).")
+]
+_StepSeconds = Annotated[float, Parameter(help="Give up when tracing or coupling takes longer.")]
+_Latency = Annotated[
+    float | None, Parameter("--latency-ms", help="Most milliseconds for one inference.")
+]
+_Memory = Annotated[
+    float | None, Parameter("--memory-mb", help="Most memory at run time, in MB (10^6 bytes).")
+]
+_Size = Annotated[float | None, Parameter("--size-mb", help="Largest model file, in MB.")]
+_Cautious = Annotated[
+    bool,
+    Parameter(negative="", help="Hold budgets at the upper end of the predictions' intervals."),
+]
+_Method = Annotated[
+    str,
+    Parameter(
+        help="channel, layer or structured (both); zeros: weight (per layer), unstructured, 2:4."
+    ),
+]
+_Importance = Annotated[
+    str, Parameter(help="Scoring criterion; auto takes the best that --data allows.")
+]
+_Data = Annotated[
+    str | None,
+    Parameter(
+        help="DataLoaders (module:function), an image folder, or an .npz; `none`: make nothing up."
+    ),
+]
+_Eval = Annotated[str | None, Parameter(help="module:function(model) -> float, higher is better.")]
+_Keep = Annotated[
+    list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")
+]
+_Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets.")]
+_Schedule = Annotated[str, Parameter(help="How far each step goes: linear, cubic or exponential.")]
+_Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
+_Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32.")]
+_Align = Annotated[
+    str | None,
+    Parameter(help="Passes of unlabelled alignment, or none; left out: as many as help."),
+]
+_MinAgreement = Annotated[
+    float | None,
+    Parameter(
+        "--min-agreement",
+        help="Percent of agreement with the original below which the run ends with 5; 0: never.",
+    ),
+]
+_Output = Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")]
+_SolverSeconds = Annotated[float, Parameter(help="Time limit of the solver.")]
+_Json = Annotated[
+    bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")
+]
+_SshOptions = Annotated[
+    str,
+    Parameter(
+        env_var="EDGEPRUNE_SSH_OPTIONS",
+        allow_leading_hyphen=True,
+        help="Options for ssh itself, such as '-F my_config'.",
+    ),
+]
+_Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
+_Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
+
+
+@app.command(name="prune")
+@app.default
+def prune(
+    model: str,
+    /,
+    *,
+    profile: Annotated[
+        str | None,
+        Parameter(
+            ["--profile", "-p"],
+            help="A shipped profile, a YAML file, or `host`: this machine (the default).",
+        ),
+    ] = None,
+    input: _Inputs = None,
+    arch: _Arch = None,
+    trust: _Trust = False,
+    latency_ms: _Latency = None,
+    memory_mb: _Memory = None,
+    size_mb: _Size = None,
+    rate: Annotated[
+        float | None, Parameter(help="Instead of budgets: share of parameters to remove.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, Parameter(help="Most points of the metric that may be lost.")
+    ] = None,
+    method: _Method = "structured",
+    importance: _Importance = "auto",
+    data: _Data = None,
+    eval: _Eval = None,
+    require: Annotated[
+        str | None,
+        Parameter(
+            help='Limits in a sentence, English or Chinese: "under 20 ms, lose at most 3 %".'
+        ),
+    ] = None,
+    keep: _Keep = None,
+    steps: _Steps = None,
+    schedule: _Schedule = "linear",
+    epochs: _Epochs = None,
+    align: _Align = None,
+    min_agreement: _MinAgreement = None,
+    precision: _Precision = "fp32",
+    sparse_initializers: Annotated[
+        bool,
+        Parameter(negative="", help="Store weights that are mostly zeros as values and places."),
+    ] = False,
+    output: _Output = None,
+    solver_seconds: _SolverSeconds = 20.0,
+    step_seconds: _StepSeconds = STEP_SECONDS,
+    cautious: _Cautious = False,
+    remote: Annotated[
+        str | None,
+        Parameter(help="Measure on the device itself: ssh://user@host[:port][/folder]."),
+    ] = None,
+    ssh_options: _SshOptions = "",
+    json: _Json = False,
+    seed: int = 0,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> int:
+    """Prune MODEL until it keeps the device's budgets; write model.onnx, pruned.pt2 and the report.
+
+    MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or
+    an importable factory package.module:function.
+    """
+    from edgeprune.cli.commands import Request, prune_model
+    from edgeprune.core.budgets import Budgets
+    from edgeprune.pipeline.requirements import understand
+
+    asked = understand(require) if require is not None else None
+    if asked is not None:
+        asked.beside(profile)
+    request = Request(
+        model,
+        profile or "host",
+        tuple(input or ()),
+        arch,
+        trust,
+        Budgets(latency_ms, memory_mb, size_mb),
+        rate,
+        method,
+        importance,
+        precision,
+        tuple(keep or ()),
+        seed,
+        solver_seconds,
+        step_seconds,
+        cautious,
+        steps,
+        epochs,
+        max_drop,
+        data,
+        eval,
+        output,
+        remote,
+        ssh_options,
+        schedule,
+        sparse_initializers,
+        align=align,
+        min_agreement=min_agreement,
+    )
+    return prune_model(request if asked is None else request.with_limits(asked), json, quiet)
+
+
+@app.command
+def sweep(
+    model: str,
+    /,
+    *,
+    profile: _Profile = "host",
+    points: Annotated[int, Parameter(help="How many latency budgets, at least 2.")] = 6,
+    least: Annotated[
+        float | None,
+        Parameter(help="The lowest budget, as a share of the model's latency (0.2, if reachable)."),
+    ] = None,
+    input: _Inputs = None,
+    arch: _Arch = None,
+    trust: _Trust = False,
+    memory_mb: _Memory = None,
+    size_mb: _Size = None,
+    method: _Method = "structured",
+    importance: _Importance = "auto",
+    data: _Data = None,
+    eval: _Eval = None,
+    keep: _Keep = None,
+    steps: _Steps = None,
+    epochs: _Epochs = None,
+    align: _Align = None,
+    precision: _Precision = "fp32",
+    output: _Output = None,
+    solver_seconds: _SolverSeconds = 20.0,
+    step_seconds: _StepSeconds = STEP_SECONDS,
+    jobs: Annotated[int, Parameter(help="Points side by side, in processes here.")] = 1,
+    cluster: Annotated[
+        str | None, Parameter(help="Points on a Dask cluster: its scheduler's address.")
+    ] = None,
+    fresh: Annotated[
+        bool, Parameter(negative="", help="Begin anew where the folder holds a sweep.")
+    ] = False,
+    json: _Json = False,
+    seed: int = 0,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> int:
+    """Prune MODEL to several latencies: the curve of loss and accuracy against latency.
+
+    Scores are made once. What is there already is kept: an interrupted sweep goes on.
+    """
+    from edgeprune.cli.commands import Request
+    from edgeprune.cli.sweep import sweep_model
+    from edgeprune.core.budgets import Budgets
+    from edgeprune.sweeping.curve import Asked
+
+    asked = Asked(profile, points, least, output, jobs, cluster, fresh)
+    request = Request(
+        model,
+        profile,
+        tuple(input or ()),
+        arch,
+        trust,
+        Budgets(None, memory_mb, size_mb),
+        None,
+        method,
+        importance,
+        precision,
+        tuple(keep or ()),
+        seed,
+        solver_seconds,
+        step_seconds,
+        False,
+        steps,
+        epochs,
+        None,
+        data,
+        eval,
+        output,
+        align=align,
+    )
+    return sweep_model(request, asked, json, quiet)
+
+
+@app.command
+def check(
+    model: Path,
+    /,
+    *,
+    profile: _Profile = "host",
+    latency_ms: _Latency = None,
+    memory_mb: _Memory = None,
+    size_mb: _Size = None,
+    measure: Annotated[
+        bool, Parameter(negative="", help="Run it here rather than predict.")
+    ] = False,
+    remote: Annotated[
+        str | None,
+        Parameter(help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH]."),
+    ] = None,
+    ssh_options: _SshOptions = "",
+    junit: Annotated[
+        Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
+    ] = None,
+    cautious: _Cautious = False,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> int:
+    """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
+    from edgeprune.cli.junit import check_junit_target, write_junit
+    from edgeprune.cli.tables import print_check, print_json
+    from edgeprune.core.budgets import Budgets
+    from edgeprune.pipeline.check import check as check_file
+    from edgeprune.runtime.ssh import Remote
+
+    budgets = Budgets(latency_ms, memory_mb, size_mb)
+    device = None if remote is None else Remote.parse(remote, ssh_options)
+    if junit is not None:
+        check_junit_target(junit)
+    found = check_file(model, profile, budgets, measure, device, cautious)
+    if junit is not None:
+        write_junit(found, junit)
+    print_json(found) if json else print_check(found)
+    return 0 if found["met"] else 3
+
+
+@app.command
+def inspect(
+    model: str,
+    /,
+    *,
+    profile: _Profile = "host",
+    input: _Inputs = None,
+    arch: _Arch = None,
+    trust: _Trust = False,
+    step_seconds: _StepSeconds = STEP_SECONDS,
+    json: _Json = False,
+    debug: _Debug = False,
+) -> int:
+    """Show MODEL's groups and widths, what is frozen and by which op, and its cost per kernel."""
+    from edgeprune.cli.commands import inspect_model
+
+    return inspect_model(model, profile, tuple(input or ()), arch, trust, json, step_seconds)
+
+
+@app.command
+def profiles(name: str | None = None, /, *, json: _Json = False, debug: _Debug = False) -> int:
+    """List the device profiles, or show one with the sources of its figures."""
+    from edgeprune.cli.tables import print_json, print_profile, print_profiles
+    from edgeprune.profiles.profile import load_profile, profile_names
+
+    if name is None:
+        shipped = [load_profile(n) for n in profile_names() if n != "host"]
+        print_json([p.as_dict() for p in shipped]) if json else print_profiles(shipped)
+    else:
+        profile = load_profile(name)
+        print_json(profile.as_dict()) if json else print_profile(profile)
+    return 0
+
+
+@app.command
+def calibrate(
+    *,
+    output: Annotated[
+        Path, Parameter(["--output", "-o"], help="Where to write the profile.")
+    ] = Path("this-machine.yaml"),
+    kit: Annotated[
+        Path | None,
+        Parameter(help="Pack a kit (.zip) that measures another device, and measure nothing."),
+    ] = None,
+    results: Annotated[
+        Path | None, Parameter("--from", help="What a kit measured, to make the profile from.")
+    ] = None,
+    remote: Annotated[
+        str | None,
+        Parameter(help="Measure another device: ssh://user@host[:port][/folder][?python=PATH]."),
+    ] = None,
+    ssh_options: _SshOptions = "",
+    ram_mb: Annotated[
+        float | None, Parameter(help="The other device's memory, in MB (10^6 bytes).")
+    ] = None,
+    threads: Annotated[int | None, Parameter(help="Threads of onnxruntime (default 1).")] = None,
+    seconds: Annotated[float, Parameter(help="How long to measure.")] = 480.0,
+    debug: _Debug = False,
+) -> int:
+    """Measure this machine, or another device, with onnxruntime and write a profile of it.
+
+    A device without this program runs a kit: edgeprune calibrate --kit kit.zip; there,
+    python3 kit.zip -o results.jsonl; here, edgeprune calibrate --from results.jsonl --ram-mb 4096.
+    """
+    from edgeprune.cli.tables import print_profile
+
+    if sum(given is not None for given in (kit, results, remote)) > 1:
+        raise UserError("--kit, --from and --remote exclude each other: give one of them")
+    if kit is not None:
+        from edgeprune.calibration.kit import write_kit
+
+        write_kit(kit)
+        print(f"{kit}: copy it to the device and run there: python3 {kit.name} -o results.jsonl")
+        return 0
+    if remote is not None:
+        from edgeprune.calibration.remote import calibrate_remote
+
+        profile = calibrate_remote(output, remote, ssh_options, ram_mb, threads or 1, seconds)
+    else:
+        from edgeprune.calibration.host import calibrate as calibrate_machine
+
+        profile = calibrate_machine(
+            output, results=results, ram_mb=ram_mb, threads=threads, seconds=seconds
+        )
+    print_profile(profile)
+    return 0
+
+
+@app.command
+def demo(
+    *,
+    output: Annotated[Path, Parameter(["--output", "-o"], help="Folder for the results.")] = Path(
+        "edgeprune-demo"
+    ),
+    seed: int = 0,
+    quiet: _Quiet = False,
+    debug: _Debug = False,
+) -> int:
+    """Train a small network on scikit-learn's digits, prune it to half its latency, report."""
+    from edgeprune.cli.demo import run_demo
+
+    return run_demo(output, seed, quiet)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status (the table in README.md)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    # A terminated run cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        return int(result) if isinstance(result, int) else 0
+    except CycloptsError as error:
+        return _fail(" ".join(str(error).split()) + " (see edgeprune --help)", 2)
+    except EdgePruneError as error:
+        return error.exit_code if error.told_elsewhere else _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(_interrupted(), 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich's answer to a closed pipe
+            return 0
+        raise
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        first = next(iter(str(error).splitlines()), "")
+        return _fail(f"internal error: {type(error).__name__}: {first} (--debug shows where)", 1)
+
+
+def _interrupted() -> str:
+    from edgeprune.pipeline.artifacts import published
+
+    if not published:
+        return "interrupted, nothing was written"
+    return f"interrupted, {' and '.join(map(str, published))} had been written"
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"edgeprune: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def entry() -> None:
+    """What the installed script calls."""
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""What the commands that need torch do, from words to a printed result."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from edgeprune.api import carry_out, known_device
+from edgeprune.cli.progress import Bars
+from edgeprune.cli.tables import print_json
+from edgeprune.core import distributed as ranks
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import UserError
+from edgeprune.core.timeout import deadline
+from edgeprune.core.timing import Steps
+from edgeprune.coupling import couple
+from edgeprune.data.loaders import NO_DATA, Data, load_data, load_metric
+from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.loading.example_inputs import describe, example_inputs, parse_input
+from edgeprune.loading.load import LoadedModel, load
+from edgeprune.pipeline.artifacts import check_target
+from edgeprune.pipeline.inspect import inspection, print_inspection
+from edgeprune.pipeline.options import MIN_AGREEMENT, Settings
+from edgeprune.pipeline.requirements import Requirements
+from edgeprune.pipeline.task import Task
+from edgeprune.profiles.profile import HOST, load_profile
+from edgeprune.report import Report, print_report
+from edgeprune.report.words import lost_sentence
+from edgeprune.runtime.machines import Afar
+from edgeprune.runtime.ssh import Remote
+
+
+@dataclass(frozen=True)
+class Request:
+    """The words of `edgeprune prune`."""
+
+    model: str
+    profile: str
+    inputs: tuple[str, ...]
+    arch: str | None
+    trust: bool
+    budgets: Budgets
+    rate: float | None
+    method: str
+    importance: str
+    precision: str
+    keep: tuple[str, ...]
+    seed: int
+    solver_seconds: float
+    step_seconds: float
+    cautious: bool
+    steps: int | None
+    epochs: int | None
+    max_drop: float | None
+    data: str | None
+    metric: str | None
+    output: Path | None
+    remote: str | None = None
+    ssh_options: str = ""
+    schedule: str = "linear"
+    sparse_initializers: bool = False
+    understood: str | None = None
+    align: str | None = None
+    min_agreement: float | None = None
+
+    def with_limits(self, asked: Requirements) -> Request:
+        """With what a sentence asks for. Raises UserError for what options say too."""
+        asked.beside(None, self.budgets, self.rate, self.max_drop)
+        return replace(
+            self,
+            profile=asked.profile or self.profile,
+            budgets=self.budgets.overridden_by(asked.budgets),
+            rate=self.rate if asked.rate is None else asked.rate,
+            max_drop=self.max_drop if asked.max_drop is None else asked.max_drop,
+            understood=f"--require was understood as: {asked}",
+        )
+
+
+def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
+    """Prunes, writes and prints; returns the exit status: 0, 3 where a budget isn't met, 5 where
+    the model lost its job.
+
+    Under torchrun every process comes here, and the first one speaks.
+    """
+    ranks.join()
+    quiet = quiet or not ranks.is_first()
+    if request.understood is not None and not quiet:
+        print(request.understood, file=sys.stderr)
+    with standard_output_kept(as_json):
+        report, target = _pruned(request, quiet or as_json)
+    if as_json and ranks.is_first():
+        print(report.to_json())
+    elif not quiet:
+        print_report(report, Console())
+    unmet = [*report.unmet(), *_missed_rate(report)]
+    if not unmet and report.agreement.lost:
+        if ranks.is_first():
+            told = lost_sentence(report.agreement)
+            print(
+                f"edgeprune: {told} ({target} is marked; --min-agreement sets the limit)",
+                file=sys.stderr,
+            )
+        return 5
+    if not unmet:
+        return 0
+    if ranks.is_first():
+        print(f"edgeprune: {'; '.join(unmet)}: {_why(report.warnings, target)}", file=sys.stderr)
+    return 3
+
+
+def _missed_rate(report: Report) -> list[str]:
+    """A --rate that could not be reached, in words."""
+    asked, achieved = report.rate.asked, report.rate.achieved
+    if asked is None or achieved >= asked:
+        return []
+    stopped = any("out of reach" in warning for warning in report.warnings)
+    if report.solver.status != "infeasible" and not stopped:
+        return []
+    return [f"{achieved:.1%} of the parameters removed, {asked:.1%} asked"]
+
+
+def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
+    """The report of a run, and the folder that it wrote to."""
+    with bars(silent) as listener:
+        steps = Steps(listener)
+        if request.remote is None:
+            with steps.step("load"):
+                task, target = _task(request)
+            return carry_out(task, target, steps).report, target
+        with steps.step("connect"):
+            device = Remote.parse(request.remote, request.ssh_options)
+            if request.profile == HOST:
+                raise UserError(
+                    "--remote measures another machine, and profile host is this one: give "
+                    "--profile the device's own"
+                )
+        with device:
+            with steps.step("load"):
+                task, target = _task(request)
+            task = replace(task, machine=Afar(device))
+            return carry_out(task, target, steps).report, target
+
+
+def _task(request: Request) -> tuple[Task, Path]:
+    """What to do, with everything loaded, and the folder for the results."""
+    if request.output is not None:
+        check_target(request.output)
+    task = task_of(request)
+    target = request.output or Path(f"{_stem(task.name)}-{task.settings.profile.name}")
+    check_target(target)
+    return task, target
+
+
+def task_of(request: Request) -> Task:
+    """What to do, with everything loaded. Raises UserError, in one line, for what can't be."""
+    # The model first: the profile of this machine takes a while to measure.
+    loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
+    settings = Settings.build(
+        known_device(request.profile),
+        request.budgets,
+        request.rate,
+        request.method,
+        request.importance,
+        request.precision,
+        request.keep,
+        request.seed,
+        request.solver_seconds,
+        request.step_seconds,
+        request.cautious,
+        request.steps,
+        request.epochs,
+        request.max_drop,
+        remote=request.remote is not None,
+        schedule=request.schedule,
+        sparse_initializers=request.sparse_initializers,
+        align=request.align,
+        min_agreement=MIN_AGREEMENT if request.min_agreement is None else request.min_agreement,
+    )
+    given = request.data not in (None, NO_DATA)
+    data = load_data(str(request.data), inputs, loaded.module) if given else None
+    return Task(
+        loaded.name,
+        loaded.module,
+        inputs,
+        settings,
+        data,
+        load_metric(request.metric) if request.metric else None,
+        request.metric or metric_name(data, request.max_drop),
+        (*_understood(request), *remarks, *(data.remarks if data else ())),
+        makes_samples_up=request.data != NO_DATA,
+    )
+
+
+def metric_name(data: Data | None, max_drop: float | None) -> str | None:
+    """What tells how well the model does, where the user gave no metric of their own."""
+    if data is None:
+        return None
+    if data.test is not None:
+        return "accuracy, %"
+    return None if max_drop is None else "agreement, %"
+
+
+def _understood(request: Request) -> tuple[str, ...]:
+    return () if request.understood is None else (request.understood,)
+
+
+def inspect_model(
+    model: str,
+    profile: str,
+    inputs: tuple[str, ...],
+    arch: str | None,
+    trust: bool,
+    as_json: bool,
+    step_seconds: float,
+) -> int:
+    """Prints what can be pruned in a model, and what it costs."""
+    with standard_output_kept(as_json):
+        loaded, example, remarks = _ready(model, inputs, arch, trust)
+        device = load_profile(profile)
+        with deadline("trace", step_seconds):
+            traced = trace(loaded.module, example)
+        with deadline("couple", step_seconds):
+            coupling = couple(traced)
+        found = inspection(loaded.name, traced, coupling, device, remarks)
+    print_json(found) if as_json else print_inspection(found, Console())
+    return 0
+
+
+def _ready(
+    model: str, shapes: tuple[str, ...], arch: str | None, trust: bool
+) -> tuple[LoadedModel, ExampleInputs, tuple[str, ...]]:
+    """The loaded model, inputs that it runs on, and what was assumed."""
+    specs = [parse_input(text) for text in shapes]
+    loaded = load(model, arch, trust)
+    inputs, assumed = example_inputs(loaded.module, specs, loaded.example_inputs)
+    return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
+
+
+def standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
+    """Sends what the user's own code prints to standard error where JSON alone is promised."""
+    return contextlib.redirect_stdout(sys.stderr) if for_json else contextlib.nullcontext()
+
+
+def _why(warnings: list[str], target: Path) -> str:
+    """What stands in the way, and where the best model is."""
+    reasons = [w for w in warnings if "out of reach" in w]
+    return " ".join([*reasons, f"(the best model is in {target}, marked as not meeting them)"])
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def bars(silent: bool) -> Bars:
+    """Progress on standard error."""
+    return Bars(Console(stderr=True, quiet=silent))

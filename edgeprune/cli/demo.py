@@ -1,0 +1,162 @@
+"""`edgeprune demo`: a small residual network on real data, pruned to half its latency here.
+
+The data are the 1,797 handwritten digits that scikit-learn ships (8×8 pixels, scaled up to 16×16).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from edgeprune.api import carry_out
+from edgeprune.calibration.host import host_profile
+from edgeprune.cli.progress import Bars
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import UserError
+from edgeprune.core.timing import Steps
+from edgeprune.data.loaders import data_from
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.pipeline.artifacts import RESULTS, check_target
+from edgeprune.pipeline.options import Settings
+from edgeprune.pipeline.task import Task
+from edgeprune.report import print_report
+from edgeprune.runtime.ort_subprocess import run_runner
+
+EPOCHS = 12
+_BATCH = 64
+
+
+class Block(nn.Module):
+    """relu(x + f(x)), f two 3×3 convolutions with batch norm; 1×1 where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.bn2(self.conv2(y)))
+
+
+class DigitsNet(nn.Module):
+    """(n, 1, 16, 16) images to (n, 10) logits: a stem, six residual blocks, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(
+            Block(32, 32, 1),
+            Block(32, 32, 1),
+            Block(32, 64, 2),
+            Block(64, 64, 1),
+            Block(64, 128, 2),
+            Block(128, 128, 1),
+        )
+        self.head = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def run_demo(output: Path, seed: int, quiet: bool) -> int:
+    """Trains, prunes, reports; returns the exit status (3 if half the latency wasn't reached)."""
+    check_target(output)
+    console = Console(quiet=quiet)
+    train, test = digits(seed)
+    console.print(
+        f"[bold]The demo[/bold]: a residual network for handwritten digits ({len(train)} images to "
+        f"train on, {len(test)} to test), pruned to half its latency on this machine"
+    )
+    profile = host_profile(say=lambda words: console.print(words))
+    with Bars(Console(stderr=True, quiet=quiet)) as bars:
+        steps = Steps(bars)
+        model = trained(train, steps, seed)
+        inputs = ExampleInputs((train.tensors[0][:1],), {})
+        loaders = DataLoader(train, _BATCH), DataLoader(test, _BATCH)
+        data = data_from(loaders, inputs)
+        whole = Settings.build(profile, rate=0.0, seed=seed)
+        with tempfile.TemporaryDirectory() as scratch:
+            task = Task("digits", model, inputs, whole, data, metric_name="accuracy, %")
+            before = carry_out(task, Path(scratch) / "whole", steps)
+            was = accuracy(Path(scratch) / "whole" / RESULTS["onnx"], test)
+        half = Budgets(latency_ms=before.report.before.latency_ms / 2)
+        task = Task(
+            "digits",
+            model,
+            inputs,
+            Settings.build(profile, half, seed=seed),
+            data,
+            metric_name="accuracy, %",
+        )
+        outcome = carry_out(task, output, steps)
+    now = accuracy(output / RESULTS["onnx"], test)
+    print_report(outcome.report, console)
+    console.print(
+        f"Accuracy in onnxruntime on {len(test)} test images: {was:.1f} % before, {now:.1f} % after"
+    )
+    return 0 if outcome.report.met else 3
+
+
+def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
+    """scikit-learn's digits as (n, 1, 16, 16) floats, four fifths to train on and one to test."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(
+            "the demo's data come with scikit-learn: pip install 'edgeprune[demo]'"
+        ) from error
+    images, labels = load_digits(return_X_y=True)
+    x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    x = F.interpolate(x, scale_factor=2, mode="bilinear")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    x, y = x[order], torch.tensor(labels)[order]
+    cut = len(x) * 4 // 5
+    return TensorDataset(x[:cut], y[:cut]), TensorDataset(x[cut:], y[cut:])
+
+
+def trained(train: TensorDataset, steps: Steps, seed: int) -> nn.Module:
+    """A DigitsNet after EPOCHS epochs of SGD with a cosine schedule."""
+    torch.manual_seed(seed)
+    model = DigitsNet()
+    loader = DataLoader(train, _BATCH, shuffle=True, drop_last=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=EPOCHS * len(loader))
+    with steps.step("train"):
+        for epoch in range(EPOCHS):
+            for x, y in loader:
+                loss = F.cross_entropy(model(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            steps.note("train", f"epoch {epoch + 1}, loss {loss.item():.3f}", (epoch + 1) / EPOCHS)
+    return model.eval()
+
+
+def accuracy(path: Path, test: TensorDataset) -> float:
+    """Percent of test images that an ONNX file gets right, in onnxruntime."""
+    x, y = (t.numpy() for t in test.tensors)
+    with tempfile.TemporaryDirectory() as scratch:
+        given, made = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
+        np.savez(given, x=x)
+        run_runner(["run", path, given, made, "--batch", _BATCH])
+        logits: NDArray[Any] = np.load(made)["0"]
+    return float((logits.argmax(1) == y).mean() * 100)

@@ -1,0 +1,94 @@
+"""Printing what needs no torch: checks, profiles, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgeprune.profiles.profile import HOST, Figure, Profile
+
+
+def print_json(value: Any) -> None:
+    """Standard output gets the JSON and nothing else."""
+    json.dump(value, sys.stdout, indent=2, allow_nan=False)
+    print()
+
+
+def print_check(found: dict[str, Any]) -> None:
+    """One line per cost with its budget, and the verdict."""
+    console = Console()
+    budgets = found["budgets"]
+    latency, memory = found.get("latency_interval_ms"), found.get("peak_memory_interval_mb")
+    kind = found["latency_source"]
+    rows = (
+        (f"latency ({kind})", found["latency_ms"], "ms", budgets["latency_ms"], latency),
+        ("peak memory", found["peak_memory_mb"], "MB", budgets["memory_mb"], memory),
+        ("file size", found["size_mb"], "MB", budgets["size_mb"], None),
+    )
+    console.print(f"[bold]{escape(found['model'])}[/bold]{escape(_where(found))}", soft_wrap=True)
+    for name, value, unit, limit, interval in rows:
+        figure = "unknown" if value is None else f"{value:.4g} {unit}"
+        if interval and interval[0] < interval[1]:
+            figure += f" ({interval[0]:.4g} to {interval[1]:.4g} in nine cases of ten)"
+        verdict = "" if limit is None else f"  budget {limit:.4g} {unit}  {_mark(value, limit)}"
+        console.print(f"  {name:<20} {figure}{verdict}")
+    for warning in found["warnings"]:
+        console.print(f"  {escape(warning)}", soft_wrap=True)
+    console.print("meets its budgets" if found["met"] else "does not meet its budgets")
+
+
+def _where(found: dict[str, Any]) -> str:
+    if "measured_on" not in found:
+        return f" on {found['profile']}"
+    # The profile `host` is the machine that is measured, whichever that is.
+    profile = "" if found["profile"] == HOST else f" on {found['profile']}"
+    return f"{profile}, measured on {found['measured_on']}"
+
+
+def _mark(value: float | None, limit: float) -> str:
+    return "ok" if value is not None and value <= limit else "over"
+
+
+def print_profiles(profiles: Sequence[Profile]) -> None:
+    """A line per shipped profile."""
+    columns = ("profile", "device", "error", "budgets of its own")
+    table = Table(*columns, box=None, pad_edge=False)
+    for profile in profiles:
+        error = f"{profile.expected_error_percent.value:.0f} %"
+        table.add_row(profile.name, profile.title, error, str(profile.budgets))
+    table.add_row("host", "this machine, measured on first use", "", "")
+    Console().print(table)
+
+
+def print_profile(profile: Profile) -> None:
+    """Every figure of one profile with its source."""
+    console = Console()
+    console.print(f"[bold]{profile.name}[/bold]: {profile.title}")
+    tiles = f"tiles of {profile.channel_multiple} channels"
+    console.print(f"runtime {profile.runtime}, {profile.precision}, {tiles}")
+    console.print(f"budgets: {profile.budgets}")
+    made = profile.calibration
+    if profile.tables is not None and made is not None:
+        console.print(
+            f"latency from tables: {made.kernels} kernel times of {made.networks} sample networks, "
+            f"{made.date}; the figures below only summarise them"
+        )
+    table = Table("figure", "value", "source")
+    for name, figure in _figures(profile):
+        table.add_row(name, f"{figure.value:g}", figure.source)
+    console.print(table)
+    if profile.notes:
+        console.print(profile.notes)
+
+
+def _figures(profile: Profile) -> list[tuple[str, Figure]]:
+    own = [(n, v) for n, v in profile if isinstance(v, Figure)]
+    own += [(f"efficiency.{n}", v) for n, v in profile.efficiency if isinstance(v, Figure)]
+    memory = profile.memory or ()
+    return own + [(f"memory.{n}", v) for n, v in memory if isinstance(v, Figure)]

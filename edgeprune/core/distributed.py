@@ -1,0 +1,118 @@
+"""Several processes at work on one model, as torchrun starts them: what one finds, all know.
+
+Each process goes the whole way. What depends on its machine, on time or on data is computed by the
+first one and sent to the others, so that all hold the same plan; what takes long and falls into
+parts is spread over all. A process on its own computes everything, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from edgeprune.core.errors import EdgePruneError, UserError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+
+# Others wait as long as the first takes; if one dies, torchrun ends the rest.
+_PATIENCE = datetime.timedelta(days=7)
+
+
+def join() -> None:
+    """Makes this process one of those that torchrun started, if it did.
+
+    Raises UserError where another launcher set WORLD_SIZE.
+    """
+    if _started() == 1:
+        return
+    from torch import cuda, distributed
+
+    if distributed.is_initialized():
+        return
+    if not distributed.is_torchelastic_launched():
+        raise UserError(
+            "WORLD_SIZE says that this is one of several processes, but torchrun did not start "
+            "them: start them with torchrun, or unset WORLD_SIZE"
+        )
+    # Objects go by gloo; gradients of models on GPUs by NCCL.
+    backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
+
+
+def check_alone() -> None:
+    """Raises UserError under torchrun, for what runs as one process."""
+    if _started() > 1:
+        raise UserError(
+            "a sweep is started as one process, without torchrun: --jobs and --cluster spread its "
+            "points"
+        )
+
+
+def is_first() -> bool:
+    """Whether this is the process that measures, prints and writes."""
+    return _rank() == 0
+
+
+def from_first(compute: Callable[[], T]) -> T:
+    """What the first process computes while the others wait. Its errors are raised in all."""
+    if _size() == 1:
+        return compute()
+    from torch import distributed
+
+    distributed.barrier()
+    answer: list[tuple[T | None, EdgePruneError | None]] = [(None, None)]
+    if is_first():
+        answer = [_tried(compute)]
+    distributed.broadcast_object_list(answer)
+    value, error = answer[0]
+    if error is not None:
+        error.told_elsewhere = not is_first()
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def spread(items: Sequence[Item], compute: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:
+    """What `compute` gives for all items, in their order; each process computes a share of them,
+    every so many-th. Errors are raised in all."""
+    size = _size()
+    if size == 1:
+        return list(compute(items))
+    from torch import distributed
+
+    answers: list[tuple[Sequence[T] | None, EdgePruneError | None]] = [(None, None)] * size
+    distributed.all_gather_object(answers, _tried(lambda: compute(items[_rank() :: size])))
+    shares: list[Sequence[T]] = []
+    for share, error in answers:
+        if error is not None:
+            raise error
+        shares.append(share or ())
+    return [shares[i % size][i // size] for i in range(len(items))]
+
+
+def _tried(compute: Callable[[], T]) -> tuple[T | None, EdgePruneError | None]:
+    """A value or the error that came instead; a bug ends this process, and torchrun the others."""
+    try:
+        return compute(), None
+    except EdgePruneError as error:
+        return None, error
+
+
+def _started() -> int:
+    """How many processes there are, by what a launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _size() -> int:
+    """How many processes have joined."""
+    if _started() == 1:  # spares the import of torch
+        return 1
+    from torch import distributed
+
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0")) if _started() > 1 else 0

@@ -1,0 +1,1 @@
+"""Data that calibrates, trains and measures."""

@@ -1,0 +1,276 @@
+"""Export: a graph becomes a simplified, checked ONNX file that says what it was made for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxsim
+import torch
+from torch import Tensor
+from torch.export.graph_signature import ConstantArgument
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
+from edgeprune.export.fusable_ops import with_fusable_forms
+from edgeprune.export.sparse_initializers import with_sparse_initializers
+from edgeprune.export.stack_unbind import stack_whole
+from edgeprune.graph.trace import ExampleInputs, export_program, quiet
+
+#: The lowest that torch's exporter writes: devices' runtimes lag behind.
+aten = torch.ops.aten
+
+OPSET = 18
+
+#: Above this, protobuf can't hold the weights: they go into a file beside the model.
+LARGEST_FILE_BYTES = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An ONNX file and the names under which it takes its inputs, in the order of the tensors.
+
+    program: the torch.export program that it was made from.
+    """
+
+    path: Path
+    program: torch.export.ExportedProgram
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    size_mb: float
+    warnings: tuple[str, ...]
+
+
+def export(
+    module: GraphModule,
+    example_inputs: ExampleInputs,
+    dynamic_batch: bool,
+    path: Path,
+    metadata: Mapping[str, Any],
+    sparse: bool = False,
+) -> Exported:
+    """Writes `module` to `path`: torch.onnx, onnxsim, onnx.checker, metadata (values become JSON).
+
+    sparse: weights that are mostly zeros become sparse initialisers.
+    Raises onnx.checker.ValidationError if what was written isn't valid ONNX.
+    """
+    program = export_program(module, example_inputs, dynamic_batch)
+    _plain_attention(program)
+    stack_whole(program.graph)
+    program.graph_module.recompile()
+    outputs = _output_names(module, example_inputs)
+    warnings: list[str] = []
+    try:
+        model = _converted(program, outputs, example_inputs, metadata, path, warnings)
+    except onnx.checker.ValidationError:
+        warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
+        model = _converted(program, outputs, example_inputs, metadata, path, warnings, False)
+    if sparse:
+        stored = with_sparse_initializers(model)
+        _save(model, path)
+        # Without shape inference, which knows no op with sparse weights; onnxruntime runs the file
+        # in validation all the same.
+        onnx.checker.check_model(str(path))
+        if not stored:
+            warnings.append(
+                "--sparse-initializers: no weight is zero by more than two thirds, so none would "
+                "be smaller: all stay as they are"
+            )
+    return Exported(
+        path,
+        program,
+        tuple(info.name for info in model.graph.input),
+        tuple(info.name for info in model.graph.output),
+        _size_mb(path),
+        tuple(warnings),
+    )
+
+
+def _converted(
+    program: torch.export.ExportedProgram,
+    outputs: Sequence[str],
+    example_inputs: ExampleInputs,
+    metadata: Mapping[str, Any],
+    path: Path,
+    warnings: list[str],
+    optimize: bool = True,
+) -> onnx.ModelProto:
+    """The program as a valid ONNX file at `path`. Raises onnx.checker.ValidationError."""
+    with quiet(), _constants_hidden(program):
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=optimize,
+            verbose=False,
+            output_names=list(outputs),
+        )
+    assert made is not None
+    model = _simplified(made.model_proto, warnings)
+    with_fusable_forms(model)
+    _name_batch(model)
+    shapes = _shapes(model, example_inputs)
+    _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
+    _save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    return model
+
+
+def _plain_attention(program: torch.export.ExportedProgram) -> None:
+    """Brings attention into the form that the exporter knows: four dimensions, plain layout.
+
+    The fused op lays its output out in another way than what the exporter takes it apart into, and
+    torch.export chose views after it by the fused one's.
+    """
+    graph = program.graph
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    for node in graph.find_nodes(op="call_function", target=attention):
+        sizes = node.meta["val"].shape
+        plain = node
+        if len(sizes) == 3:
+            with graph.inserting_before(node):
+                # A mask of two dimensions is the same for all.
+                wide = [
+                    graph.call_function(aten.unsqueeze.default, (x, 1)) if _rank(x) == 3 else x
+                    for x in node.args[:4]
+                ]
+            node.args = (*wide, *node.args[4:])
+            plain = _after(node, plain, aten.squeeze.dim, (1,))
+        elif len(sizes) > 4 and (len(node.args) < 4 or node.args[3] is None):
+            with graph.inserting_before(node):
+                flat = [
+                    graph.call_function(aten.flatten.using_ints, (x, 0, len(sizes) - 4))
+                    for x in node.args[:3]
+                ]
+                node.args = (*flat, *node.args[3:])
+            # One size may be the batch's; what it is follows from the others.
+            asked = [size if isinstance(size, int) else -1 for size in sizes]
+            plain = _after(node, plain, aten.reshape.default, (asked,))
+        plain = _after(node, plain, aten.clone.default, (), memory_format=torch.contiguous_format)
+    for node in graph.find_nodes(op="call_function", target=aten.view.default):
+        node.target = aten.reshape.default
+    program.graph_module.recompile()
+
+
+def _rank(value: Any) -> int:
+    """The dimensions of a node's tensor; 0 for anything else."""
+    made = value.meta.get("val") if isinstance(value, Node) else None
+    return made.dim() if isinstance(made, Tensor) else 0
+
+
+def _after(origin: Node, node: Node, op: Any, rest: tuple[Any, ...], **options: Any) -> Node:
+    """Puts an op between a node and all that reads it; its value is like `origin`'s."""
+    with node.graph.inserting_after(node):
+        made = node.graph.call_function(op, (node, *rest), options)
+    made.meta = dict(origin.meta)
+    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+    return made
+
+
+@contextlib.contextmanager
+def _constants_hidden(program: torch.export.ExportedProgram) -> Iterator[None]:
+    """Puts None where a program returns a number or a string: ONNX has tensors alone."""
+    node, specs = program.graph.output_node(), program.graph_signature.output_specs
+    values, arguments = node.args, [spec.arg for spec in specs]
+    node.args = (tuple(v if isinstance(v, Node) else None for v in values[0]),)  # type: ignore[union-attr]
+    for spec in specs:
+        if isinstance(spec.arg, ConstantArgument):
+            spec.arg = ConstantArgument(spec.arg.name, None)
+    try:
+        yield
+    finally:
+        node.args = values
+        for spec, argument in zip(specs, arguments, strict=True):
+            spec.arg = argument
+
+
+def mark_unmet(path: Path) -> None:
+    """Writes into a file's metadata that it does not meet its budgets."""
+    _mark(path, "edgeprune.met", "false")
+
+
+def mark_lost(path: Path) -> None:
+    """Writes into a file's metadata that the model no longer does its job."""
+    _mark(path, "edgeprune.lost", "true")
+
+
+def _mark(path: Path, key: str, value: str) -> None:
+    model = onnx.load(str(path))
+    model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
+    _save(model, path)
+
+
+def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
+    try:
+        simpler, same = onnxsim.simplify(model)
+    except Exception as error:  # onnxsim is C++: it raises what it likes; the model is fine without
+        warnings.append(f"onnxsim could not simplify the model ({error}): it stays as exported")
+        return model
+    if not same:
+        warnings.append("onnxsim changed the model's output: it stays as exported")
+        return model
+    return simpler
+
+
+def _output_names(module: GraphModule, inputs: ExampleInputs) -> tuple[str, ...]:
+    """Names from where each tensor stands in the output: act, aux_0; output for a lone one."""
+    with torch.no_grad():
+        out = module(*inputs.args, **inputs.kwargs)
+    names = []
+    for keys, leaf in pytree.tree_flatten_with_path(out)[0]:
+        if isinstance(leaf, Tensor):
+            words = re.findall(r"\w+", pytree.keystr(keys))
+            stem = "_".join(words)
+            names.append(stem if stem and not stem[0].isdigit() else f"output_{stem}".rstrip("_"))
+    return tuple(names)
+
+
+def _name_batch(model: onnx.ModelProto) -> None:
+    """torch.export's symbol (s77) becomes "batch" wherever a shape names it."""
+    symbols = {
+        dim.dim_param
+        for info in model.graph.input
+        for dim in info.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    if len(symbols) != 1:
+        return
+    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = symbol.sub("batch", dim.dim_param)
+
+
+def _shapes(model: onnx.ModelProto, inputs: ExampleInputs) -> dict[str, list[int]]:
+    """The example inputs' shapes by input name."""
+    names = [info.name for info in model.graph.input]
+    return {name: list(tensor.shape) for name, tensor in zip(names, inputs.tensors, strict=False)}
+
+
+def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
+    model.producer_name = "edgeprune"
+    del model.metadata_props[:]
+    for key, value in metadata.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        model.metadata_props.append(onnx.StringStringEntryProto(key=f"edgeprune.{key}", value=text))
+
+
+def _save(model: onnx.ModelProto, path: Path) -> None:
+    big = sum(len(t.raw_data) for t in model.graph.initializer) > LARGEST_FILE_BYTES
+    onnx.save(
+        model, str(path), save_as_external_data=big, location=f"{path.name}.data" if big else None
+    )
+
+
+def _size_mb(path: Path) -> float:
+    """MB of the model file, weights beside it included."""
+    files: Sequence[Path] = [path, path.with_name(f"{path.name}.data")]
+    return sum(f.stat().st_size for f in files if f.exists()) / 1e6

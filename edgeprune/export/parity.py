@@ -1,0 +1,96 @@
+"""Proof that an ONNX file equals its PyTorch model, in onnxruntime and a process without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from edgeprune.export.onnx import Exported
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.runtime.ort_subprocess import run_runner
+
+#: Parity holds while no output is off by more than this share of its largest magnitude.
+TOLERANCE = 1e-4
+_RANDOM_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What onnxruntime computed, against PyTorch; an error is None where no number describes it.
+
+    samples: how many were compared, over all batches.
+    """
+
+    max_abs_error: float | None
+    max_rel_error: float | None
+    samples: int
+    passed: bool
+    reason: str = ""
+
+
+def validate(
+    module: GraphModule,
+    example_inputs: ExampleInputs,
+    dynamic_batch: bool,
+    exported: Exported,
+    scratch: Path,
+    seed: int = 0,
+) -> Validation:
+    """Compares `exported` with `module` on the example inputs and four random batches.
+
+    With a dynamic batch the random ones have 1, 2, 3 and 4 samples. scratch: a folder to write in.
+    """
+    cases: dict[str, Any] = {}
+    samples = 0
+    for i, inputs in enumerate(cases_for(example_inputs, dynamic_batch, seed)):
+        samples += inputs.batch or 1
+        with torch.no_grad():
+            outputs = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
+        for name, tensor in zip(exported.input_names, inputs.tensors, strict=True):
+            cases[f"case{i}/input/{name}"] = tensor.numpy()
+        for k, tensor in enumerate(t for t in outputs if isinstance(t, Tensor)):
+            cases[f"case{i}/output/{k}"] = tensor.numpy()
+    path = scratch / "cases.npz"
+    np.savez(path, **cases)
+    answer = run_runner(["validate", exported.path, path, "--tolerance", TOLERANCE])
+    path.unlink()
+    return Validation(
+        answer["max_abs_error"],
+        answer["max_rel_error"],
+        samples,
+        answer["passed"],
+        answer.get("reason", ""),
+    )
+
+
+def cases_for(inputs: ExampleInputs, dynamic_batch: bool, seed: int) -> list[ExampleInputs]:
+    """The example inputs and four random batches."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = inputs.batch or 1
+    sizes = range(1, _RANDOM_BATCHES + 1) if dynamic_batch else [batch] * _RANDOM_BATCHES
+    return [inputs, *(random_like(inputs, generator, size, batch) for size in sizes)]
+
+
+def random_like(
+    inputs: ExampleInputs, generator: torch.Generator, size: int, batch: int
+) -> ExampleInputs:
+    """Random inputs of `size` samples: floats spread as the examples, integers among theirs."""
+
+    def draw(example: Tensor) -> Tensor:
+        follows = example.dim() and example.shape[0] == batch
+        shape = (size, *example.shape[1:]) if follows else example.shape
+        if example.is_floating_point():
+            spread = float(example.std()) if example.numel() > 1 else 1.0
+            noise = torch.randn(shape, generator=generator, dtype=example.dtype)
+            return noise * (spread or 1.0) + float(example.mean())
+        picked = torch.randint(0, max(example.numel(), 1), shape, generator=generator)
+        return example.flatten()[picked]
+
+    return inputs.map(draw)

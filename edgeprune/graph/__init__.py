@@ -1,0 +1,1 @@
+"""One torch.fx graph of a model, in canonical form."""

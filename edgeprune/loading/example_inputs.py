@@ -1,0 +1,270 @@
+"""Inputs: what a model is called with, from --input, its own configuration or its first layer."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.core.errors import UserError
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.loading.import_spec import one_line
+
+_SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+_DTYPES = {
+    "float32": torch.float32,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
+_LIMIT = 2**31  # elements: 8 GB of floats
+_CONFIGURED = 2**26  # elements that a model may ask for by itself
+
+# Sizes tried for a first convolution, the usual first; classifiers with a fixed head accept one.
+_SIZES_1D = ((1024,), (256,), (128,), (512,), (16000,), (64,), (32,))
+_SIZES_2D = tuple((s, s) for s in (224, 32, 299, 256, 64, 28, 128, 96, 384, 512))
+_SIZES_3D = ((16, 112, 112), (8, 64, 64), (16, 224, 224), (32, 32, 32))
+_LENGTHS = (16, 8, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input: its name in forward (None: by position), its shape, batch first, and its type."""
+
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def __str__(self) -> str:
+        name = f"{self.name}=" if self.name else ""
+        dtype = "" if self.dtype == torch.float32 else f":{str(self.dtype)[6:]}"
+        return f"{name}{'x'.join(map(str, self.shape))}{dtype}"
+
+
+def parse_input(text: str) -> InputSpec:
+    """Reads "1x3x224x224", "1x16:int64" or "ids=1x16:int64"; raises UserError for anything else."""
+    match = _SPEC.fullmatch(text.strip())
+    if match is None:
+        raise UserError(f"--input {text!r} isn't a shape: write 1x3x224x224 or ids=1x16:int64")
+    shape = tuple(int(size) for size in match["shape"].split("x"))
+    if min(shape) < 1:
+        raise UserError(f"--input {text!r} has a size of 0: every size is at least 1")
+    if math.prod(shape) > _LIMIT:
+        raise UserError(f"--input {text!r} is too large: more than {_LIMIT} elements")
+    dtype = _DTYPES.get(match["dtype"] or "float32")
+    if dtype is None:
+        types = ", ".join(_DTYPES)
+        raise UserError(f"--input {text!r} has the type {match['dtype']}: use one of {types}")
+    return InputSpec(match["name"], shape, dtype)
+
+
+def example_inputs(
+    module: nn.Module, specs: Sequence[InputSpec] = (), loaded: ExampleInputs | None = None
+) -> tuple[ExampleInputs, tuple[str, ...]]:
+    """Inputs that `module` was seen to run on, and what was assumed to find them.
+
+    specs: what the user asked for; wins over `loaded`, what the model file came with, and that
+    over the model's own configuration, and that over a guess from its first layer.
+    Raises UserError if the model can't run on what was asked, or nothing was found that it runs on.
+    """
+    if specs:
+        inputs = _arrange(module, [(spec.name, _contents(spec, module)) for spec in specs])
+        return _checked(module, inputs, "as --input asks: give another --input"), ()
+    if loaded is not None:
+        mend = "which came with it: give --input"
+        return _checked(module, loaded, mend), ()
+    return _found(module)
+
+
+def describe(inputs: ExampleInputs) -> str:
+    """The shapes as --input takes them: "1x3x224x224", "1x16:int64, mask=1x16:bool"."""
+    named = [(None, value) for value in inputs.args] + list(inputs.kwargs.items())
+    specs = [InputSpec(n, tuple(v.shape), v.dtype) for n, v in named if isinstance(v, Tensor)]
+    return ", ".join(map(str, specs)) or "no tensors"
+
+
+def check_inputs(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    """`inputs`, if the model runs on them; UserError if it doesn't."""
+    return _checked(module, inputs, "given as example_inputs: give others")
+
+
+def _checked(module: nn.Module, inputs: ExampleInputs, mend: str) -> ExampleInputs:
+    error = _failure(module, inputs)
+    if error is not None:
+        raise UserError(
+            f"the model can't run on {describe(inputs)} ({one_line(error)}), {mend}"
+        ) from error
+    return inputs
+
+
+def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
+    """Why a forward pass fails, None if it doesn't; leaves the module as it was."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        return error
+    finally:
+        for submodule, training in modes:
+            submodule.training = training
+    return None
+
+
+def _contents(spec: InputSpec, module: nn.Module) -> Tensor:
+    """Deterministic values of a shape and type; integers are valid indices of an embedding."""
+    generator = torch.Generator().manual_seed(0)
+    if spec.dtype.is_floating_point:
+        return torch.randn(spec.shape, generator=generator, dtype=spec.dtype)
+    if spec.dtype == torch.bool:
+        return torch.ones(spec.shape, dtype=torch.bool)
+    embedding = next((m for m in module.modules() if isinstance(m, nn.Embedding)), None)
+    high = min(embedding.num_embeddings, 100) if embedding is not None else 2
+    return torch.randint(0, high, spec.shape, generator=generator, dtype=spec.dtype)
+
+
+def _arrange(module: nn.Module, values: Sequence[tuple[str | None, Any]]) -> ExampleInputs:
+    """Named and unnamed values as a call, by position as far as forward's parameters go."""
+    parameters = inspect.signature(module.forward).parameters
+    kinds = {p.kind for p in parameters.values()}
+    positional = [n for n, p in parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
+    accepted = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    takes = f"forward takes {', '.join(accepted) or 'no named inputs'}"
+    args = [value for name, value in values if name is None]
+    if len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise UserError(f"--input gives {len(args)} inputs without a name, and {takes}")
+    named: dict[str, Any] = {}
+    for name, value in values:
+        if name is None:
+            continue
+        if name in named or name in positional[: len(args)]:
+            raise UserError(f"--input gives {name} twice: {takes}")
+        if name not in accepted and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise UserError(f"--input names {name}, but {takes}")
+        named[name] = value
+    for name in positional[len(args) :]:
+        if name not in named:
+            break
+        args.append(named.pop(name))
+    missing = [n for n in _required(module) if n not in (*positional[: len(args)], *named)]
+    if missing:
+        raise UserError(f"give --input for {', '.join(missing)} too: {takes}")
+    return ExampleInputs(tuple(args), named)
+
+
+def _required(module: nn.Module) -> list[str]:
+    """The names of forward's parameters that have no default."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+
+
+def _found(module: nn.Module) -> tuple[ExampleInputs, tuple[str, ...]]:
+    """The first inputs among the configured and the guessed ones that the model runs on."""
+    first: tuple[ExampleInputs, Exception] | None = None
+    for inputs, origin in _configured(module):
+        error = _failure(module, inputs)
+        if error is None:
+            return inputs, (_assumed(inputs, origin),)
+        first = first or (inputs, error)
+    required = _required(module)
+    if len(required) > 1:
+        raise UserError(
+            f"forward needs several inputs ({', '.join(required)}): give one --input for each, "
+            f"such as --input {required[0]}=1x3x224x224"
+        )
+    for inputs, origin in _guessed(module):
+        error = _failure(module, inputs)
+        if error is None:
+            return inputs, (_assumed(inputs, origin),)
+        first = first or (inputs, error)
+    if first is None:
+        raise UserError("the model's input shape isn't known: give --input, such as 1x3x224x224")
+    raise UserError(
+        f"no input shape was found that the model runs on (it fails on {describe(first[0])}: "
+        f"{one_line(first[1])}): give --input"
+    ) from first[1]
+
+
+def _assumed(inputs: ExampleInputs, origin: str) -> str:
+    return f"input assumed {describe(inputs)} (from {origin}): give --input to change it"
+
+
+def _configured(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
+    """Inputs from what timm, Lightning and transformers models say about themselves."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = _attribute(module, name)
+        get: Callable[[str], Any] = config.get if isinstance(config, Mapping) else _getter(config)
+        size = get("input_size")
+        if isinstance(size, tuple | list) and all(isinstance(s, int) and s > 0 for s in size):
+            if math.prod(size) > _CONFIGURED:
+                raise UserError(
+                    f"the model's own {name} asks for an input of {'x'.join(map(str, size))}: "
+                    "give --input"
+                )
+            yield ExampleInputs((_contents(InputSpec(None, (1, *size)), module),), {}), name
+    for name in ("example_input_array", "dummy_inputs"):
+        value = _attribute(module, name)
+        if isinstance(value, Tensor):
+            value = (value,)
+        if isinstance(value, Mapping) and value:
+            yield _arrange_quietly(module, value), name
+        elif isinstance(value, tuple | list) and value:
+            yield ExampleInputs(tuple(value), {}), name
+
+
+def _attribute(module: nn.Module, name: str) -> Any:
+    try:
+        return getattr(module, name, None)
+    except Exception:  # a property of somebody else's class that can't be computed here
+        return None
+
+
+def _getter(config: Any) -> Callable[[str], Any]:
+    return lambda name: getattr(config, name, None)
+
+
+def _arrange_quietly(module: nn.Module, values: Mapping[str, Any]) -> ExampleInputs:
+    try:
+        return _arrange(module, list(values.items()))
+    except UserError:  # the forward pass will say what is wrong with them
+        return ExampleInputs((), dict(values))
+
+
+def _guessed(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
+    """Inputs for the first layer that says how many channels it takes."""
+    for name, layer in module.named_modules():
+        specs = list(_layer_specs(layer))
+        for spec in specs:
+            origin = f"the first layer {name or type(layer).__name__}"
+            yield ExampleInputs((_contents(spec, module),), {}), origin
+        if specs:
+            return
+
+
+def _layer_specs(layer: nn.Module) -> Iterator[InputSpec]:
+    """The inputs that a layer would take, the likeliest first; none if it could be anything.
+
+    Shapes: convolution (1, in_channels, *size), Linear (1, in_features) or (1, tokens,
+    in_features), Embedding (1, tokens), recurrent (1, steps, input_size).
+    """
+    if isinstance(layer, nn.Embedding):
+        yield from (InputSpec(None, (1, length), torch.int64) for length in _LENGTHS)
+    elif isinstance(layer, nn.Linear):
+        yield InputSpec(None, (1, layer.in_features))
+        yield from (InputSpec(None, (1, length, layer.in_features)) for length in _LENGTHS)
+    elif isinstance(layer, nn.RNNBase):
+        yield from (InputSpec(None, (1, length, layer.input_size)) for length in _LENGTHS)
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        dimensions = len(layer.kernel_size)
+        sizes: Sequence[tuple[int, ...]] = (_SIZES_1D, _SIZES_2D, _SIZES_3D)[dimensions - 1]
+        if layer.transposed:  # generators start from a small map
+            sizes = [(size,) * dimensions for size in (1, 4, 7, 8, 16)]
+        yield from (InputSpec(None, (1, layer.in_channels, *size)) for size in sizes)

@@ -1,0 +1,1 @@
+"""The whole way of a run, step by step (docs/architecture.md)."""

@@ -1,0 +1,182 @@
+"""Does an ONNX file meet a device's budgets? Needs no torch."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from edgeprune.core.budgets import Budgets
+from edgeprune.core.errors import UserError
+from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
+from edgeprune.loading.sandbox import Bounds, confined
+from edgeprune.profiles.profile import HOST, Profile, load_profile
+
+if TYPE_CHECKING:
+    from edgeprune.runtime.ssh import Remote
+
+#: What a measurement says besides latency and memory: under "measurement" in the answer.
+_FIGURES = {"latency_ms", "p50_ms", "peak_memory_mb"}
+
+
+def check(
+    model: str | Path,
+    profile: str | Path | Profile = "host",
+    budgets: Budgets | None = None,
+    measure: bool = False,
+    remote: str | Remote | None = None,
+    cautious: bool = False,
+) -> dict[str, Any]:
+    """An ONNX file's latency, peak memory and size on a device, and whether they keep the budgets.
+
+    budgets: override the profile's own. measure: run it on this machine instead of predicting.
+    remote: run it on another device instead, `ssh://user@host[:port][/folder]`; the profile then
+    gives the threads and the budgets, and "host" is that device, without budgets of its own.
+    cautious: lowers the budgets so that they hold at the upper end of the prediction's intervals.
+    Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
+    "budgets", "met", "warnings"}; of a prediction "latency_interval_ms" and
+    "peak_memory_interval_mb" too, between which nine cases of ten lie; of a measurement
+    "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`.
+
+    Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
+    device that can't be reached or lacks what is needed.
+    """
+    path = Path(model)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if measure or remote is not None:
+        device = None if profile == HOST else _profile(profile)
+        beside, shapes = _read(path, recorded_shapes)
+        costs = _measured(path, beside, device, shapes, remote)
+    else:
+        device = priced = _profile(profile)
+        beside, costs = _read(path, lambda loaded: _predicted(loaded, priced))
+    limits = (device.budgets if device else Budgets()).overridden_by(budgets or Budgets())
+    if cautious and device is not None and costs["latency_source"] == "predicted":
+        limits = device.lowered(limits)
+    size_mb = _size(path, *beside) / 1e6
+    latency_ms, memory_mb = costs["latency_ms"], costs["peak_memory_mb"]
+    return {
+        "model": str(model),
+        "profile": device.name if device else HOST,
+        "latency_ms": latency_ms,
+        "latency_source": costs["latency_source"],
+        "peak_memory_mb": memory_mb,
+        "size_mb": size_mb,
+        "budgets": limits.as_dict(),
+        "met": limits.is_satisfied_by(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb),
+        **costs,
+    }
+
+
+def _profile(profile: str | Path | Profile) -> Profile:
+    return profile if isinstance(profile, Profile) else load_profile(profile)
+
+
+def _read(path: Path, tell: Callable[[Any], Any]) -> tuple[list[Path], Any]:
+    """The files beside an ONNX file that hold its weights, and what `tell` says of it. A child
+    process reads it: it may be anybody's."""
+    whole = path.resolve()
+    names = confined(lambda: _external_files(whole), str(path), Bounds.for_file(_size(whole)))
+    beside = [whole.parent / name for name in names]
+    missing = next((file for file in beside if not file.is_file()), None)
+    if missing is not None:
+        raise UserError(f"{path}: its weights are in {missing.name}, which isn't beside it")
+    bounds = Bounds.for_file(_size(whole, *beside))
+    told = confined(lambda: tell(load_onnx(whole, str(path))), str(path), bounds)
+    return beside, told
+
+
+def _size(*files: Path) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:
+    kernels = kernel_graph(loaded, device.fusion)
+    latency_ms = kernels.latency_ms(device, {})
+    memory_mb = kernels.peak_memory_mb(device, {})
+    return {
+        "latency_ms": latency_ms,
+        "latency_interval_ms": list(device.latency_interval_ms(latency_ms)),
+        "latency_source": "predicted",
+        "peak_memory_mb": memory_mb,
+        "peak_memory_interval_mb": list(device.memory_model.interval_mb(memory_mb)),
+        "warnings": pricing_remarks(loaded),
+    }
+
+
+def _measured(
+    path: Path,
+    beside: list[Path],
+    device: Profile | None,
+    shapes: Mapping[str, list[int]],
+    remote: str | Remote | None,
+) -> dict[str, Any]:
+    """device: None for the machine that is measured, which needs no figures but its own."""
+    from edgeprune.calibration.host import host_threads
+    from edgeprune.runtime.ort_subprocess import measure, measuring
+    from edgeprune.runtime.ssh import Remote
+
+    threads = (device.threads or 1) if device else host_threads()
+    words = [f"{name}={'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+    if remote is None:
+        timed, where = measure(path, threads, shapes=words), platform.node() or "this machine"
+    else:
+        with Remote.parse(remote) if isinstance(remote, str) else remote as there:
+            name = there.put(path, *beside)
+            timed, where = there.run_runner(measuring(name, threads, shapes=words)), str(there)
+    return {
+        "latency_ms": timed["latency_ms"],
+        "latency_source": "measured",
+        "peak_memory_mb": timed["peak_memory_mb"],
+        "warnings": _doubts(timed, device),
+        "measured_on": where,
+        "measurement": {name: value for name, value in timed.items() if name not in _FIGURES},
+    }
+
+
+def _doubts(timed: dict[str, Any], device: Profile | None) -> list[str]:
+    """What a reader of a measured latency should know, one line each."""
+    found = []
+    if timed["noisy"]:
+        found.append(
+            f"noisy measurement (half of the runs spread over {100 * timed['noise']:.0f} % of the "
+            f"median; the measuring thread ran {100 * timed['cpu_share']:.0f} % of the time): end "
+            "what else is running there and measure again"
+        )
+    if timed["throttled"]:
+        clock, heat = timed["clock_after_mhz"], timed["temperature_after_c"]
+        state = [f"{clock:g} MHz"] if clock else []
+        state += [f"{heat:g} °C"] if heat else []
+        after = f" ({', '.join(state)} afterwards)" if state else ""
+        found.append(
+            f"the processor's clock was held down{after}: check cooling, power supply and governor"
+        )
+    if device and device.runtime != "onnxruntime":
+        found.append(
+            f"measured with {timed['runtime']}, {timed['provider']}, fp32: profile {device.name} "
+            f"and its budgets are for {device.runtime} {device.precision}"
+        )
+    return found
+
+
+def _external_files(path: Path) -> list[str]:
+    """The files that hold a model's weights where they don't stand in the ONNX file itself, by
+    their names. Raises UserError for one in another folder."""
+    try:
+        light = onnx.load(str(path), load_external_data=False)
+    except Exception:
+        return []  # whoever reads the rest says why
+    names = {
+        entry.value
+        for tensor in light.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    outside = next((name for name in sorted(names) if Path(name).name != name), None)
+    if outside is not None:
+        raise UserError(f"{path.name}: its weights are in another folder ({outside[:80]})")
+    return sorted(names)

@@ -1,0 +1,304 @@
+"""Gathering what a run found into a Report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Literal, cast
+
+from edgeprune import __version__
+from edgeprune.core.timing import Steps
+from edgeprune.cost.fx_reader import kernel_names
+from edgeprune.cost.kernels import KernelGraph
+from edgeprune.coupling import Coupling
+from edgeprune.coupling.plan import Plan
+from edgeprune.export.file_cost import Cost
+from edgeprune.export.parity import Validation
+from edgeprune.graph.trace import TracedModel
+from edgeprune.pipeline.task import Task
+from edgeprune.pipeline.unstructured import compressed_mb
+from edgeprune.pipeline.workspace import Candidate, Carrying, lost
+from edgeprune.profiles.profile import Profile
+from edgeprune.reconstruction.yardstick import Found
+from edgeprune.report import (
+    Agreement,
+    Figures,
+    GroupWidth,
+    KernelCost,
+    LayerZeros,
+    Rate,
+    Report,
+    SolverFacts,
+    Sparsity,
+    StepFigures,
+    Surgery,
+)
+from edgeprune.report import Validation as ValidationFacts
+from edgeprune.surgery.write_back import WrittenBack
+
+
+def build_report(
+    task: Task,
+    traced: TracedModel,
+    coupling: Coupling,
+    fitting: Carrying,
+    best: Candidate,
+    validation: Validation,
+    written: WrittenBack,
+    steps: Steps,
+) -> Report:
+    """The report of one run."""
+    settings, solution, baseline = task.settings, best.solution, fitting.baseline
+    removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
+    inputs = best.exported.input_names
+    return Report(
+        edgeprune=__version__,
+        model=task.name,
+        profile=settings.profile.name,
+        seed=settings.seed,
+        budgets=settings.budgets,
+        before=_figures(baseline.cost, baseline.metric),
+        after=_figures(best.cost, best.metric),
+        solver=SolverFacts(
+            status=cast(Literal["optimal", "feasible", "infeasible"], solution.status),
+            objective=solution.objective,
+            bound=solution.bound,
+            gap=solution.gap,
+            seconds=solution.seconds,
+        ),
+        validation=ValidationFacts(
+            max_abs_error=validation.max_abs_error,
+            max_rel_error=validation.max_rel_error,
+            samples=validation.samples,
+            passed=validation.passed,
+        ),
+        surgery=Surgery(
+            oracle_max_abs_error=best.proof.max_abs_error,
+            exact=best.proof.exact,
+            oracle_max_rel_error=best.proof.max_rel_error,
+        ),
+        groups=[*_widths(coupling, best), *_frozen(coupling)],
+        removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
+        seconds={name: round(seconds, 3) for name, seconds in steps.seconds.items()},
+        warnings=[*_obstacles(task, best), *_unknown(coupling), *best.warnings],
+        rate=Rate(
+            asked=None if settings.pattern and settings.pattern.of else settings.rate,
+            achieved=removed,
+        ),
+        sparsity=_sparsity(fitting, best),
+        method=settings.method,
+        importance=fitting.criterion,
+        precision=settings.precision,
+        module="graph" if written.module is None else "user class",
+        module_note=written.note,
+        input_shapes={
+            name: list(tensor.shape)
+            for name, tensor in zip(inputs, task.example_inputs.tensors, strict=False)
+        },
+        remarks=[
+            *task.remarks,
+            *best.remarks,
+            *_predicted(task, best),
+            *_recovered(task, best),
+            *best.trained,
+            *_seen_in_training(best),
+        ],
+        kernels_before=kernel_costs(
+            traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
+        ),
+        kernels_after=kernel_costs(
+            traced, fitting.kernels, settings.profile, best.plan.variables(coupling)
+        ),
+        history=[StepFigures(**asdict(record)) for record in best.history],
+        metric_name=task.metric_name,
+        batch=task.example_inputs.batch or 1,
+        runtime=settings.profile.runtime,
+        agreement=_agreement(task, fitting, best),
+    )
+
+
+def _sparsity(fitting: Carrying, best: Candidate) -> Sparsity | None:
+    """Where single weights went: which, and what the file comes to once it is compressed."""
+    if best.masks is None:
+        return None
+    return Sparsity(
+        weights=best.masks.weights,
+        zeros=best.masks.zeros,
+        compressed_mb_before=compressed_mb(fitting.baseline.exported.path),
+        compressed_mb_after=compressed_mb(best.exported.path),
+        layers=[
+            LayerZeros(name=name, weights=mask.numel(), zeros=int((~mask).sum()))
+            for name, mask in best.masks.kept.items()
+        ],
+    )
+
+
+def _predicted(task: Task, best: Candidate) -> list[str]:
+    """How sure the predicted figures are."""
+    settings, cost = task.settings, best.cost
+    found = []
+    if cost.source == "predicted":
+        low, high = settings.profile.latency_interval_ms(cost.latency_ms)
+        found.append(
+            f"the latency is predicted; in nine cases of ten it lies between {low:.3g} and "
+            f"{high:.3g} ms"
+        )
+    if task.machine is not None:
+        found.append(f"latency and memory were measured on {task.machine}")
+    if settings.cautious:
+        found.append("--cautious: the budgets stand lowered to hold at the intervals' upper ends")
+    return found
+
+
+def kernel_costs(
+    traced: TracedModel, kernels: KernelGraph, profile: Profile, values: Mapping[int, float]
+) -> list[KernelCost]:
+    """Each kernel's predicted share of the latency, named by its module; 0 if gone."""
+    return [
+        KernelCost(
+            name=name,
+            kind=kernel.kind,
+            latency_ms=ms,
+            macs=round(kernel.macs(values)),
+            bytes=round((kernel.moved + kernel.weights)(values) * profile.bytes_per_element),
+        )
+        for name, kernel, ms in zip(
+            kernel_names(traced, kernels),
+            kernels.kernels,
+            kernels.kernel_latencies_ms(profile, values),
+            strict=True,
+        )
+    ]
+
+
+def _figures(cost: Cost, metric: float | None) -> Figures:
+    return Figures(
+        params=cost.parameters,
+        macs=cost.macs,
+        latency_ms=cost.latency_ms,
+        latency_source=cast(Literal["predicted", "measured"], cost.source),
+        peak_memory_mb=cost.memory_mb,
+        size_mb=cost.size_mb,
+        metric=metric,
+    )
+
+
+def _widths(coupling: Coupling, best: Candidate) -> list[GroupWidth]:
+    return [
+        GroupWidth(name=group.name, before=group.size, after=width)
+        for group, width in zip(coupling.groups, best.plan.widths, strict=True)
+    ]
+
+
+def _frozen(coupling: Coupling) -> list[GroupWidth]:
+    """Layers whose outputs can't shrink, with the op that holds them."""
+    return [
+        GroupWidth(
+            name=frozen.parameter.rpartition(".")[0] or frozen.parameter,
+            before=frozen.size,
+            after=frozen.size,
+            frozen_by=", ".join(frozen.reasons[:3]),
+        )
+        for frozen in coupling.frozen
+        if frozen.dim == 0 and frozen.parameter.endswith("weight")
+    ]
+
+
+def _obstacles(task: Task, best: Candidate) -> list[str]:
+    """Why the budgets can't be met, with the best reachable figures."""
+    if best.solution.status != "infeasible":
+        return []
+    if task.settings.rate is not None:
+        return [
+            f"rate {task.settings.rate:g} is out of reach: with every group at its smallest and "
+            "every removable layer gone, what --keep, --method and the frozen layers hold is left"
+        ]
+    budgets = task.settings.budgets.as_dict()
+    figures = ", ".join(
+        f"{name} {best.cost.figure(name):.4g} (budget {limit:.4g})"
+        for name, limit in budgets.items()
+        if limit is not None
+    )
+    obstacles = best.reachable.obstacles if best.reachable else ()
+    most = ", ".join(f"{name} {ms:.3g} ms" for name, ms in obstacles)
+    return [
+        f"the budgets are out of reach: with every group at its smallest and every removable layer "
+        f"gone it comes to {figures}; what is left is mostly {most}"
+    ]
+
+
+def _recovered(task: Task, best: Candidate) -> list[str]:
+    if best.removes_nothing:
+        return ["nothing had to be removed: the model is exported as it is"]
+    if best.recovery is None:
+        return []
+    done = best.recovery
+    kind = "made-up samples" if task.data is None else "samples of --data"
+    if not done.samples:
+        return ["--data holds too few samples to win accuracy back with"]
+    figures = f"{_agrees(done.before, done.kind)} before, {_agrees(done.after, done.kind)} after"
+    if done.layers:
+        what = f"{done.layers} layers fitted to the original's values"
+        if done.stages > 1:
+            what += f", by way of {done.stages - 1} milder cuts,"
+    elif done.batch_norms:
+        what = f"{done.batch_norms} batch norms re-estimated"
+    else:
+        what = f"nothing that recovery tried on {done.samples:,} {kind} helped"
+        return [what, *_alignment(best)]
+    judged = f"judged on {done.judged:,} of them" if done.judged else "with none put aside"
+    return [
+        f"{what} on {done.samples:,} {kind}, {judged} ({done.words}): {figures}",
+        *_alignment(best),
+    ]
+
+
+def _agrees(found: Found, kind: str) -> str:
+    share = f"{found.agreement:.3g} %"
+    return f"{share} with the same first class" if kind == "top1" else f"{share} alike"
+
+
+def _alignment(best: Candidate) -> list[str]:
+    done = best.alignment
+    if done is None:
+        return []
+    passes = f"{done.passes} pass{'es' if done.passes > 1 else ''} over {done.samples:,} samples"
+    if not done.helped:
+        return [f"alignment: {passes} brought nothing nearer, so the weights stay as fitted"]
+    return [
+        f"aligned to the original's inner values and outputs, {passes}: loss "
+        f"{done.before.loss:.3g} before, {done.after.loss:.3g} after"
+    ]
+
+
+def _seen_in_training(best: Candidate) -> list[str]:
+    """What agreement can't tell where labels taught: all of the training data did."""
+    if not best.trained or best.agreement is None:
+        return []
+    return ["fine-tuning saw the samples that agreement is measured on"]
+
+
+def _agreement(task: Task, fitting: Carrying, best: Candidate) -> Agreement:
+    """How far the model agrees with the original where nothing was fitted, and whether it lost
+    its job."""
+    if best.removes_nothing or best.recovery is None or not best.recovery.judged:
+        return Agreement()
+    found = best.agreement or best.recovery.after
+    return Agreement(
+        kind=best.recovery.kind,
+        before_recovery=best.recovery.before.agreement,
+        after=found.agreement,
+        samples=best.recovery.judged,
+        lost=lost(task, best),
+        least=task.settings.min_agreement,
+        made_up=task.data is None,
+        works_at_ms=getattr(fitting, "works_at_ms", None),
+    )
+
+
+def _unknown(coupling: Coupling) -> list[str]:
+    if not coupling.unknown:
+        return []
+    ops = sorted(set(coupling.unknown.values()))
+    more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
+    return [f"ops without a rule, so what they touch stays as it is: {', '.join(ops[:3])}{more}"]

@@ -1,0 +1,255 @@
+"""The whole way: load, trace, couple, score, solve, resize, recover, export, validate, report.
+
+Loading is the caller's (a file on the command line, a module in Python); from there it is `run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.fx import GraphModule
+
+from edgeprune.core.distributed import from_first
+from edgeprune.core.errors import EdgePruneError, ParityError, UserError
+from edgeprune.core.heap import keep_freed_memory
+from edgeprune.core.timeout import deadline
+from edgeprune.core.timing import Steps
+from edgeprune.coupling import Coupling, couple
+from edgeprune.data.batches import as_batches
+from edgeprune.data.synthetic import MadeUp, made_up
+from edgeprune.export.onnx import Exported, mark_lost, mark_unmet
+from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
+from edgeprune.export.program import save_program
+from edgeprune.graph.trace import TracedModel, trace
+from edgeprune.pipeline.artifacts import MASKS, RESULTS
+from edgeprune.pipeline.options import Settings
+from edgeprune.pipeline.report_builder import build_report
+from edgeprune.pipeline.structured import Fitting
+from edgeprune.pipeline.task import Task
+from edgeprune.pipeline.unstructured import Sparsifying
+from edgeprune.pipeline.workspace import Candidate, lost
+from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
+from edgeprune.reconstruction.samples import Samples
+from edgeprune.report import Report
+from edgeprune.scoring import Scores, score
+from edgeprune.scoring.sensitivity import judge_of
+from edgeprune.sparse.masks import Masks
+from edgeprune.surgery.write_back import WrittenBack, write_back
+from edgeprune.training.seeds import random_state_kept, seed_epoch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives. module: the user's own class if it could follow, else the smaller graph."""
+
+    graph_module: GraphModule
+    module: nn.Module
+    exported: Exported
+    report: Report
+    dynamic_batch: bool
+    masks: Masks | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model that is traced, coupled and scored: any number of budgets can be met from here.
+
+    made: the samples made up for it, where there are no data and it is a model that this is for.
+    samples: the user's, or those, in the part that fits and the part that judges.
+    """
+
+    traced: TracedModel
+    coupling: Coupling
+    scores: Scores
+    made: MadeUp | None = None
+    samples: Samples | None = None
+
+
+def run(task: Task, folder: Path, steps: Steps) -> Outcome:
+    """Prunes a model and writes model.onnx and pruned.pt2 into `folder` (which must exist).
+
+    Raises UserError for a model that can't be traced or pruned, ParityError if onnxruntime differs
+    from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
+    error here: the report says so.
+    """
+    pattern = task.settings.pattern
+    if pattern is None:
+        return fit(task, prepare(task, steps), folder, steps)
+    traced, coupling = _captured(task, steps)
+    made = made_for(task, traced, steps)  # weights are scored in each step
+    samples = samples_for(task, traced, made)
+    sparsifying = Sparsifying(task, traced, coupling, pattern, folder, steps, samples)
+    return _finished(task, traced, coupling, sparsifying, made, folder, steps)
+
+
+def prepare(task: Task, steps: Steps) -> Prepared:
+    """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
+    settings = task.settings
+    keep_freed_memory()
+    traced, coupling = _captured(task, steps)
+    made = made_for(task, traced, steps)
+    samples = samples_for(task, traced, made)
+    with steps.step("score"):
+        found = score(
+            traced,
+            coupling,
+            settings.importance,
+            _batches(task, traced, made),
+            settings.seed,
+            lambda words, share: steps.note("score", words, share),
+            samples,
+        )
+        scores = from_first(lambda: found)
+    return Prepared(traced, coupling, scores, made, samples)
+
+
+def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples | None:
+    """The user's samples, or those made up, in two parts; None where there are none."""
+    if task.data is not None:
+        train = task.data.train
+
+        def parted() -> Samples:
+            # The same samples, whoever went through the data before.
+            with random_state_kept():
+                seed_epoch(task.settings.seed, 0, train)
+                samples = Samples.of(traced, as_batches(train, traced))
+                return _for_detectors(traced, samples, task.settings.seed)
+
+        return from_first(parted)
+    if made is None or not made.batches:
+        return None
+    return Samples.of(traced, made.batches)
+
+
+def _for_detectors(traced: TracedModel, samples: Samples, seed: int) -> Samples:
+    """Samples with mosaics, where the model is a detector."""
+    detects = samples.held and takes_pictures(samples) and judge_of(traced, samples).detects
+    return with_mosaics(samples, seed) if detects else samples
+
+
+def _captured(task: Task, steps: Steps) -> tuple[TracedModel, Coupling]:
+    seconds = task.settings.step_seconds
+    with steps.step("trace"), deadline("trace", seconds):
+        traced = trace(task.module, task.example_inputs)
+    with steps.step("couple"), deadline("couple", seconds):
+        coupling = couple(traced)
+        _check_prunable(coupling, task.settings)
+    return traced, coupling
+
+
+def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
+    """Samples made up for a model where the user gives none; None where they don't help."""
+    if task.data is not None or not task.makes_samples_up or task.settings.rate == 0:
+        return None
+    with steps.step("make samples up"):
+        return from_first(
+            lambda: made_up(
+                traced,
+                task.settings.seed,
+                lambda words, share: steps.note("make samples up", words, share),
+            )
+        )
+
+
+def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
+    """Prunes a prepared model to the task's budgets, as `run` does."""
+    traced, coupling, made = prepared.traced, prepared.coupling, prepared.made
+    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps, prepared.samples)
+    return _finished(task, traced, coupling, fitting, made, folder, steps)
+
+
+def _finished(
+    task: Task,
+    traced: TracedModel,
+    coupling: Coupling,
+    fitting: Fitting | Sparsifying,
+    made: MadeUp | None,
+    folder: Path,
+    steps: Steps,
+) -> Outcome:
+    """Solve → resize → recover → export until the exported file fits; then what proves it."""
+    if made is not None:
+        task = replace(task, remarks=(*task.remarks, made.remark))
+    best = fitting.run()
+    if best.masks is not None:
+        best.masks.save(folder / MASKS)
+    if not best.met(task.settings.budgets):
+        mark_unmet(best.exported.path)
+    if lost(task, best):
+        mark_lost(best.exported.path)
+    with steps.step("validate"):
+        validation = from_first(
+            lambda: validate(
+                best.module,
+                traced.example_inputs,
+                traced.dynamic_batch,
+                best.exported,
+                folder,
+                task.settings.seed,
+            )
+        )
+    _check_proofs(best, validation)
+    with steps.step("write back"):
+        written = _written_back(task, traced, coupling, best)
+        save_program(
+            best.exported.program,
+            folder / RESULTS["program"],
+            best.module,
+            cases_for(traced.example_inputs, traced.dynamic_batch, task.settings.seed)[:2],
+            TOLERANCE,
+        )
+    report = build_report(task, traced, coupling, fitting, best, validation, written, steps)
+    return _outcome(best, written, report, traced.dynamic_batch)
+
+
+def _batches(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[Any] | None:
+    """Batches that scores can be measured on, as the graph takes them."""
+    if task.data is None:
+        return (made.for_scores or None) if made is not None else None
+    if task.settings.rate == 0 and task.settings.importance == "auto":
+        return None
+    return as_batches(task.data.train, traced)
+
+
+def _check_prunable(coupling: Coupling, settings: Settings) -> None:
+    """Raises UserError for a model in which nothing could ever go."""
+    if settings.rate == 0 or coupling.groups or coupling.branches or settings.pattern is not None:
+        return
+    reasons = sorted({reason for frozen in coupling.frozen for reason in frozen.reasons})
+    raise UserError(
+        "nothing in this model can be pruned: every layer is held by "
+        f"{', '.join(reasons[:3]) or 'its inputs and outputs'} (edgeprune inspect lists them; "
+        "--rate 0 exports it as it is)"
+    )
+
+
+def _check_proofs(best: Candidate, validation: Validation) -> None:
+    if not best.proof.passed:
+        raise EdgePruneError(
+            f"the pruned graph is off by {best.proof.max_rel_error:.1e} from the original with the "
+            "same units silenced: a bug in edgeprune, nothing was written (please report the model)"
+        )
+    if not validation.passed:
+        raise ParityError(
+            "the exported model does not match PyTorch in onnxruntime: "
+            + (validation.reason or f"relative error {validation.max_rel_error:.1e}")
+        )
+
+
+def _written_back(
+    task: Task, traced: TracedModel, coupling: Coupling, best: Candidate
+) -> WrittenBack:
+    try:
+        with deadline("write back", task.settings.step_seconds):
+            return write_back(task.module, traced, coupling, best.plan, best.module)
+    except UserError as late:  # the graph is there already
+        return WrittenBack(None, str(late))
+
+
+def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:
+    module = written.module if written.module is not None else best.module
+    return Outcome(best.module, module, best.exported, report, dynamic_batch, best.masks)

@@ -1,0 +1,55 @@
+"""A model and what to do with it: what every front end hands to the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from edgeprune.core.errors import UserError
+from edgeprune.data.loaders import Data
+from edgeprune.graph.trace import ExampleInputs
+from edgeprune.pipeline.options import Settings
+from edgeprune.runtime.machines import Machine
+from edgeprune.scoring.names import check_criterion, check_element_criterion
+
+Metric = Callable[[nn.Module], float]
+Loss = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """name: as the report calls the model. metric: the user's own, higher is better.
+
+    remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
+    the model returns and the batch as the data give it.
+    """
+
+    name: str
+    module: nn.Module
+    example_inputs: ExampleInputs
+    settings: Settings
+    data: Data | None = None
+    metric: Metric | None = None
+    metric_name: str | None = None
+    remarks: tuple[str, ...] = ()
+    loss: Loss | None = None
+    machine: Machine | None = None
+    makes_samples_up: bool = True
+
+
+def check_teachable(task: Task) -> None:
+    """Raises UserError for what was asked without the data that it needs."""
+    settings, data = task.settings, task.data
+    check_criterion(settings.importance, data is not None)
+    if settings.pattern is not None:
+        check_element_criterion(settings.importance)
+    if settings.epochs and data is None:
+        raise UserError("--epochs needs something to train on: give --data")
+    if settings.max_drop is not None and data is None and task.metric is None:
+        raise UserError(
+            "--max-drop needs something to tell the drop by: give --data (with labels for "
+            "accuracy, without for agreement with the original), or --eval"
+        )

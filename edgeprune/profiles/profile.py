@@ -1,0 +1,310 @@
+"""Device profiles: one YAML file per device, each figure with its source. Knows no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, replace
+from math import exp
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edgeprune.core.budgets import Budgets, read_budgets
+from edgeprune.core.errors import UserError
+from edgeprune.core.resources import profiles_folder
+from edgeprune.loading.bounded import read_yaml
+
+if TYPE_CHECKING:
+    from edgeprune.cost.memory import MemoryModel
+
+#: The newest profile schema that this version reads.
+SCHEMA = 1
+
+#: The profile that measures the machine it runs on.
+HOST = "host"
+
+# A normal error's 90 % half-width, in units of its mean absolute value.
+_NINETY_PERCENT = 2.06
+
+_SUFFIXES = (".yaml", ".yml")
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figure(_Frozen):
+    """A positive number and where it comes from."""
+
+    value: Positive
+    source: str = Field(min_length=1)
+
+    @field_validator("source")
+    @classmethod
+    def _says_something(cls, source: str) -> str:
+        if not source.strip():
+            raise ValueError("says nothing: name where the figure comes from")
+        return source.strip()
+
+
+class Share(Figure):
+    """A figure that is a share of some peak: 0 < value <= 1."""
+
+    value: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+class Factor(Figure):
+    """A figure that may be 0."""
+
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Efficiency(_Frozen):
+    """The share of `peak_gflops` that each kind of kernel reaches."""
+
+    conv: Share
+    pointwise: Share
+    depthwise: Share
+    grouped: Share
+    linear: Share
+    matmul: Share
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """How a runtime fuses. block: channels in a block of onnxruntime's own layout, 0 for none."""
+
+    runtime: str = "tensorrt"
+    block: int = 0
+
+
+class Calibration(_Frozen):
+    """Under which circumstances a device was measured; None where it didn't say.
+
+    networks, kernels: how many sample networks ran, and how many kernel times they gave.
+    clock_mhz, temperature_c: after measuring. reference_ms: what the kit's reference network took,
+    the median over the whole time; drift: by how much more at the end than at the start.
+    """
+
+    runtime: str
+    provider: str
+    machine: str | None = None
+    cpu: str | None = None
+    date: str | None = None
+    governor: str | None = None
+    clock_mhz: float | None = None
+    temperature_c: float | None = None
+    throttled: bool | None = None
+    drift: float | None = None
+    reference_ms: float | None = None
+    networks: Annotated[int, Field(ge=0)] = 0
+    kernels: Annotated[int, Field(ge=0)] = 0
+
+
+class Interval(_Frozen):
+    """How far the truth lies from a prediction: in nine of ten cases between these multiples."""
+
+    low: Positive
+    high: Positive
+    source: str = Field(min_length=1)
+
+
+class Memory(_Frozen):
+    """What the runtime takes: MB at least, and MB per MB of weights, of filters that it keeps in
+    blocks as well, and of the most activations alive at once (`memory.py`)."""
+
+    base_mb: Factor
+    weights: Figure
+    blocked: Factor
+    live: Figure
+    expected_error_percent: Figure
+    interval: Interval
+
+
+class Profile(_Frozen):
+    """What a device can do, in the figures that the latency and memory models need.
+
+    MB are 10**6 bytes and GB 10**9.
+    channel_multiple: channels are computed in tiles of this many.
+    block: channels in a block of onnxruntime's own image layout (x86), 0 where it has none.
+    expected_error_percent: mean relative error of the predicted latency, as measured.
+    interval: where 90 % of the truth lies; left out, it is drawn from the expected error.
+    memory: what the runtime takes beyond weights and activations; left out, nothing.
+    tables: measured latencies by kind of kernel (`tables.py`), used instead of the figures.
+    calibration: how the device was measured: runtime, provider, governor, clock and so on.
+    """
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: str = Field(min_length=1, max_length=100)
+    title: str = Field(min_length=1, max_length=1000)
+    processor: Literal["cpu", "gpu"]
+    runtime: Literal["tensorrt", "onnxruntime"]
+    precision: Literal["fp32", "fp16"]
+    threads: Annotated[int, Field(ge=1)] | None = None
+    channel_multiple: Annotated[int, Field(ge=1)]
+    ram_mb: Figure
+    peak_gflops: Figure
+    memory_bandwidth_gb_s: Figure
+    bandwidth_efficiency: Share
+    launch_overhead_us: Figure
+    efficiency: Efficiency
+    budgets: Budgets = Budgets()
+    block: Annotated[int, Field(ge=0)] = 0
+    expected_error_percent: Figure
+    interval: Interval | None = None
+    notes: str = ""
+    memory: Memory | None = None
+    calibration: Calibration | None = None
+    tables: str | None = Field(default=None, repr=False)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*", name):
+            raise ValueError("must name a folder: no / or \\, no dot at the start, one line")
+        return name
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _read_budgets(cls, value: Any) -> Any:
+        return Budgets() if value is None else read_budgets(value)
+
+    @property
+    def bytes_per_element(self) -> int:
+        """Bytes of one weight or activation as the runtime computes it: 2 in fp16, 4 in fp32."""
+        return 2 if self.precision == "fp16" else 4
+
+    @property
+    def fusion(self) -> Fusion:
+        """How the device's runtime fuses ops."""
+        return Fusion(self.runtime, self.block)
+
+    @property
+    def memory_model(self) -> MemoryModel:
+        """How peak memory follows from a model's kernels."""
+        from edgeprune.cost.memory import NEEDED, MemoryModel  # needs numpy: listing doesn't
+
+        found = self.memory
+        if found is None:
+            return NEEDED
+        return MemoryModel(
+            found.base_mb.value,
+            found.weights.value,
+            found.blocked.value,
+            found.live.value,
+            found.expected_error_percent.value,
+            found.interval.low,
+            found.interval.high,
+        )
+
+    def lowered(self, budgets: Budgets, measured: bool = False) -> Budgets:
+        """Budgets that a prediction must keep for the upper end of its interval to keep `budgets`.
+
+        measured: latency is not predicted, so its budget stays.
+        """
+        latency, memory = budgets.latency_ms, budgets.memory_mb
+        if latency is not None and not measured:
+            latency /= self.latency_interval_ms(1.0)[1]
+        if memory is not None:
+            memory /= self.memory_model.high
+        return replace(budgets, latency_ms=latency, memory_mb=memory)
+
+    def latency_interval_ms(self, predicted_ms: float) -> tuple[float, float]:
+        """Between which latencies, in milliseconds, the truth lies in nine cases of ten."""
+        if self.interval is not None:
+            return predicted_ms * self.interval.low, predicted_ms * self.interval.high
+        spread = exp(_NINETY_PERCENT * self.expected_error_percent.value / 100)
+        return predicted_ms / spread, predicted_ms * spread
+
+    def as_dict(self) -> dict[str, Any]:
+        """The profile as plain values, in the layout of its YAML file."""
+        return self.model_dump(by_alias=True)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.title} (default {self.budgets})"
+
+
+def profile_names() -> list[str]:
+    """Names of the shipped profiles, sorted, and "host". Lists the folder and opens no file."""
+    return [*sorted(path.stem for path in profiles_folder().glob("*.yaml")), HOST]
+
+
+def load_profile(name: str | Path) -> Profile:
+    """The profile of a shipped name, of "host", or of a YAML file of one's own.
+
+    A name that ends in .yaml or .yml is a path. "host" may measure this machine, under a minute.
+    Raises UserError, in one line, for an unknown name, a file that cannot be read, a field that
+    breaks the schema, or a schema newer than this version.
+    """
+    text = str(name)
+    if text.lower().endswith(_SUFFIXES):
+        return _read(Path(text).expanduser())
+    if text == HOST:
+        from edgeprune.calibration.host import host_profile
+
+        return host_profile()
+    names = profile_names()
+    if text not in names:
+        near = difflib.get_close_matches(text.lower().replace("_", "-"), names, n=2, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+        raise UserError(f"unknown profile {text!r}: {hint} (or give the path of a .yaml file)")
+    return _read(profiles_folder() / f"{text}.yaml")
+
+
+def parse_profile(data: Any, origin: str) -> Profile:
+    """Check plain values (as YAML gives them) and make a Profile; `origin` names them in errors.
+
+    Raises UserError, in one line, for a broken field or a schema newer than this version.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{origin}: a profile is a mapping of fields, not {type(data).__name__}")
+    schema = data.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UserError(
+            f"{origin}: written for profile schema {schema}, this edgeprune reads up to {SCHEMA}: "
+            "upgrade edgeprune"
+        )
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_describe(error)}") from error
+
+
+def _read(path: Path) -> Profile:
+    try:
+        data = read_yaml(path)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
+        raise UserError(f"cannot read profile {path}: {reason}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not a profile: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "broken"
+        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error
+    return parse_profile(data, str(path))
+
+
+def _describe(error: ValidationError) -> str:
+    """The first broken field in one line, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    field = ".".join(str(part) for part in first["loc"]) or "profile"
+    if first["type"] == "extra_forbidden":
+        message = "is no field of a profile (misspelt?)"
+    elif first["type"] == "missing":
+        message = "is missing"
+    else:
+        got = first["input"]
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if not isinstance(got, (dict, list)):
+            message += f", got {got!r}"
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return " ".join(f"field {field} {message}{more}".split())

@@ -1,0 +1,259 @@
+"""A layer of the smaller model fitted to what the original computes in its place.
+
+A layer that ends in a sum aims at the whole sum: it mends what its shortcut lacks by then. Where a
+branch was removed, the sum before it stands for the sum behind it, so that the layers that write
+there take over what the branch did, as far as they can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from edgeprune.coupling import Coupling
+from edgeprune.coupling.kept_masks import Kept
+from edgeprune.coupling.plan import Plan
+from edgeprune.reconstruction.layers import Layer, find_layers, idle
+from edgeprune.reconstruction.replay import Replay
+from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, fit
+from edgeprune.reconstruction.sampling import Sampling
+from edgeprune.sparse.masks import Masks
+
+aten = torch.ops.aten
+
+#: How often a layer in front of a ReLU is fitted: each time to what the last fit left.
+ROUNDS = 3
+
+_HELD_OUT = 5  # every so many-th sample chooses the ridge
+
+#: Whether rows are held out, inputs, targets, and what of the targets is there already.
+_Part = tuple[bool, Tensor, Tensor, Tensor | None]
+
+_ADDS = (aten.add.Tensor, aten.add_.Tensor)
+RELUS = (aten.relu.default, aten.relu_.default)
+_CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a layer is fitted to: the original's value at `original`, of which the smaller model
+    already has `addend`; its own node for the value is `made`. plain: the original's value at the
+    layer's own output. takes_over: whether a removed branch's work is part of it. seen: the range
+    of the value that those who read it see, the rest being cut off (a ReLU's: 0 to infinity)."""
+
+    layer: Layer
+    made: str
+    original: str
+    addend: str | None
+    plain: str
+    takes_over: bool
+    seen: tuple[float, float] | None
+
+    @property
+    def rectified(self) -> bool:
+        """Whether those that read the value see a part of it only."""
+        return self.seen is not None
+
+    @property
+    def name(self) -> str:
+        """The layer's node."""
+        return self.layer.node.name
+
+    @property
+    def wanted(self) -> frozenset[str]:
+        """The original's nodes whose values may be needed."""
+        return frozenset((self.original, self.plain))
+
+    def reachable(self, smaller: Replay) -> Aim:
+        """Aims at the layer's own output where the rest of its sum isn't computed yet."""
+        if self.addend is None or smaller.known(self.addend):
+            return self
+        return replace(
+            self, made=self.layer.output.name, original=self.plain, addend=None, seen=None
+        )
+
+
+def aims(smaller: GraphModule, coupling: Coupling, plan: Plan) -> list[Aim]:
+    """What each layer of the smaller model is to be fitted to, in the order in which they run."""
+    stands_for = _stand_ins(smaller, coupling, plan)
+    return [_aim(layer, stands_for) for layer in find_layers(smaller)]
+
+
+def _aim(layer: Layer, stands_for: Mapping[str, str]) -> Aim:
+    node = layer.output
+    while len(node.users) == 1 and idle(next(iter(node.users))):
+        node = next(iter(node.users))
+    plain = stands_for.get(node.name, node.name)
+    if len(node.users) == 1:
+        add = next(iter(node.users))
+        others = [a for a in add.args if isinstance(a, Node) and a is not node]
+        same = len(others) == 1 and _shape(others[0]) == _shape(node) == _shape(add)
+        if add.target in _ADDS and same and add.kwargs.get("alpha", 1) == 1:
+            whole = stands_for.get(add.name, add.name)
+            return Aim(layer, add.name, whole, others[0].name, plain, whole != add.name, _seen(add))
+    return Aim(layer, node.name, plain, None, plain, plain != node.name, _seen(node))
+
+
+def _stand_ins(smaller: GraphModule, coupling: Coupling, plan: Plan) -> dict[str, str]:
+    """For each node of the smaller model in whose place the original's readers read another one,
+    behind the branches that went: that other one."""
+    nodes = {node.name: node for node in smaller.graph.nodes}
+    found: dict[str, str] = {}
+    for index in sorted(plan.removed_branches, reverse=True):  # the last first
+        branch = coupling.branches[index]
+        if branch.skip is None:
+            continue
+        found[branch.skip] = found.get(branch.joins[0], branch.joins[0])
+        skip = nodes.get(branch.skip)
+        # relu(relu(x)) is relu(x): what the second one was to read may as well reach the first.
+        twice = skip is not None and all(user.target in RELUS for user in skip.users)
+        if twice and skip is not None and skip.target in RELUS:
+            found[skip.all_input_nodes[0].name] = found[branch.skip]
+    return found
+
+
+def _seen(node: Node) -> tuple[float, float] | None:
+    """The range of a node's value that all who read it see, if they cut the rest off."""
+    ranges = {_range(user) for user in node.users}
+    return ranges.pop() if len(ranges) == 1 else None
+
+
+def _range(node: Node) -> tuple[float, float] | None:
+    if node.target in RELUS:
+        return 0.0, float("inf")
+    if node.target in _CLAMPS:
+        low, high = (*node.args[1:3], *(-1.0, 1.0)[len(node.args) - 1 :])[:2]
+        if isinstance(low, int | float) and isinstance(high, int | float) and not node.kwargs:
+            return float(low), float(high)
+    return None
+
+
+def _shape(node: Node) -> tuple[str, ...]:
+    return tuple(map(str, node.meta["val"].shape))
+
+
+def refit(
+    aim: Aim,
+    original: Replay,
+    smaller: Replay,
+    kept: Kept,
+    coupling: Coupling,
+    sampling: Sampling,
+    rounds: int = ROUNDS,
+    masks: Masks | None = None,
+) -> bool:
+    """Gives a layer new weights; returns False if those that it has are as good.
+
+    Both runs must have come to what the layer reads and aims at. rounds: how often the fit is
+    repeated where a ReLU reads the result, for what the ReLU lets through. masks: weights that stay
+    zero.
+    """
+    layer = aim.layer
+    if layer.depth > LARGEST_DEPTH:
+        return False
+    rows = _Rows(aim, original, smaller, kept, coupling, sampling)
+    matrix, offset = layer.weights()
+    fitted: Fitted | None = None
+    moments = (Moments(matrix, offset), Moments(matrix, offset))
+    for _ in range(rounds if aim.rectified else 1):
+        current = (matrix, offset) if fitted is None else (fitted.matrix, fitted.offset)
+        moments = (moments[0].for_new_targets(), moments[1].for_new_targets())
+        for held, x, y, addend in rows:
+            if aim.seen is not None:
+                y = _as_seen(x, y, addend, aim.seen, *current)
+            moments[held].add(x, y - addend if addend is not None else y)
+        found = fit(moments[0], moments[1], layer.has_offset, layer.mask(masks))
+        if found is None:
+            break
+        fitted = found
+    if fitted is None:
+        return False
+    layer.write(fitted.matrix, fitted.offset, fitted.mean, fitted.variance)
+    return True
+
+
+_KEPT_BYTES = 3e8  # of rows; more are gathered again for each round
+
+
+class _Rows:
+    """A layer's rows, the same each time they are gone through: for each batch, twice, whether they
+    are held out; inputs; what the sum is to be; what of it is there. As in Layer.rows and
+    Layer.targets."""
+
+    def __init__(
+        self,
+        aim: Aim,
+        original: Replay,
+        smaller: Replay,
+        kept: Kept,
+        coupling: Coupling,
+        sampling: Sampling,
+    ) -> None:
+        self._layer = aim.layer
+        self._inputs = smaller.values(aim.layer.source.name)
+        wanted = original.values(aim.original)
+        labels = coupling.labels[aim.original]
+        self._gather = lambda value: kept.gather(value, labels)
+        self._wanted = wanted
+        nothing: list[Any] = [None] * len(wanted)
+        self._addends = nothing if aim.addend is None else smaller.values(aim.addend)
+        self._sampling, self._share = sampling, sampling.share(aim.layer, wanted)
+        self._picks: list[Tensor | None] = []
+        self._parts: list[_Part] | None = []
+        self._bytes = 0.0
+
+    def __iter__(self) -> Iterator[_Part]:
+        if self._parts and self._picks:
+            yield from self._parts
+            return
+        first = not self._picks
+        for part in self._made(first):
+            yield part
+            if first and self._parts is not None:
+                self._bytes += sum(4.0 * t.numel() for t in part[1:] if isinstance(t, Tensor))
+                self._parts.append(part)
+                if self._bytes > _KEPT_BYTES:
+                    self._parts = None
+
+    def _made(self, first: bool) -> Iterator[_Part]:
+        layer, seen = self._layer, 0
+        picks = iter(self._picks)
+        for value, target, addend in zip(self._inputs, self._wanted, self._addends, strict=True):
+            target = self._gather(target)
+            held = (torch.arange(seen, seen + len(value)) % _HELD_OUT) == _HELD_OUT - 1
+            seen += len(value)
+            for part, chosen in ((False, ~held), (True, held)):
+                if not chosen.any():
+                    continue
+                y = target[chosen]
+                if first:
+                    picked = self._sampling.pick(layer, y, self._share)
+                    self._picks.append(picked)
+                else:
+                    picked = next(picks)
+                there = None if addend is None else layer.targets(addend[chosen], picked).float()
+                x = layer.rows(value[chosen], picked).float()
+                yield part, x, layer.targets(y, picked).float(), there
+
+
+def _as_seen(
+    inputs: Tensor,
+    target: Tensor,
+    addend: Tensor | None,
+    seen: tuple[float, float],
+    matrix: Tensor,
+    offset: Tensor,
+) -> Tensor:
+    """A target of which only a range counts: where it lies beyond, whatever value beyond the layer
+    gives is right."""
+    made = inputs @ matrix.float().transpose(1, 2) + offset.float()[:, None]
+    if addend is not None:
+        made = made + addend
+    low, high = seen
+    below = torch.where(target <= low, made.clamp(max=low), target)
+    return torch.where(target >= high, made.clamp(min=high), below)

@@ -1,0 +1,42 @@
+"""Which rows of the samples a fit looks at, and of how many samples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgeprune.reconstruction.layers import Layer
+
+#: How much the activations of two models may take, in bytes.
+MEMORY = 0.7e9
+
+_FEWEST_ROWS = 4096
+
+
+class Sampling:
+    """Random places of layers' outputs, the same for the same seed.
+
+    rows_per_input: rows for each of a layer's inputs; the fit's own noise is one over it.
+    """
+
+    def __init__(self, seed: int = 0, rows_per_input: int = 40) -> None:
+        self._rows = rows_per_input
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def share(self, layer: Layer, outputs: Sequence[Tensor]) -> float:
+        """The share of a layer's rows that is enough for a fit."""
+        rows = 0
+        for output in outputs:
+            per_place, places = layer.places(output)
+            rows += per_place * places
+        return min(max(self._rows * layer.depth, _FEWEST_ROWS) / max(rows, 1), 1.0)
+
+    def pick(self, layer: Layer, output: Tensor, share: float) -> Tensor | None:
+        """Random places of an output, enough for `share` of its rows; None for all."""
+        _, places = layer.places(output)
+        count = max(round(places * share), 1)
+        if share >= 1 or count >= places:
+            return None
+        return torch.randperm(places, generator=self._generator)[:count].sort().values

@@ -1,0 +1,1 @@
+"""Where files run: another process, another machine."""

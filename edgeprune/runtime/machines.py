@@ -1,0 +1,62 @@
+"""Machines that ONNX files are measured on: this one, or another one over ssh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgeprune.runtime.ort_subprocess import MEMORY_PROCESSES, run_runner
+from edgeprune.runtime.ssh import Remote
+
+_SHORT = ("--seconds", "0.1", "--min-runs", "1", "--warmup", "2")  # it stands after two runs
+_FOR_MEMORY = (*_SHORT, "--processes", MEMORY_PROCESSES)
+
+
+class Machine(Protocol):
+    """Measures files with onnxruntime, in processes of their own."""
+
+    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+        """Both files' latency, timed turn about so that noise hits both: what the runner's
+        `compare` returns. Raises EdgePruneError if one can't be run."""
+
+    def peak_memory_mb(self, model: Path, threads: int) -> float | None:
+        """By how much fresh processes grow that run a file, at most, in MB of 10**6 bytes; None
+        where the system doesn't tell. Raises EdgePruneError if it can't be run."""
+
+
+class Here:
+    """This machine."""
+
+    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+        return run_runner(["compare", before, after, "--threads", threads])
+
+    def peak_memory_mb(self, model: Path, threads: int) -> float | None:
+        found = run_runner(["measure", model, "--threads", threads, *_FOR_MEMORY])
+        return found["peak_memory_mb"]  # type: ignore[no-any-return]
+
+
+class Afar:
+    """Another machine, for as long as the connection is open."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+        self._there: dict[Path, str] = {}
+
+    def __str__(self) -> str:
+        return str(self._remote)
+
+    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+        if before not in self._there:  # in a folder of its own, as both have the same name
+            self._remote.put(before.parent)
+            self._there[before] = f"./{before.parent.name}/{before.name}"
+        names = self._there[before], self._there.get(after) or self._put(after)
+        return self._remote.run_runner(["compare", *names, "--threads", threads])
+
+    def peak_memory_mb(self, model: Path, threads: int) -> float | None:
+        name = self._there.get(model) or self._put(model)
+        found = self._remote.run_runner(["measure", name, "--threads", threads, *_FOR_MEMORY])
+        return found["peak_memory_mb"]  # type: ignore[no-any-return]
+
+    def _put(self, model: Path) -> str:
+        weights = model.with_name(f"{model.name}.data")
+        return self._remote.put(model, *([weights] if weights.exists() else []))

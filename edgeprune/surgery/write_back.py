@@ -1,0 +1,307 @@
+"""The user's own module, resized: same class, smaller layers, accepted only if it equals the graph.
+
+Its layers are resized and its own code does the rest; a block whose whole work was a removed branch
+becomes an Identity. A module whose code states sizes itself is replaced by its part of the graph.
+What the result computes is compared with the smaller graph: where it differs the graph is what the
+user gets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from edgeprune.coupling import Coupling
+from edgeprune.coupling.branches import Branch, common_module
+from edgeprune.coupling.plan import Plan
+from edgeprune.coupling.propagate import attribute, module_path
+from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.loading.import_spec import one_line
+from edgeprune.surgery.module_layers import RESIZED, RIGID, Removed, resize_layer
+from edgeprune.surgery.oracle import TOLERANCE, difference
+from edgeprune.surgery.subgraph import CannotCarve, Carver
+
+
+@dataclass(frozen=True)
+class WrittenBack:
+    """module: the user's class if it could follow, else None.
+
+    graphs: the modules in it that a part of the graph stands in for. note: these, or why there is
+    no module, for a reader.
+    """
+
+    module: nn.Module | None
+    note: str
+    graphs: tuple[str, ...] = ()
+
+
+def write_back(
+    original: nn.Module, traced: TracedModel, coupling: Coupling, plan: Plan, smaller: GraphModule
+) -> WrittenBack:
+    """A resized copy of `original` with the weights of `smaller`; `original` stays as it was.
+
+    First its layers are resized and its own code is trusted with the rest. Where that differs, the
+    numbers among its modules' attributes change as they did in the graph (num_heads), and at last
+    modules that state sizes in their code are replaced by their part of the graph.
+    """
+    if isinstance(original, GraphModule):
+        return WrittenBack(None, "the model came as a graph, without a class of its own")
+    writer = _Writer(original, traced, coupling, plan, smaller)
+    note = ""
+    for paths, restated in (
+        (writer.rigid, False),
+        (writer.rigid, True),
+        (writer.rigid | writer.stated, True),
+    ):
+        try:
+            return writer.write(paths, restated)
+        except _Stuck as stuck:
+            note = str(stuck)
+        except Exception as failure:  # the user's own code ran: the graph holds, whatever it raised
+            note = f"its forward fails once resized: {one_line(failure)}"
+    return WrittenBack(None, note)
+
+
+class _Stuck(Exception):
+    """A layer or block that can't follow; the message says which and why."""
+
+
+class _Writer:
+    """One model's write-back. A path is a module's dotted name.
+
+    rigid: the modules whose class can't be resized; stated: those whose code has sizes in it.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        traced: TracedModel,
+        coupling: Coupling,
+        plan: Plan,
+        smaller: GraphModule,
+    ) -> None:
+        self._original = original
+        self._traced = traced
+        self._coupling = coupling
+        self._smaller = smaller
+        self._branches = [coupling.branches[i] for i in sorted(plan.removed_branches)]
+        self._gone = plan.gone(coupling)
+        self._nodes = {n.name: n for n in traced.graph_module.graph.nodes}
+        self._removed = self._removed_indices()
+        self.rigid = frozenset(
+            holder for holder in self._removed if isinstance(original.get_submodule(holder), RIGID)
+        )
+        self.stated = self._stating() | self._unskippable()
+
+    @cached_property
+    def _carver(self) -> Carver:
+        bypassed = {b.joins[0]: b.skip for b in self._branches if b.skip is not None}
+        return Carver(self._original, self._traced, self._smaller, bypassed)
+
+    def write(self, paths: frozenset[str], restated: bool) -> WrittenBack:
+        """The resized class, graphs in place of the modules at `paths`; restated: with attributes
+        changed. Raises _Stuck, and what the user's code raises."""
+        module = copy.deepcopy(self._original).eval()
+        graphs = self._carved(paths)
+        for holder, leaves in self._removed.items():
+            if not _under(holder, graphs):
+                resize_layer(module.get_submodule(holder), holder, leaves, self._smaller)
+        for branch in self._branches:
+            if not any(_under(self._path(join), graphs) for join in branch.joins):
+                self._skip(module, branch)
+        for path, graph in graphs.items():
+            _put(module, path, graph)
+        if restated:
+            self._restate(module, graphs)
+        for name, others in self._tied.items():
+            for other in others:
+                if not (_under(other, graphs) or _under(name, graphs)):
+                    _put(module, other, attribute(module, name))
+        _take_weights(module, self._smaller)
+        error = self._difference(module)
+        if error > TOLERANCE:
+            raise _Stuck(f"its output differs from the graph's by {error:.1e} once resized")
+        return WrittenBack(module, _told(list(graphs)), tuple(graphs))
+
+    def _carved(self, paths: frozenset[str]) -> dict[str, GraphModule]:
+        """The graphs for the modules at `paths`, or for those around them; outermost ones only."""
+        graphs: dict[str, GraphModule] = {}
+        for path in sorted(paths):
+            because = ""
+            while path and not _under(path, graphs):
+                try:
+                    graph = self._carver.carve(path)
+                except CannotCarve as reason:
+                    path, because = path.rpartition(".")[0], because or str(reason)
+                    if not path:
+                        raise _Stuck(because) from reason
+                else:
+                    graphs = {p: g for p, g in graphs.items() if not _under(p, {path: g})}
+                    graphs[path] = graph
+        return graphs
+
+    def _removed_indices(self) -> dict[str, Removed]:
+        """What goes from each module's own tensors: {module: {tensor: {dimension: indices}}}."""
+        removed: dict[str, Removed] = {}
+        dead = frozenset().union(*(branch.parameters for branch in self._branches))
+        for name, labels in self._coupling.parameters.items():
+            if name in dead:
+                continue
+            for dim, label in enumerate(labels):
+                if label is None:
+                    continue
+                mask = self._coupling.kept(label, self._gone)
+                if not mask.all() and mask.any():
+                    indices = np.flatnonzero(~mask).tolist()
+                    for tied in (name, *self._tied.get(name, ())):
+                        holder, _, leaf = tied.rpartition(".")
+                        removed.setdefault(holder, {}).setdefault(leaf, {})[dim] = indices
+        return removed
+
+    @cached_property
+    def _tied(self) -> dict[str, list[str]]:
+        """The other names of parameters that several modules hold, by the graph's name."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self._original.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        known = self._coupling.parameters
+        return {
+            own: [other for other in same if other != own]
+            for same in names.values()
+            for own in same
+            if own in known and len(same) > 1
+        }
+
+    @cached_property
+    def _changes(self) -> dict[str, dict[int, set[int]]]:
+        """The sizes that changed in the graph, by the module that states them: {old: {new}}."""
+        changes: dict[str, dict[int, set[int]]] = {}
+        dead = frozenset().union(*(branch.nodes for branch in self._branches))
+        sized = [(known.node, known.rows) for known in self._coupling.literals]
+        sized += [(pin.node, pin.rows) for pin in self._coupling.pins]
+        for node, rows in sized:
+            mask = self._coupling.kept(rows, self._gone)
+            if node not in dead and not mask.all():
+                olds = changes.setdefault(self._path(node), {})
+                olds.setdefault(len(mask), set()).add(int(mask.sum()))
+        return changes
+
+    def _stating(self) -> frozenset[str]:
+        """The modules that state sizes which had to change, and that resizing doesn't see to."""
+        found = set()
+        for path in self._changes:
+            with contextlib.suppress(AttributeError):
+                resized = isinstance(attribute(self._original, path), RESIZED)
+                if path and not (resized and path in self._removed):
+                    found.add(path)
+        return frozenset(found)
+
+    def _restate(self, module: nn.Module, graphs: Mapping[str, object]) -> None:
+        """Attributes that had a size's old value get its new one, where there is only one."""
+        for path, changes in self._changes.items():
+            with contextlib.suppress(AttributeError):
+                stating = module.get_submodule(path)
+                resized = isinstance(stating, RESIZED) and path in self._removed
+                if resized or _under(path, graphs):
+                    continue
+                for name, value in list(vars(stating).items()):
+                    setattr(stating, name, _changed(value, changes))
+
+    def _unskippable(self) -> frozenset[str]:
+        """The modules that join removed branches and do more than that."""
+        found = set()
+        for branch in self._branches:
+            if self._block(branch) is None and not self._entry(branch):
+                found.add(common_module([self._path(join) for join in branch.joins]))
+        return frozenset(found - {""})
+
+    def _skip(self, module: nn.Module, branch: Branch) -> None:
+        """Leaves a removed branch out of the class."""
+        entry, block = self._entry(branch), self._block(branch)
+        if entry:
+            holder, _, leaf = branch.name.rpartition(".")
+            del attribute(module, holder)[leaf]
+        elif block:
+            _put(module, block, nn.Identity())
+        else:
+            where = self._path(branch.joins[0]) or "the model's own forward"
+            raise _Stuck(f"{branch.name}: {where} does more than the removed branch")
+
+    def _block(self, branch: Branch) -> str | None:
+        """The module that is nothing but the branch and its sum."""
+        path = self._path(branch.joins[0])
+        inside = {n for n in self._coupling.parameters if n.startswith(f"{path}.")}
+        whole = branch.skip is not None and path and inside <= branch.parameters
+        return path if whole else None
+
+    def _entry(self, branch: Branch) -> bool:
+        """Whether the branch is an entry of a nn.ModuleDict, which its owner may iterate over."""
+        with contextlib.suppress(AttributeError):
+            holder = attribute(self._original, branch.name.rpartition(".")[0])
+            inside = {n for n in self._coupling.parameters if n.startswith(f"{branch.name}.")}
+            return isinstance(holder, nn.ModuleDict) and inside == branch.parameters
+        return False
+
+    def _path(self, node: str) -> str:
+        return module_path(self._nodes[node])
+
+    def _difference(self, module: nn.Module) -> float:
+        """The error relative to the graph's output, at another batch size too if any goes."""
+        inputs = self._traced.example_inputs
+        tried = [inputs]
+        if self._traced.dynamic_batch:
+            tried.append(inputs.map(lambda t: torch.cat([t, t])))
+        return max(_difference(module, self._smaller, x) for x in tried)
+
+
+def _told(graphs: Sequence[str]) -> str:
+    """Which modules are graphs now, for a reader."""
+    if len(graphs) < 2:
+        return f"a graph stands in for {graphs[0]}" if graphs else ""
+    some = ", ".join(graphs[:3]) + (", …" if len(graphs) > 3 else "")
+    return f"graphs stand in for {len(graphs)} of its modules: {some}"
+
+
+def _changed(value: Any, changes: Mapping[int, set[int]]) -> Any:
+    """An attribute's value, a size or a tuple of sizes, after the changes that leave no doubt."""
+    if type(value) is tuple:
+        return tuple(_changed(item, changes) for item in value)
+    new = changes.get(value, ()) if type(value) is int else ()
+    return next(iter(new)) if len(new) == 1 else value
+
+
+def _under(path: str, roots: Mapping[str, object]) -> bool:
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
+    holder, _, leaf = path.rpartition(".")
+    setattr(module.get_submodule(holder), leaf, new)
+
+
+def _take_weights(module: nn.Module, smaller: GraphModule) -> None:
+    """The graph's parameters and buffers (recovery may have moved them)."""
+    mine = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in (*smaller.named_parameters(), *smaller.named_buffers()):
+            if name in mine:
+                if mine[name].shape != tensor.shape:
+                    raise _Stuck(f"{name}: its class keeps the old size")
+                mine[name].copy_(tensor)
+
+
+def _difference(module: nn.Module, smaller: GraphModule, inputs: ExampleInputs) -> float:
+    with torch.no_grad():
+        mine = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
+        graph = pytree.tree_leaves(smaller(*inputs.args, **inputs.kwargs))
+    return difference(mine, graph)[1]
