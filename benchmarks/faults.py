@@ -38,8 +38,8 @@ from lightning_fabric import Fabric
 from edgeprune.calibration.host import save_profile
 from edgeprune.cli.app import main as command_line
 from edgeprune.core.errors import EdgePruneError
+from edgeprune.pipeline import artifacts as output
 from edgeprune.pipeline.artifacts import RESULTS, check_target, publish
-from edgeprune.pipeline.run import artifacts as output
 from edgeprune.profiles.profile import load_profile
 from edgeprune.report import Report
 from edgeprune.scoring import Scores
@@ -211,7 +211,7 @@ def sweep_case(folder: Path) -> Case:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    from edgeprune.loading.bounded import read_arrays
+    from edgeprune.core.bounded import read_arrays
 
     return dict(read_arrays(path))
 

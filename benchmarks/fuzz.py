@@ -52,7 +52,7 @@ def results(content: bytes, folder: Path) -> object:
 
 def arrays(content: bytes, folder: Path) -> object:
     """Labelled data, scores, masks. Who reads them takes the two errors that are documented."""
-    from edgeprune.loading.bounded import read_arrays
+    from edgeprune.core.bounded import read_arrays
 
     try:
         return dict(read_arrays(_file(folder, "a.npz", content)))

@@ -14,13 +14,14 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from edgeprune.core.version import __version__
+
 # onnxruntime sends telemetry unless it is told not to before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Modules that moved, and that files or scripts of users name, are found where they were.
 __path__.append(os.path.join(os.path.dirname(__file__), "_former"))
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "Budgets": "edgeprune.core.budgets",
@@ -30,7 +31,7 @@ _HOMES = {
     "UserError": "edgeprune.core.errors",
     "check": "edgeprune.pipeline.check",
     "couple": "edgeprune.api",
-    "load_profile": "edgeprune.profiles.profile",
+    "load_profile": "edgeprune.calibration.named",
     "prune": "edgeprune.api",
     "Result": "edgeprune.api",
     "SweepResult": "edgeprune.sweeping.api",
@@ -55,10 +56,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     from edgeprune.api import Result, couple, prune
+    from edgeprune.calibration.named import load_profile
     from edgeprune.core.budgets import Budgets
     from edgeprune.core.errors import BudgetError, EdgePruneError, ParityError, UserError
     from edgeprune.pipeline.check import check
-    from edgeprune.profiles.profile import load_profile
     from edgeprune.sweeping.api import SweepResult, sweep
 
 

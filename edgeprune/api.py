@@ -5,35 +5,36 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from edgeprune import coupling as coupling_step
+from edgeprune.calibration.named import load_profile
 from edgeprune.core import distributed as ranks
 from edgeprune.core.budgets import Budgets
-from edgeprune.core.errors import ParityError, UserError
+from edgeprune.core.errors import ParityError
 from edgeprune.core.scratch import clear_away, scratch_folder
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Listener, Steps
 from edgeprune.coupling import Coupling
-from edgeprune.data.loaders import NO_DATA, Data, data_from, load_data
+from edgeprune.data.loaders import NO_DATA, as_data
 from edgeprune.export.onnx import export
 from edgeprune.export.parity import validate
 from edgeprune.graph.trace import ExampleInputs, trace
-from edgeprune.loading.example_inputs import check_inputs
-from edgeprune.pipeline.artifacts import MASKS, RESULTS, publish
+from edgeprune.loading.example_inputs import as_example_inputs, check_inputs
+from edgeprune.pipeline.artifacts import publish
 from edgeprune.pipeline.options import MIN_AGREEMENT, Settings
 from edgeprune.pipeline.requirements import Requirements, understand
-from edgeprune.pipeline.run import Outcome, run
+from edgeprune.pipeline.run import Outcome, run, with_reports
 from edgeprune.pipeline.task import Loss, Metric, Task, check_teachable
-from edgeprune.profiles.profile import HOST, Profile, load_profile
-from edgeprune.report import Report, write_html
+from edgeprune.profiles.profile import HOST, Profile
+from edgeprune.report import Report
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.seeds import random_state_kept
 
@@ -231,17 +232,6 @@ def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     return outcome
 
 
-def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
-    """Writes report.json and report.html into `folder`; they name the files as in `target`."""
-    files = {**RESULTS, **({"masks": MASKS} if outcome.masks is not None else {})}
-    report = outcome.report.model_copy(
-        update={"files": {kind: str(target / name) for kind, name in files.items()}}
-    )
-    (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-    write_html(report, folder / "report.html")
-    return replace(outcome, report=report)
-
-
 @random_state_kept()
 def couple(model: nn.Module, example_inputs: Any) -> Coupling:
     """The dependency graph alone: groups, removable branches, what is frozen and by which op."""
@@ -250,32 +240,3 @@ def couple(model: nn.Module, example_inputs: Any) -> Coupling:
         traced = trace(model, inputs)
     with deadline("couple"):
         return coupling_step.couple(traced)
-
-
-def as_example_inputs(value: Any) -> ExampleInputs:
-    """A tensor, tuple or dict as a call's arguments."""
-    if isinstance(value, ExampleInputs):
-        return value
-    if isinstance(value, Tensor):
-        return ExampleInputs((value,), {})
-    if isinstance(value, tuple | list):
-        return ExampleInputs(tuple(value), {})
-    if isinstance(value, Mapping):
-        return ExampleInputs((), dict(value))
-    raise UserError(
-        f"example_inputs is a {type(value).__name__}: give a tensor, a tuple of positional "
-        "arguments or a dict of keyword arguments"
-    )
-
-
-def as_data(value: Any, inputs: ExampleInputs, module: nn.Module | None = None) -> Data | None:
-    """Data from loaders, or from what --data takes."""
-    if value is None or isinstance(value, Data):
-        return value
-    if isinstance(value, str) and value == NO_DATA:
-        return None
-    return (
-        load_data(str(value), inputs, module)
-        if isinstance(value, str | Path)
-        else data_from(value, inputs)
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeprune.data.loaders import synthetic
+from edgeprune.reconstruction import synthetic
 
 #: Minutes in few tests: begun first, so that no process is left with them in the end.
 LONG = ("test_random_networks.py", "test_ranks.py", "test_sweep.py", "test_example_vla.py")

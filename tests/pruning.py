@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import ExampleInputs, TracedModel, export_program, sizes_of, trace
 from edgeprune.surgery.oracle import TOLERANCE, SurgeryProof, prove, worst_node
 from edgeprune.surgery.resize import resize

@@ -395,7 +395,7 @@ def test_a_metric_that_is_not_there_is_refused(folder: Path) -> None:
 
 
 def test_a_shuffling_loader_stays_shuffling_and_keeps_its_test_part(tmp_path: Path) -> None:
-    from edgeprune.data.loaders import loaders as module
+    from edgeprune.data import loaders as module
 
     dataset = TensorDataset(torch.arange(300.0).reshape(100, 3), torch.zeros(100).long())
     train, test, _ = module._split(DataLoader(dataset, batch_size=5, shuffle=True))

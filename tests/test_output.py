@@ -11,8 +11,8 @@ import pytest
 
 from edgeprune.core.errors import UserError
 from edgeprune.core.scratch import clear_away, scratch_folder
+from edgeprune.pipeline import artifacts as output
 from edgeprune.pipeline.artifacts import FILES, RESULTS, check_target, publish
-from edgeprune.pipeline.run import artifacts as output
 
 
 @pytest.fixture

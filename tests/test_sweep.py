@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from edgeprune.cli.app import main
-from edgeprune.pipeline.run import run as pipeline
+from edgeprune.pipeline import run as pipeline
 from edgeprune.report import Report
 from edgeprune.sweeping import curve as curve_module
 from edgeprune.sweeping.html import render

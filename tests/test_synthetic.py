@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import edgeprune
-from edgeprune.cli.app import demo
+from edgeprune.cli import demo
 from edgeprune.core.errors import UserError
-from edgeprune.data.loaders import synthetic
-from edgeprune.data.synthetic import MadeUp, made_up
 from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
+from edgeprune.reconstruction import synthetic
+from edgeprune.reconstruction.synthetic import MadeUp, made_up
 from tests.pruning import Net
 
 CHANNELS = torch.tensor([90.0, 100.0, 130.0])

@@ -237,7 +237,7 @@ def _channel_multiple(tables: Tables) -> int:
 
     Widths of 64 less some channels are compared: what a last tile costs shows there.
     """
-    from edgeprune.cost.pricing import Work
+    from edgeprune.cost.work import Work
 
     def ms(channels: int) -> float:
         size = {"cin": 64, "cout": channels, "pixels": 784, "row": 28, "kh": 1, "kw": 1}

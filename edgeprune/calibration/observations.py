@@ -19,7 +19,7 @@ import numpy as np
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.cost.fusion import ACTIVATIONS
 from edgeprune.cost.kernels import convolution_kind, convolution_sizes
-from edgeprune.cost.pricing import Work, surroundings
+from edgeprune.cost.work import Work, surroundings
 
 FORMAT = 3
 

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from edgeprune import __version__
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.timeout import STEP_SECONDS
+from edgeprune.core.version import __version__
 
 app = App(
     name="edgeprune",
@@ -347,8 +347,9 @@ def inspect(
 @app.command
 def profiles(name: str | None = None, /, *, json: _Json = False, debug: _Debug = False) -> int:
     """List the device profiles, or show one with the sources of its figures."""
+    from edgeprune.calibration.named import load_profile
     from edgeprune.cli.tables import print_json, print_profile, print_profiles
-    from edgeprune.profiles.profile import load_profile, profile_names
+    from edgeprune.profiles.profile import profile_names
 
     if name is None:
         shipped = [load_profile(n) for n in profile_names() if n != "host"]

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from edgeprune.api import carry_out, known_device
+from edgeprune.calibration.named import load_profile
 from edgeprune.cli.progress import Bars
 from edgeprune.cli.tables import print_json
 from edgeprune.core import distributed as ranks
@@ -30,7 +31,7 @@ from edgeprune.pipeline.inspect import inspection, print_inspection
 from edgeprune.pipeline.options import MIN_AGREEMENT, Settings
 from edgeprune.pipeline.requirements import Requirements
 from edgeprune.pipeline.task import Task
-from edgeprune.profiles.profile import HOST, load_profile
+from edgeprune.profiles.profile import HOST
 from edgeprune.report import Report, print_report
 from edgeprune.report.words import lost_sentence
 from edgeprune.runtime.machines import Afar

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from edgeprune.core.polynomial import Monomial, Poly
 from edgeprune.cost.analytic import COMPUTE_KINDS
 from edgeprune.cost.kernels import FREE, Kernel, KernelGraph, Op, OpGraph, altered
-from edgeprune.cost.pricing import surroundings
+from edgeprune.cost.work import surroundings
 from edgeprune.profiles.profile import Fusion
 
 _NONE = Poly({})

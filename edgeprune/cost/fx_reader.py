@@ -27,8 +27,8 @@ from edgeprune.cost.kernels import (
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.plan import Plan
-from edgeprune.coupling.propagate import attribute, module_path
 from edgeprune.coupling.rules.layout import argument
+from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.trace import TracedModel, sizes_of
 from edgeprune.profiles.profile import Fusion
 

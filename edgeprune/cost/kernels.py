@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.core.polynomial import Poly
-from edgeprune.cost.pricing import Work, pricing
+from edgeprune.cost.memory import memory_model
+from edgeprune.cost.pricing import pricing
+from edgeprune.cost.work import Work
 from edgeprune.profiles.profile import Profile
 
 _NONE = Poly({})
@@ -153,7 +155,7 @@ class KernelGraph:
 
     def peak_memory_mb(self, profile: Profile, values: Mapping[int, float]) -> float:
         """The most memory that one inference takes, in MB, at the runtime's precision."""
-        return profile.memory_model.predict(self, values, profile.bytes_per_element)
+        return memory_model(profile).predict(self, values, profile.bytes_per_element)
 
     def macs(self, values: Mapping[int, float]) -> float:
         """Multiply-accumulates of one inference, as written (no padding)."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from edgeprune.core.polynomial import Poly
 from edgeprune.cost.nnls import nonnegative
 
 if TYPE_CHECKING:
-    from edgeprune.cost.kernels import KernelGraph
+    from edgeprune.profiles.profile import Profile
 
 Array = NDArray[np.float64]
 
@@ -38,6 +38,27 @@ _PRIOR = 0.1  # a constant of twice its prior counts like one network missed by 
 _LEAST = 0.5  # smaller constants of a prior, 0 say, are moved as easily as this one
 _CONSTANTS = 4  # of the model: fewer observations than that fix none of them
 _COVERED = 0.9  # the share of networks that an interval is to hold
+
+
+class _Kernel(Protocol):
+    @property
+    def weights(self) -> Poly: ...
+
+    @property
+    def sizes(self) -> Mapping[str, Poly]: ...
+
+
+class Kernels(Protocol):
+    """What is asked of a `KernelGraph`."""
+
+    @property
+    def kernels(self) -> Sequence[_Kernel]: ...
+
+    @property
+    def live(self) -> Sequence[Poly]: ...
+
+    @property
+    def weights(self) -> Poly: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +75,7 @@ class Footprint:
 
     @staticmethod
     def of(
-        graph: KernelGraph, values: Mapping[int, Any] | None = None, bytes_per_element: int = 4
+        graph: Kernels, values: Mapping[int, Any] | None = None, bytes_per_element: int = 4
     ) -> Footprint:
         """The footprint of a model at a plan's widths and bits (a file's sizes need none)."""
         at = {} if values is None else values
@@ -98,7 +119,7 @@ class MemoryModel:
 
     def predict(
         self,
-        graph: KernelGraph,
+        graph: Kernels,
         values: Mapping[int, Any] | None = None,
         bytes_per_element: int = 4,
     ) -> float:
@@ -109,12 +130,12 @@ class MemoryModel:
         """Between which peaks, in MB, the truth lies in nine cases of ten."""
         return predicted_mb * self.low, predicted_mb * self.high
 
-    def held(self, graph: KernelGraph, bytes_per_element: int = 4) -> Poly:
+    def held(self, graph: Kernels, bytes_per_element: int = 4) -> Poly:
         """MB that the weights take, whatever runs. peak = base + held + the largest of `steps`."""
         taken = graph.weights * self.weights + blocked_weights(graph) * self.blocked
         return taken * (bytes_per_element / 1e6)
 
-    def steps(self, graph: KernelGraph, bytes_per_element: int = 4) -> tuple[Poly, ...]:
+    def steps(self, graph: Kernels, bytes_per_element: int = 4) -> tuple[Poly, ...]:
         """MB that the activations of each step take, as if it were the worst."""
         return tuple(live * (self.live * bytes_per_element / 1e6) for live in graph.live)
 
@@ -127,7 +148,7 @@ class MemoryModel:
 NEEDED = MemoryModel(base_mb=0.0, weights=1.0, blocked=0.0, live=1.0)
 
 
-def blocked_weights(graph: KernelGraph) -> Poly:
+def blocked_weights(graph: Kernels) -> Poly:
     """Elements of the filters that onnxruntime rewrites in blocks of channels (none off x86)."""
     return Poly.total(kernel.weights for kernel in graph.kernels if "block" in kernel.sizes)
 
@@ -192,3 +213,19 @@ def _fitted(observations: Sequence[Observation], prior: MemoryModel | None) -> M
 def _row(footprint: Footprint) -> Array:
     """What the constants multiply, in the order of `MemoryModel`."""
     return np.array([1.0, footprint.weights, footprint.blocked, footprint.live])
+
+
+def memory_model(profile: Profile) -> MemoryModel:
+    """How peak memory follows from a model's kernels on a device."""
+    found = profile.memory
+    if found is None:
+        return NEEDED
+    return MemoryModel(
+        found.base_mb.value,
+        found.weights.value,
+        found.blocked.value,
+        found.live.value,
+        found.expected_error_percent.value,
+        found.interval.low,
+        found.interval.high,
+    )

@@ -25,8 +25,8 @@ from edgeprune.cost.kernels import (
     transposes,
     unmoved,
 )
-from edgeprune.export.sparse_initializers import densified
 from edgeprune.profiles.profile import Fusion
+from edgeprune.sparse.initializers import densified
 
 # The key under which `export` writes the shapes that costs are counted at.
 INPUT_SHAPES_KEY = "edgeprune.input_shapes"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.core.errors import EdgePruneError
-from edgeprune.cost.pricing import Work
+from edgeprune.cost.work import Work
 
 Array = NDArray[np.float64]
 Columns = list[Array]

@@ -17,7 +17,8 @@ from torch.fx import Node
 
 from edgeprune.core.polynomial import Poly
 from edgeprune.coupling.labels import Label
-from edgeprune.coupling.propagate import flat_labels, module_path
+from edgeprune.coupling.propagate import flat_labels
+from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import TracedModel, sizes_of
 

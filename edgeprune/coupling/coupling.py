@@ -14,9 +14,10 @@ from edgeprune.core.polynomial import Poly
 from edgeprune.coupling.branches import Branch, find_branches
 from edgeprune.coupling.groups import Group, find_groups, is_learnt, row_keys
 from edgeprune.coupling.labels import kept
-from edgeprune.coupling.propagate import Labels, Literal, Pin, Walk, attribute
+from edgeprune.coupling.propagate import Labels, Literal, Pin, Walk
 from edgeprune.coupling.rules.registry import rule_for
 from edgeprune.coupling.union_find import Atoms, Rows
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import TracedModel
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeprune.coupling.propagate import Walk, attribute, flat_labels
+from edgeprune.coupling.propagate import Walk, flat_labels
 from edgeprune.coupling.union_find import NOTHING, Ids, Rows
+from edgeprune.graph.fx_utils import attribute
 
 # A group this large isn't taken apart unit by unit where nothing else helps: it freezes.
 _LARGEST_APART = 64

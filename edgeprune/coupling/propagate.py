@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from edgeprune.coupling.labels import Label
 from edgeprune.coupling.union_find import Atoms, Rows
+from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.trace import sizes_of
 
 Labels = list[Label]  # one tensor
@@ -184,20 +185,6 @@ def describe(node: Node) -> str:
     op = str(target).removesuffix(".default") if not callable(target) else _op_name(target)
     place = module_path(node)
     return f"{op} ({place})" if place else op
-
-
-def module_path(node: Node) -> str:
-    """The dotted path of the user's module that called this op, '' if unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [str(value[0]) for value in stack.values()]
-    return paths[-1].removeprefix("L['self'].").removeprefix("L['self']") if paths else ""
-
-
-def attribute(module: torch.nn.Module, path: str) -> Any:
-    """The object at a dotted attribute path."""
-    for part in path.split("."):
-        module = getattr(module, part)
-    return module
 
 
 def map_tensors(value: Any, make: Callable[[torch.Tensor], Any]) -> Any:

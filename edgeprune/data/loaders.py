@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 
+from edgeprune.core.bounded import read_arrays
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import accuracy, arrange, describe_tensor, split_batch
 from edgeprune.graph.trace import ExampleInputs
-from edgeprune.loading.bounded import read_arrays
 from edgeprune.loading.import_spec import import_callable, one_line
 
 _BATCH = 32
@@ -405,3 +405,16 @@ def _first_labels(
         return split_batch(first, example_inputs)[1]
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
+
+
+def as_data(value: Any, inputs: ExampleInputs, module: nn.Module | None = None) -> Data | None:
+    """Data from loaders, or from what --data takes."""
+    if value is None or isinstance(value, Data):
+        return value
+    if isinstance(value, str) and value == NO_DATA:
+        return None
+    return (
+        load_data(str(value), inputs, module)
+        if isinstance(value, str | Path)
+        else data_from(value, inputs)
+    )

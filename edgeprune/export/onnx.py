@@ -20,9 +20,9 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
 from edgeprune.export.fusable_ops import with_fusable_forms
-from edgeprune.export.sparse_initializers import with_sparse_initializers
 from edgeprune.export.stack_unbind import stack_whole
 from edgeprune.graph.trace import ExampleInputs, export_program, quiet
+from edgeprune.sparse.initializers import with_sparse_initializers
 
 #: The lowest that torch's exporter writes: devices' runtimes lag behind.
 aten = torch.ops.aten

@@ -24,9 +24,9 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.names import check_names, write_names_as_they_are
 from edgeprune.graph.normalize import normalize
 from edgeprune.graph.training_flags import TrainableGraph
-from edgeprune.loading.names import check_names, write_names_as_they_are
 
 # Each symbolic size counts as a prime of its own: products of sizes tell which ones are in them.
 PRIMES = (101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191)

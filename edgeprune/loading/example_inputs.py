@@ -268,3 +268,19 @@ def _layer_specs(layer: nn.Module) -> Iterator[InputSpec]:
         if layer.transposed:  # generators start from a small map
             sizes = [(size,) * dimensions for size in (1, 4, 7, 8, 16)]
         yield from (InputSpec(None, (1, layer.in_channels, *size)) for size in sizes)
+
+
+def as_example_inputs(value: Any) -> ExampleInputs:
+    """A tensor, tuple or dict as a call's arguments."""
+    if isinstance(value, ExampleInputs):
+        return value
+    if isinstance(value, Tensor):
+        return ExampleInputs((value,), {})
+    if isinstance(value, tuple | list):
+        return ExampleInputs(tuple(value), {})
+    if isinstance(value, Mapping):
+        return ExampleInputs((), dict(value))
+    raise UserError(
+        f"example_inputs is a {type(value).__name__}: give a tensor, a tuple of positional "
+        "arguments or a dict of keyword arguments"
+    )

@@ -1,6 +1,6 @@
 """Loading: whatever a user calls "my model" becomes an nn.Module in eval mode on the CPU.
 
-Nothing that a file holds is run unless the user says so (`trust`); loading/safe_pickle.py has the rule.
+Nothing that a file holds is run unless the user says so (`trust`): see loading/safe_pickle.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.names import check_names
 from edgeprune.graph.trace import ExampleInputs, quiet
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
-from edgeprune.loading.names import check_names
 from edgeprune.loading.program_schema import check_program
 from edgeprune.loading.safe_pickle import harmless, only_weights, pickled_names
 from edgeprune.loading.sandbox import Bounds, confined

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from edgeprune.calibration.named import load_profile
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
+from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.loading.sandbox import Bounds, confined
-from edgeprune.profiles.profile import HOST, Profile, load_profile
+from edgeprune.profiles.profile import HOST, Profile
 
 if TYPE_CHECKING:
     from edgeprune.runtime.ssh import Remote
@@ -103,7 +105,7 @@ def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:
         "latency_interval_ms": list(device.latency_interval_ms(latency_ms)),
         "latency_source": "predicted",
         "peak_memory_mb": memory_mb,
-        "peak_memory_interval_mb": list(device.memory_model.interval_mb(memory_mb)),
+        "peak_memory_interval_mb": list(memory_model(device).interval_mb(memory_mb)),
         "warnings": pricing_remarks(loaded),
     }
 

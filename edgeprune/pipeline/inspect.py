@@ -11,7 +11,7 @@ from edgeprune.cost.fx_reader import kernel_graph, kernel_names, parameter_count
 from edgeprune.cost.kernels import Kernel, KernelGraph
 from edgeprune.coupling import Coupling, frozen_share
 from edgeprune.coupling.plan import Plan
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import TracedModel
 from edgeprune.profiles.profile import Profile
 from edgeprune.solve.problem import widths_of

@@ -38,7 +38,7 @@ from edgeprune.scoring import Scores, score
 from edgeprune.scoring.sensitivity import joint
 from edgeprune.solve import Limits, Losses, Problem, solve
 
-#: Samples that a trial's layers are fitted on, and what all trials may cost (see reconstruction/work.py).
+#: Samples that a trial's layers are fitted on, and what all may cost (reconstruction/work.py).
 SAMPLES = 128
 WORK = 4e12
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal, cast
 
-from edgeprune import __version__
 from edgeprune.core.timing import Steps
+from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
 from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import Coupling

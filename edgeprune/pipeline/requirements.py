@@ -96,7 +96,11 @@ def understand(sentence: str) -> Requirements:
 def _parser() -> Any:
     from lark import Lark
 
-    grammar = resources.files("edgeprune.pipeline").joinpath("requirements.lark").read_text(encoding="utf-8")
+    grammar = (
+        resources.files("edgeprune.pipeline")
+        .joinpath("requirements.lark")
+        .read_text(encoding="utf-8")
+    )
     return Lark(grammar, parser="earley", lexer="basic", propagate_positions=True)
 
 

@@ -20,7 +20,6 @@ from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
 from edgeprune.coupling import Coupling, couple
 from edgeprune.data.batches import as_batches
-from edgeprune.data.synthetic import MadeUp, made_up
 from edgeprune.export.onnx import Exported, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
 from edgeprune.export.program import save_program
@@ -34,7 +33,8 @@ from edgeprune.pipeline.unstructured import Sparsifying
 from edgeprune.pipeline.workspace import Candidate, lost
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples
-from edgeprune.report import Report
+from edgeprune.reconstruction.synthetic import MadeUp, made_up
+from edgeprune.report import Report, write_html
 from edgeprune.scoring import Scores, score
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.sparse.masks import Masks
@@ -253,3 +253,14 @@ def _written_back(
 def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:
     module = written.module if written.module is not None else best.module
     return Outcome(best.module, module, best.exported, report, dynamic_batch, best.masks)
+
+
+def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
+    """Writes report.json and report.html into `folder`; they name the files as in `target`."""
+    files = {**RESULTS, **({"masks": MASKS} if outcome.masks is not None else {})}
+    report = outcome.report.model_copy(
+        update={"files": {kind: str(target / name) for kind, name in files.items()}}
+    )
+    (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+    write_html(report, folder / "report.html")
+    return replace(outcome, report=report)

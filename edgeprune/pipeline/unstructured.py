@@ -35,9 +35,9 @@ from edgeprune.scoring.elements import prunable_weights, score_elements
 from edgeprune.solve import Solution
 from edgeprune.sparse.masks import Masks
 from edgeprune.sparse.pattern import Pattern
-from edgeprune.sparse.proof import prove_zeroed
 from edgeprune.sparse.select import select
 from edgeprune.surgery.oracle import SurgeryProof
+from edgeprune.surgery.zeroed import prove_zeroed
 
 _GONE = -1.0  # worth less than any weight that is there
 

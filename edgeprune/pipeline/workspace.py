@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from edgeprune import __version__
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.distributed import from_first
 from edgeprune.core.errors import UserError
 from edgeprune.core.timing import Steps
+from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_graph
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.plan import Plan
@@ -252,7 +252,7 @@ class Carrying:
                 module,
                 self._task.data,
                 epochs,
-                self._settings,
+                self._settings.seed,
                 self._coupling,
                 plan,
                 self._task.loss,

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from edgeprune.core.bounded import read_yaml
 from edgeprune.core.budgets import Budgets, read_budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.resources import profiles_folder
-from edgeprune.loading.bounded import read_yaml
 
 if TYPE_CHECKING:
-    from edgeprune.cost.memory import MemoryModel
+    pass
 
 #: The newest profile schema that this version reads.
 SCHEMA = 1
@@ -184,24 +184,6 @@ class Profile(_Frozen):
         """How the device's runtime fuses ops."""
         return Fusion(self.runtime, self.block)
 
-    @property
-    def memory_model(self) -> MemoryModel:
-        """How peak memory follows from a model's kernels."""
-        from edgeprune.cost.memory import NEEDED, MemoryModel  # needs numpy: listing doesn't
-
-        found = self.memory
-        if found is None:
-            return NEEDED
-        return MemoryModel(
-            found.base_mb.value,
-            found.weights.value,
-            found.blocked.value,
-            found.live.value,
-            found.expected_error_percent.value,
-            found.interval.low,
-            found.interval.high,
-        )
-
     def lowered(self, budgets: Budgets, measured: bool = False) -> Budgets:
         """Budgets that a prediction must keep for the upper end of its interval to keep `budgets`.
 
@@ -211,7 +193,7 @@ class Profile(_Frozen):
         if latency is not None and not measured:
             latency /= self.latency_interval_ms(1.0)[1]
         if memory is not None:
-            memory /= self.memory_model.high
+            memory /= self.memory.interval.high if self.memory is not None else 1.0
         return replace(budgets, latency_ms=latency, memory_mb=memory)
 
     def latency_interval_ms(self, predicted_ms: float) -> tuple[float, float]:
@@ -235,19 +217,15 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """The profile of a shipped name, of "host", or of a YAML file of one's own.
+    """The profile of a shipped name, or of a YAML file of one's own.
 
-    A name that ends in .yaml or .yml is a path. "host" may measure this machine, under a minute.
+    A name that ends in .yaml or .yml is a path. "host" is measured: `calibration.named` takes it.
     Raises UserError, in one line, for an unknown name, a file that cannot be read, a field that
     breaks the schema, or a schema newer than this version.
     """
     text = str(name)
     if text.lower().endswith(_SUFFIXES):
         return _read(Path(text).expanduser())
-    if text == HOST:
-        from edgeprune.calibration.host import host_profile
-
-        return host_profile()
     names = profile_names()
     if text not in names:
         near = difflib.get_close_matches(text.lower().replace("_", "-"), names, n=2, cutoff=0.5)

@@ -12,7 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import ExampleInputs, TracedModel
 

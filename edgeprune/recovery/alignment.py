@@ -36,7 +36,7 @@ from edgeprune.recovery.distillation import taught_features
 from edgeprune.recovery.unlabelled import state_of
 from edgeprune.training.graphs import Feature, with_features
 
-#: What alignment may cost where nothing is said, in multiply-accumulates (see reconstruction/work.py).
+#: What alignment may cost where nothing is said, in multiply-accumulates (reconstruction/work.py).
 WORK = 5e12
 
 #: The same for a detector, whose pictures are put together anew each time: it learns for longer.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import ExampleInputs
 from edgeprune.graph.training_flags import is_batch_norm, least_batch
 from edgeprune.reconstruction.samples import joined

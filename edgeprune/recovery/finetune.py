@@ -15,7 +15,6 @@ from edgeprune.coupling import Coupling
 from edgeprune.coupling.plan import Plan
 from edgeprune.data.loaders import Data
 from edgeprune.graph.trace import TracedModel
-from edgeprune.pipeline.options import Settings
 from edgeprune.sparse.masks import Masks
 
 _TEACHER = 0.9  # the original's share in what a classifier learns, the labels having the rest
@@ -35,7 +34,7 @@ def tune(
     module: GraphModule,
     data: Data,
     epochs: int,
-    settings: Settings,
+    seed: int,
     coupling: Coupling,
     plan: Plan,
     loss: Callable[[Any, Any], Any] | None,
@@ -56,7 +55,7 @@ def tune(
     from edgeprune.recovery.distillation import taught_features
     from edgeprune.training import Recipe, fine_tune
 
-    checkpoint = _checkpoint(settings, plan, epochs, masks)
+    checkpoint = _checkpoint(seed, plan, epochs, masks)
     done = fine_tune(
         module,
         data,
@@ -66,7 +65,7 @@ def tune(
         ),
         teacher=traced.graph_module,
         loss=loss,
-        seed=settings.seed,
+        seed=seed,
         checkpoint=checkpoint,
         note=note,
         masks=masks,
@@ -85,11 +84,11 @@ def _scale(error: float) -> float:
     return min(max(error / _FULL_RATE_ERROR, _GENTLEST), 1.0)
 
 
-def _checkpoint(settings: Settings, plan: Plan, epochs: int, masks: Masks | None) -> Path | None:
+def _checkpoint(seed: int, plan: Plan, epochs: int, masks: Masks | None) -> Path | None:
     """A file of its own for each plan; None where there is no place for it."""
     parts = [k.tobytes() for k in plan.keep]
     parts += [mask.numpy().tobytes() for mask in (masks.kept.values() if masks else ())]
-    parts += [repr((sorted(plan.removed_branches), epochs, settings.seed)).encode()]
+    parts += [repr((sorted(plan.removed_branches), epochs, seed)).encode()]
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     folder = cache_folder() / "training"
     try:

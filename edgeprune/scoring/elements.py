@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.core.errors import UserError
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import TracedModel
 from edgeprune.scoring.gradients import (
     Backward,

@@ -23,7 +23,7 @@ from torch.fx import Node
 
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.branches import Branch
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import TracedModel, sizes_of
 
 Array = NDArray[np.float64]

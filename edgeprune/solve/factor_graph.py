@@ -1,4 +1,4 @@
-"""A problem's losses and costs as tables over few variables each, for variable_elimination.py to add up.
+"""A problem's losses and costs as tables over few variables each; variable_elimination.py adds up.
 
 A concatenation's kernel reads the sum of many widths. Such sums become variables of their own, each
 the one before plus one more width: layers that read more and more of the same widths, as those of a

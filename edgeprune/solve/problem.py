@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeprune.core.polynomial import Poly, branch_variable
 from edgeprune.cost.kernels import Kernel, KernelGraph
+from edgeprune.cost.memory import memory_model
 from edgeprune.cost.pricing import padding, pricing
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.plan import Plan, keep_best
@@ -72,7 +73,7 @@ class Reachable:
 
 @dataclass(frozen=True)
 class Problem:
-    """A variable per group (its width) and per branch (1 = stays); see core/polynomial.py for their numbers.
+    """A variable per group (its width) and branch (1 = stays), numbered as in core/polynomial.py.
 
     options[v]: the values a variable may take, ascending. losses[v]: the loss of each.
     holder[g]: the branch variable whose 0 forces group g to 0.
@@ -325,7 +326,7 @@ class Problem:
         """MB that each step's activations take, steps that another one covers left out."""
         size = self.profile.bytes_per_element
         steps = {}
-        for live in self.profile.memory_model.steps(self.kernels, size):
+        for live in memory_model(self.profile).steps(self.kernels, size):
             poly = self._reduced(live)
             steps[frozenset(poly.terms.items())] = poly
         polys = list(steps.values())
@@ -339,7 +340,7 @@ class Problem:
     @cached_property
     def weights_mb(self) -> Poly:
         """MB of parameters and buffers at run time, and what the runtime itself takes."""
-        model = self.profile.memory_model
+        model = memory_model(self.profile)
         held = model.held(self.kernels, self.profile.bytes_per_element)
         return self._reduced(held + model.base_mb)
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeprune.core.bounded import read_arrays
 from edgeprune.core.errors import UserError
-from edgeprune.loading.bounded import read_arrays
 
 
 @dataclass(frozen=True)

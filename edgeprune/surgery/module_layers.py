@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule, Node
 
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 
 #: {tensor: {dimension: indices that go}} of one layer
 Removed = dict[str, dict[int, list[int]]]

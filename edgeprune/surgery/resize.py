@@ -20,7 +20,8 @@ from torch.fx import Graph, GraphModule, Node
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.plan import Plan
-from edgeprune.coupling.propagate import Literal, attribute
+from edgeprune.coupling.propagate import Literal
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.normalize import has_effect
 from edgeprune.graph.trace import TracedModel, quiet
 from edgeprune.graph.training_flags import TrainableGraph

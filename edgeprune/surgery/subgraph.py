@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from edgeprune.coupling.propagate import attribute, module_path
+from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import ExampleInputs, TracedModel, quiet
 from edgeprune.graph.training_flags import TrainableGraph

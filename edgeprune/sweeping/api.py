@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from edgeprune.api import as_data, as_example_inputs
+from edgeprune.calibration.named import load_profile
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.timing import Listener
-from edgeprune.data.loaders import NO_DATA
-from edgeprune.loading.example_inputs import check_inputs
+from edgeprune.data.loaders import NO_DATA, as_data
+from edgeprune.loading.example_inputs import as_example_inputs, check_inputs
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Loss, Metric, Task
-from edgeprune.profiles.profile import Profile, load_profile
+from edgeprune.profiles.profile import Profile
 from edgeprune.report import Report
 from edgeprune.sweeping.curve import Asked, Curve
 from edgeprune.sweeping.results import Row, Sweep

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from edgeprune import __version__
 from edgeprune.core.distributed import check_alone
 from edgeprune.core.errors import UserError
 from edgeprune.core.scratch import scratch_folder
 from edgeprune.core.timing import Listener, Steps
+from edgeprune.core.version import __version__
 from edgeprune.pipeline.task import check_teachable
 from edgeprune.profiles.profile import HOST
 from edgeprune.sweeping.budget_grid import check_shares, spread

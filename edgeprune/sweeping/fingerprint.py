@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from edgeprune import __version__
-from edgeprune.coupling.propagate import attribute
+from edgeprune.core.version import __version__
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import TracedModel
 from edgeprune.loading.example_inputs import describe
 from edgeprune.pipeline.task import Task

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgeprune.core.bounded import read_arrays
 from edgeprune.core.errors import UserError
 from edgeprune.core.scratch import clear_away, scratch_folder
 from edgeprune.coupling import Coupling
-from edgeprune.loading.bounded import read_arrays
 from edgeprune.pipeline.artifacts import RESULTS, publish
 from edgeprune.report import Figures, Report
 from edgeprune.scoring import Scores

@@ -18,13 +18,12 @@ from typing import Protocol
 
 import torch
 
-from edgeprune.api import with_reports
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.core.scratch import scratch_folder
 from edgeprune.core.timing import Steps
 from edgeprune.loading.import_spec import one_line
 from edgeprune.pipeline.artifacts import FILES
-from edgeprune.pipeline.run import Prepared, fit, made_for, samples_for
+from edgeprune.pipeline.run import Prepared, fit, made_for, samples_for, with_reports
 from edgeprune.pipeline.task import Task
 from edgeprune.scoring import Scores
 from edgeprune.sweeping.fingerprint import differences, fingerprint

@@ -15,7 +15,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.trace import ExampleInputs
 from edgeprune.graph.training_flags import TrainableGraph, is_batch_norm
 

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
-from edgeprune.coupling.propagate import attribute
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.training_flags import is_batch_norm
 from edgeprune.loading.import_spec import one_line
 

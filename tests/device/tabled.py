@@ -10,7 +10,7 @@ from edgeprune.calibration.observations import Observation, Results, Sample
 from edgeprune.calibration.sample_blocks import sample
 from edgeprune.cost.analytic import padded_channels
 from edgeprune.cost.onnx_reader import kernel_graph
-from edgeprune.cost.pricing import Work
+from edgeprune.cost.work import Work
 from edgeprune.profiles.profile import Fusion, Profile
 
 BLOCK = 16

@@ -17,6 +17,7 @@ from edgeprune.calibration.host import write_profile
 from edgeprune.calibration.observations import Results, Sample, read_results
 from edgeprune.calibration.sample_blocks import sample, write_samples
 from edgeprune.core.errors import EdgePruneError
+from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph
 from edgeprune.cost.pricing import pricing
 from edgeprune.profiles.profile import Fusion, load_profile
@@ -165,13 +166,13 @@ def test_weights_are_held_at_least_once_whatever_the_peaks_say(few_trees: None) 
 
 def test_measured_peaks_move_the_memory_model(few_trees: None) -> None:
     results = tabled.results(12)
-    usual = fit(results, "mine").memory_model
+    usual = memory_model(fit(results, "mine"))
     fusion = Fusion("onnxruntime", tabled.BLOCK)
     graphs = {f"{seed:05d}": kernel_graph(sample(seed), fusion) for seed in range(8)}
     peaks = {name: usual.predict(graph) + 30 for name, graph in graphs.items()}
     profile = fit(replace(results, peaks_mb=peaks), "mine")
     assert profile.memory is not None and "8 sample networks" in profile.memory.base_mb.source
-    moved = [profile.memory_model.predict(graph) for graph in graphs.values()]
+    moved = [memory_model(profile).predict(graph) for graph in graphs.values()]
     assert moved == pytest.approx(list(peaks.values()), rel=0.15)
 
 

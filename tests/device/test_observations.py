@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.calibration.observations import SCATTERED, _observation
 from edgeprune.cost.onnx_reader import kernel_graph
-from edgeprune.cost.pricing import Work
+from edgeprune.cost.work import Work
 
 
 def observed(op: str, inputs: list[list[int]], out: list[int], name: str = "") -> Work:

@@ -15,8 +15,9 @@ from sklearn.ensemble import GradientBoostingRegressor
 
 from edgeprune.calibration import fit as calibration
 from edgeprune.core.errors import EdgePruneError
-from edgeprune.cost.pricing import Work, pricing
+from edgeprune.cost.pricing import pricing
 from edgeprune.cost.tables import Table, Tables, Trees, describe, described
+from edgeprune.cost.work import Work
 from tests.device import tabled
 
 RANDOM = np.random.default_rng(0)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.names import DEEPEST, check_names
 from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.loading.load import load
-from edgeprune.loading.names import DEEPEST, check_names
 
 CODE = [
     'x", print("run"), "',

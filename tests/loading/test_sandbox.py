@@ -25,10 +25,10 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import edgeprune
+from edgeprune.core.bounded import DEEPEST_YAML, read_arrays, read_yaml
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import load_data
 from edgeprune.graph.trace import ExampleInputs
-from edgeprune.loading.bounded import DEEPEST_YAML, read_arrays, read_yaml
 from edgeprune.loading.load import load
 from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.pipeline.check import check

@@ -12,9 +12,9 @@ from torch import nn
 import edgeprune
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.graph.trace import ExampleInputs
-from edgeprune.pipeline.run import unstructured as sparsifying
+from edgeprune.pipeline import unstructured as sparsifying
 from edgeprune.sparse.masks import Masks
-from edgeprune.sparse.proof import prove_zeroed
+from edgeprune.surgery.zeroed import prove_zeroed
 
 Break = Callable[[nn.Module], None]
 

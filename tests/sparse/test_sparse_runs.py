@@ -18,7 +18,7 @@ import edgeprune
 from edgeprune.cli.app import main
 from edgeprune.core.errors import UserError
 from edgeprune.core.schedules import share_at
-from edgeprune.export.sparse_initializers import densified
+from edgeprune.sparse.initializers import densified
 from edgeprune.sparse.masks import Masks
 from tests.colours import Small, image, trained
 

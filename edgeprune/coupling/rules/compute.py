@@ -268,7 +268,7 @@ def _einsum(walk: Walk, node: Node) -> Labels:
 
 
 def _spec(equation: str) -> str:
-    """An einsum equation in the notation of coupling/einsum.py: an explicit output, small letters, '*'."""
+    """An equation in the notation of coupling/einsum.py: explicit output, small letters, '*'."""
     equation = equation.replace(" ", "").replace("...", "*")
     left, arrow, right = equation.partition("->")
     if not arrow:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from edgeprune.coupling.propagate import attribute
 from edgeprune.data.batches import arrange
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import ExampleInputs, TracedModel
 from edgeprune.graph.training_flags import is_batch_norm
