@@ -23,6 +23,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # A file's tests stay together: they share what they set up. One thread each, or they fight for cores.
 test: lint
