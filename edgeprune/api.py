@@ -29,8 +29,8 @@ from edgeprune.export.parity import validate
 from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.loading.example_inputs import as_example_inputs, check_inputs
 from edgeprune.pipeline.artifacts import publish
-from edgeprune.pipeline.options import MIN_AGREEMENT, Settings
-from edgeprune.pipeline.requirements import Requirements, understand
+from edgeprune.pipeline.options import MIN_AGREEMENT, PruneOptions
+from edgeprune.pipeline.requirements import understand
 from edgeprune.pipeline.run import Outcome, run, with_reports
 from edgeprune.pipeline.task import Loss, Metric, Task, check_teachable
 from edgeprune.profiles.profile import HOST, Profile
@@ -154,22 +154,14 @@ def prune(
     train are spread over them; the first one measures and writes.
     """
     ranks.join()
-    asked = Requirements() if require is None else understand(require)
-    asked.beside(profile, budgets, rate, max_drop)
-    profile = profile or asked.profile or HOST
-    budgets = (budgets or Budgets()).overridden_by(asked.budgets)
-    rate = asked.rate if rate is None else rate
-    max_drop = asked.max_drop if max_drop is None else max_drop
-    device = profile if isinstance(profile, Profile) else known_device(profile)
-    settings = Settings.build(
-        device,
-        budgets,
-        rate,
-        method,
-        importance,
-        precision,
-        keep,
-        seed,
+    options = PruneOptions(
+        budgets=budgets or Budgets(),
+        rate=rate,
+        method=method,
+        importance=importance,
+        precision=precision,
+        keep=tuple(keep),
+        seed=seed,
         cautious=cautious,
         steps=steps,
         epochs=epochs,
@@ -179,10 +171,17 @@ def prune(
         align=align,
         min_agreement=min_agreement,
     )
+    if require is not None:
+        asked = understand(require)
+        asked.beside(profile)
+        options, profile = options.with_limits(asked), profile or asked.profile
+    profile = profile or HOST
+    device = profile if isinstance(profile, Profile) else known_device(profile)
+    settings = options.on(device)
     inputs = check_inputs(model, as_example_inputs(example_inputs))
     given = as_data(data, inputs, model)
     no_labels = given is not None and given.test is None
-    named = "agreement, %" if no_labels and max_drop is not None else None
+    named = "agreement, %" if no_labels and settings.max_drop is not None else None
     task = Task(
         type(model).__name__,
         model,

@@ -17,7 +17,7 @@ import edgeprune
 from edgeprune import Budgets
 from edgeprune.export.file_cost import Cost, predicted
 from edgeprune.pipeline.budget_controller import Aim, over
-from edgeprune.pipeline.options import Settings
+from edgeprune.pipeline.options import PruneOptions
 from edgeprune.profiles.profile import load_profile
 
 PROFILE = load_profile("raspberry-pi-4")
@@ -29,12 +29,14 @@ def cost(latency: float, memory: float = 60.0, size: float = 4.5) -> Cost:
 
 
 def aim(**budgets: float) -> Aim:
-    return Aim(Settings.build(PROFILE, Budgets(**budgets)), OWN, cost(20.0))
+    return Aim(PruneOptions(budgets=Budgets(**budgets)).on(PROFILE), OWN, cost(20.0))
 
 
 def rounds(truth: Callable[[float], float], budget: float) -> list[float]:
     """The latencies of three files where the solver uses all that it may."""
-    aimed = Aim(Settings.build(PROFILE, Budgets(latency_ms=budget)), OWN, cost(truth(10.0)))
+    aimed = Aim(
+        PruneOptions(budgets=Budgets(latency_ms=budget)).on(PROFILE), OWN, cost(truth(10.0))
+    )
     found = []
     for _ in range(3):
         limits = aimed.limits()

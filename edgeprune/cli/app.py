@@ -169,39 +169,43 @@ def prune(
     """
     from edgeprune.cli.commands import Request, prune_model
     from edgeprune.core.budgets import Budgets
+    from edgeprune.pipeline.options import PruneOptions
     from edgeprune.pipeline.requirements import understand
 
     asked = understand(require) if require is not None else None
     if asked is not None:
         asked.beside(profile)
+    options = PruneOptions(
+        budgets=Budgets(latency_ms, memory_mb, size_mb),
+        rate=rate,
+        method=method,
+        importance=importance,
+        precision=precision,
+        keep=tuple(keep or ()),
+        seed=seed,
+        solver_seconds=solver_seconds,
+        step_seconds=step_seconds,
+        cautious=cautious,
+        steps=steps,
+        epochs=epochs,
+        max_drop=max_drop,
+        schedule=schedule,
+        sparse_initializers=sparse_initializers,
+        align=align,
+        min_agreement=min_agreement,
+    )
     request = Request(
         model,
         profile or "host",
-        tuple(input or ()),
-        arch,
-        trust,
-        Budgets(latency_ms, memory_mb, size_mb),
-        rate,
-        method,
-        importance,
-        precision,
-        tuple(keep or ()),
-        seed,
-        solver_seconds,
-        step_seconds,
-        cautious,
-        steps,
-        epochs,
-        max_drop,
-        data,
-        eval,
-        output,
-        remote,
-        ssh_options,
-        schedule,
-        sparse_initializers,
-        align=align,
-        min_agreement=min_agreement,
+        options,
+        inputs=tuple(input or ()),
+        arch=arch,
+        trust=trust,
+        data=data,
+        metric=eval,
+        output=output,
+        remote=remote,
+        ssh_options=ssh_options,
     )
     return prune_model(request if asked is None else request.with_limits(asked), json, quiet)
 
@@ -253,32 +257,34 @@ def sweep(
     from edgeprune.cli.commands import Request
     from edgeprune.cli.sweep import sweep_model
     from edgeprune.core.budgets import Budgets
+    from edgeprune.pipeline.options import PruneOptions
+    from edgeprune.sweeping.api import SOME_LATENCY
     from edgeprune.sweeping.curve import Asked
 
     asked = Asked(profile, points, least, output, jobs, cluster, fresh)
+    options = PruneOptions(
+        budgets=Budgets(None, memory_mb, size_mb).overridden_by(SOME_LATENCY),
+        method=method,
+        importance=importance,
+        precision=precision,
+        keep=tuple(keep or ()),
+        seed=seed,
+        solver_seconds=solver_seconds,
+        step_seconds=step_seconds,
+        steps=steps,
+        epochs=epochs,
+        align=align,
+    )
     request = Request(
         model,
         profile,
-        tuple(input or ()),
-        arch,
-        trust,
-        Budgets(None, memory_mb, size_mb),
-        None,
-        method,
-        importance,
-        precision,
-        tuple(keep or ()),
-        seed,
-        solver_seconds,
-        step_seconds,
-        False,
-        steps,
-        epochs,
-        None,
-        data,
-        eval,
-        output,
-        align=align,
+        options,
+        inputs=tuple(input or ()),
+        arch=arch,
+        trust=trust,
+        data=data,
+        metric=eval,
+        output=output,
     )
     return sweep_model(request, asked, json, quiet)
 

@@ -17,7 +17,6 @@ from edgeprune.calibration.named import load_profile
 from edgeprune.cli.progress import Bars
 from edgeprune.cli.tables import print_json
 from edgeprune.core import distributed as ranks
-from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
@@ -28,7 +27,7 @@ from edgeprune.loading.example_inputs import describe, example_inputs, parse_inp
 from edgeprune.loading.load import LoadedModel, load
 from edgeprune.pipeline.artifacts import check_target
 from edgeprune.pipeline.inspect import inspection, print_inspection
-from edgeprune.pipeline.options import MIN_AGREEMENT, Settings
+from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.requirements import Requirements
 from edgeprune.pipeline.task import Task
 from edgeprune.profiles.profile import HOST
@@ -44,42 +43,23 @@ class Request:
 
     model: str
     profile: str
-    inputs: tuple[str, ...]
-    arch: str | None
-    trust: bool
-    budgets: Budgets
-    rate: float | None
-    method: str
-    importance: str
-    precision: str
-    keep: tuple[str, ...]
-    seed: int
-    solver_seconds: float
-    step_seconds: float
-    cautious: bool
-    steps: int | None
-    epochs: int | None
-    max_drop: float | None
-    data: str | None
-    metric: str | None
-    output: Path | None
+    options: PruneOptions
+    inputs: tuple[str, ...] = ()
+    arch: str | None = None
+    trust: bool = False
+    data: str | None = None
+    metric: str | None = None
+    output: Path | None = None
     remote: str | None = None
     ssh_options: str = ""
-    schedule: str = "linear"
-    sparse_initializers: bool = False
     understood: str | None = None
-    align: str | None = None
-    min_agreement: float | None = None
 
     def with_limits(self, asked: Requirements) -> Request:
         """With what a sentence asks for. Raises UserError for what options say too."""
-        asked.beside(None, self.budgets, self.rate, self.max_drop)
         return replace(
             self,
             profile=asked.profile or self.profile,
-            budgets=self.budgets.overridden_by(asked.budgets),
-            rate=self.rate if asked.rate is None else asked.rate,
-            max_drop=self.max_drop if asked.max_drop is None else asked.max_drop,
+            options=self.options.with_limits(asked),
             understood=f"--require was understood as: {asked}",
         )
 
@@ -163,27 +143,7 @@ def task_of(request: Request) -> Task:
     """What to do, with everything loaded. Raises UserError, in one line, for what can't be."""
     # The model first: the profile of this machine takes a while to measure.
     loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
-    settings = Settings.build(
-        known_device(request.profile),
-        request.budgets,
-        request.rate,
-        request.method,
-        request.importance,
-        request.precision,
-        request.keep,
-        request.seed,
-        request.solver_seconds,
-        request.step_seconds,
-        request.cautious,
-        request.steps,
-        request.epochs,
-        request.max_drop,
-        remote=request.remote is not None,
-        schedule=request.schedule,
-        sparse_initializers=request.sparse_initializers,
-        align=request.align,
-        min_agreement=MIN_AGREEMENT if request.min_agreement is None else request.min_agreement,
-    )
+    settings = request.options.on(known_device(request.profile), request.remote is not None)
     given = request.data not in (None, NO_DATA)
     data = load_data(str(request.data), inputs, loaded.module) if given else None
     return Task(
@@ -193,7 +153,7 @@ def task_of(request: Request) -> Task:
         settings,
         data,
         load_metric(request.metric) if request.metric else None,
-        request.metric or metric_name(data, request.max_drop),
+        request.metric or metric_name(data, request.options.max_drop),
         (*_understood(request), *remarks, *(data.remarks if data else ())),
         makes_samples_up=request.data != NO_DATA,
     )

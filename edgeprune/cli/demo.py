@@ -26,7 +26,7 @@ from edgeprune.core.timing import Steps
 from edgeprune.data.loaders import data_from
 from edgeprune.graph.trace import ExampleInputs
 from edgeprune.pipeline.artifacts import RESULTS, check_target
-from edgeprune.pipeline.options import Settings
+from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.task import Task
 from edgeprune.report import print_report
 from edgeprune.runtime.ort_subprocess import run_runner
@@ -90,7 +90,7 @@ def run_demo(output: Path, seed: int, quiet: bool) -> int:
         inputs = ExampleInputs((train.tensors[0][:1],), {})
         loaders = DataLoader(train, _BATCH), DataLoader(test, _BATCH)
         data = data_from(loaders, inputs)
-        whole = Settings.build(profile, rate=0.0, seed=seed)
+        whole = PruneOptions(rate=0.0, seed=seed).on(profile)
         with tempfile.TemporaryDirectory() as scratch:
             task = Task("digits", model, inputs, whole, data, metric_name="accuracy, %")
             before = carry_out(task, Path(scratch) / "whole", steps)
@@ -100,7 +100,7 @@ def run_demo(output: Path, seed: int, quiet: bool) -> int:
             "digits",
             model,
             inputs,
-            Settings.build(profile, half, seed=seed),
+            PruneOptions(budgets=half, seed=seed).on(profile),
             data,
             metric_name="accuracy, %",
         )

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from edgeprune.cli.commands import Request, bars, standard_output_kept, task_of
 from edgeprune.pipeline.task import Task
-from edgeprune.sweeping.api import SOME_LATENCY
 from edgeprune.sweeping.curve import Asked, Curve
 from edgeprune.sweeping.results import Row, Sweep
 from edgeprune.sweeping.table import print_sweep
@@ -27,8 +26,7 @@ class _Words:
         return self.request.data
 
     def task(self) -> Task:
-        budgets = self.request.budgets.overridden_by(SOME_LATENCY)
-        return task_of(replace(self.request, budgets=budgets))
+        return task_of(self.request)
 
 
 def sweep_model(request: Request, asked: Asked, as_json: bool, quiet: bool) -> int:

@@ -1,16 +1,26 @@
-"""What a user asks of one run, checked before anything is computed."""
+"""What a user asks of a run, checked before anything is computed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.schedules import SCHEDULES
 from edgeprune.core.timeout import STEP_SECONDS
+from edgeprune.pipeline.requirements import Requirements
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
@@ -25,23 +35,26 @@ MIN_AGREEMENT = 50.0
 _STEPS_TO_STOP_AT = 4  # where --max-drop may end the way to the budgets early
 
 
-@dataclass(frozen=True)
-class Settings:
-    """budgets: what must hold (the profile's own, overridden). rate: share of parameters to remove
-    instead. keep: globs over module names that stay as they are. solver_seconds: its time limit.
-    step_seconds: that of tracing, coupling, resizing and writing back, each. cautious: budgets are
-    held at the upper end of the predictions' intervals, and have been lowered for that. steps: on
-    the way to the budgets, with recovery in each. epochs: of fine-tuning, in all. max_drop: the
-    most points of the metric that may be lost; the last step that keeps it stands. fastest: that is
-    the only limit asked for, so where the profile's own budgets hold already latency is made small.
-    schedule: how much of the way each step goes. sparse_initializers: weights that are mostly zeros
-    are stored as values and places. align: passes of unlabelled alignment, None for as many as are
-    worth it. min_agreement: percent of agreement with the original below which a model has lost its
-    job; 0: never.
+class PruneOptions(BaseModel):
+    """What is asked of a run, whoever asks: the command line, --require, Python, a sweep.
+
+    budgets: what must hold; what they leave out, the profile's own say. rate: share of parameters
+    to remove instead. method, importance, precision, schedule: by name. keep: globs over module
+    names that stay as they are. solver_seconds: the solver's limit. step_seconds: that of tracing,
+    coupling, resizing and writing back, each. cautious: budgets are held at the upper end of the
+    predictions' intervals. steps: on the way to the budgets, with recovery in each; None for as
+    many as max_drop asks for. epochs: of fine-tuning, in all. max_drop: the most points of the
+    metric that may be lost; the last step that keeps it stands. sparse_initializers: weights that
+    are mostly zeros are stored as values and places. align: passes of unlabelled alignment, "none",
+    or None (and "auto") for as many as are worth it. min_agreement: percent of agreement with the
+    original below which a model has lost its job; 0: never; None: MIN_AGREEMENT.
+
+    Raises UserError, in one line, for what can't be or isn't there yet.
     """
 
-    profile: Profile
-    budgets: Budgets
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    budgets: Budgets = Budgets()
     rate: float | None = None
     method: str = "structured"
     importance: str = "auto"
@@ -51,107 +64,131 @@ class Settings:
     solver_seconds: float = 20.0
     step_seconds: float = STEP_SECONDS
     cautious: bool = False
-    steps: int = 1
-    epochs: int = 0
+    steps: int | None = None
+    epochs: int | None = None
     max_drop: float | None = None
-    fastest: bool = False
     schedule: str = "linear"
     sparse_initializers: bool = False
-    align: int | None = None
-    min_agreement: float = MIN_AGREEMENT
+    align: int | str | None = None
+    min_agreement: float | None = None
 
-    @staticmethod
-    def build(
-        profile: Profile,
-        budgets: Budgets | None = None,
-        rate: float | None = None,
-        method: str = "structured",
-        importance: str = "auto",
-        precision: str = "fp32",
-        keep: Iterable[str] = (),
-        seed: int = 0,
-        solver_seconds: float = 20.0,
-        step_seconds: float = STEP_SECONDS,
-        cautious: bool = False,
-        steps: int | None = None,
-        epochs: int | None = None,
-        max_drop: float | None = None,
-        remote: bool = False,
-        schedule: str = "linear",
-        sparse_initializers: bool = False,
-        align: int | str | None = None,
-        min_agreement: float = MIN_AGREEMENT,
-    ) -> Settings:
-        """Settings from what was asked. remote: costs are measured on the device.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _told(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """pydantic's own refusals, of types, in a line like the others."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            option = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
+            raise UserError(f"{option} {first['input']!r}: {first['msg']}") from error
 
-        Raises UserError for what can't be or isn't there yet.
-        """
-        asked = budgets or Budgets()
-        if not 0 <= seed < 2**31:
-            raise UserError(f"--seed {seed}: give a whole number from 0 to {2**31 - 1}")
-        _positive("--solver-seconds", solver_seconds)
-        _positive("--step-seconds", step_seconds)
-        pattern = pattern_of(method)
-        if pattern is not None:
-            rate = _zeroing_rate(pattern, rate, asked)
-        else:
-            _one_of("--method", method, (*METHODS, *SPARSE_METHODS))
-        if sparse_initializers and pattern is None:
+    @field_validator("rate", mode="before")
+    @classmethod
+    def _checked_rate(cls, rate: Any) -> Any:
+        number = isinstance(rate, int | float) and math.isfinite(rate) and 0 <= rate < 1
+        if rate is not None and not number:
             raise UserError(
-                f"--sparse-initializers: --method {method} leaves no zeros: use "
-                f"{', '.join(SPARSE_METHODS)}"
+                f"--rate {rate}: give the share of parameters to remove, at least 0 and below 1"
             )
-        _one_of("--schedule", schedule, SCHEDULES)
-        _one_of("--precision", precision, PRECISIONS, PLANNED_PRECISIONS)
-        _whole("--steps", steps, 1)
-        _whole("--epochs", epochs, 0)
-        if not (math.isfinite(min_agreement) and 0 <= min_agreement <= 100):
-            raise UserError(f"--min-agreement {min_agreement:g}: give percent, from 0 to 100")
-        if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
-            raise UserError(f"--max-drop {max_drop:g}: give points of the metric, at least 0")
-        if rate is not None:
-            if not (isinstance(rate, int | float) and math.isfinite(rate) and 0 <= rate < 1):
+        return rate
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed {self.seed}: give a whole number from 0 to {2**31 - 1}")
+        _positive("--solver-seconds", self.solver_seconds)
+        _positive("--step-seconds", self.step_seconds)
+        if self.pattern is None:
+            _one_of("--method", self.method, (*METHODS, *SPARSE_METHODS))
+            if self.sparse_initializers:
                 raise UserError(
-                    f"--rate {rate}: give the share of parameters to remove, at least 0 and below 1"
+                    f"--sparse-initializers: --method {self.method} leaves no zeros: use "
+                    f"{', '.join(SPARSE_METHODS)}"
                 )
-            if not asked.is_empty:
+            if self.rate is not None and not self.budgets.is_empty:
                 raise UserError("--rate goes instead of budgets: give one or the other")
-            limits = Budgets()
         else:
-            limits = profile.budgets.overridden_by(asked)
-            if limits.is_empty and max_drop is None:
-                raise UserError(
-                    f"nothing to reach: profile {profile.name} has no budgets of its own, "
-                    "so give --latency-ms, --memory-mb, --size-mb, --rate or --max-drop"
-                )
-        if cautious:
-            limits = profile.lowered(limits, measured=remote or profile.name == HOST)
-        return Settings(
-            profile,
-            limits,
-            rate,
-            method,
-            importance,
-            precision,
-            tuple(keep),
-            seed,
-            solver_seconds,
-            step_seconds,
-            cautious,
-            steps if steps is not None else (1 if max_drop is None else _STEPS_TO_STOP_AT),
-            epochs or 0,
-            max_drop,
-            max_drop is not None and rate is None and asked.is_empty,
-            schedule,
-            sparse_initializers,
-            _passes(align),
-            min_agreement,
-        )
+            _zeroing_rate(self.pattern, self.rate, self.budgets)
+        _one_of("--schedule", self.schedule, SCHEDULES)
+        _one_of("--precision", self.precision, PRECISIONS, PLANNED_PRECISIONS)
+        _whole("--steps", self.steps, 1)
+        _whole("--epochs", self.epochs, 0)
+        _passes(self.align)
+        least = self.min_agreement
+        if least is not None and not (math.isfinite(least) and 0 <= least <= 100):
+            raise UserError(f"--min-agreement {least:g}: give percent, from 0 to 100")
+        drop = self.max_drop
+        if drop is not None and not (math.isfinite(drop) and drop >= 0):
+            raise UserError(f"--max-drop {drop:g}: give points of the metric, at least 0")
+        return self
 
     @property
     def pattern(self) -> Pattern | None:
         """Which single weights go; None where channels and layers do."""
         return pattern_of(self.method)
+
+    def with_limits(self, asked: Requirements) -> Self:
+        """With what a sentence asks for. Raises UserError for what options say too."""
+        asked.beside(None, self.budgets, self.rate, self.max_drop)
+        limits = {
+            "budgets": self.budgets.overridden_by(asked.budgets),
+            "rate": self.rate if asked.rate is None else asked.rate,
+            "max_drop": self.max_drop if asked.max_drop is None else asked.max_drop,
+        }
+        return type(self)(**{**dict(self), **limits})
+
+    def on(self, profile: Profile, remote: bool = False) -> Settings:
+        """Settings for a device. remote: costs are measured on it.
+
+        Raises UserError where neither these options nor the profile say what to reach.
+        """
+        rate = self.rate
+        if self.pattern is not None:
+            rate = _zeroing_rate(self.pattern, rate, self.budgets)
+        limits = Budgets()
+        if rate is None:
+            limits = profile.budgets.overridden_by(self.budgets)
+            if limits.is_empty and self.max_drop is None:
+                raise UserError(
+                    f"nothing to reach: profile {profile.name} has no budgets of its own, "
+                    "so give --latency-ms, --memory-mb, --size-mb, --rate or --max-drop"
+                )
+        if self.cautious:
+            limits = profile.lowered(limits, measured=remote or profile.name == HOST)
+        default = 1 if self.max_drop is None else _STEPS_TO_STOP_AT
+        alone = self.max_drop is not None and rate is None and self.budgets.is_empty
+        return Settings(
+            **{
+                **dict(self),
+                "budgets": limits,
+                "rate": rate,
+                "steps": default if self.steps is None else self.steps,
+                "epochs": self.epochs or 0,
+                "align": _passes(self.align),
+                "min_agreement": MIN_AGREEMENT
+                if self.min_agreement is None
+                else self.min_agreement,
+            },
+            profile=profile,
+            fastest=alone,
+        )
+
+
+class Settings(PruneOptions):
+    """Options made out for a device: nothing is left open.
+
+    budgets: what must hold, the profile's own among it, lowered where caution was asked for.
+    fastest: --max-drop is the only limit asked for, so where the profile's own budgets hold already
+    latency is made small. align: None for as many passes as are worth it.
+    """
+
+    profile: Profile
+    steps: int = 1
+    epochs: int = 0
+    align: int | None = None
+    min_agreement: float = MIN_AGREEMENT
+    fastest: bool = False
 
     @property
     def measures(self) -> bool:

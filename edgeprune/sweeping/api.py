@@ -16,7 +16,7 @@ from edgeprune.core.errors import UserError
 from edgeprune.core.timing import Listener
 from edgeprune.data.loaders import NO_DATA, as_data
 from edgeprune.loading.example_inputs import as_example_inputs, check_inputs
-from edgeprune.pipeline.options import Settings
+from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.task import Loss, Metric, Task
 from edgeprune.profiles.profile import Profile
 from edgeprune.report import Report
@@ -109,19 +109,18 @@ def sweep(
     asked = Asked(name, points, least, folder, jobs, cluster, fresh)
     if budgets is not None and budgets.latency_ms is not None:
         raise UserError("a sweep sets the latency budgets itself: give memory_mb and size_mb alone")
-    settings = Settings.build(
-        profile if isinstance(profile, Profile) else load_profile(profile),
-        (budgets or Budgets()).overridden_by(SOME_LATENCY),
-        None,
-        method,
-        importance,
-        precision,
-        keep,
-        seed,
-        solver_seconds,
+    options = PruneOptions(
+        budgets=(budgets or Budgets()).overridden_by(SOME_LATENCY),
+        method=method,
+        importance=importance,
+        precision=precision,
+        keep=tuple(keep),
+        seed=seed,
+        solver_seconds=solver_seconds,
         steps=steps,
         epochs=epochs,
     )
+    settings = options.on(profile if isinstance(profile, Profile) else load_profile(profile))
     inputs = check_inputs(model, as_example_inputs(example_inputs))
     task = Task(
         type(model).__name__,

@@ -117,4 +117,4 @@ def _reachable(task: Task, prepared: Prepared) -> float:
 def without_latency(task: Task) -> Task:
     """The task with what holds at every point alone: each sets a latency budget of its own."""
     budgets = replace(task.settings.budgets, latency_ms=None)
-    return replace(task, settings=replace(task.settings, budgets=budgets))
+    return replace(task, settings=task.settings.model_copy(update={"budgets": budgets}))

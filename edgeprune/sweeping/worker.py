@@ -76,7 +76,7 @@ def fit_point(
     budgets = replace(settings.budgets, latency_ms=latency_ms)
     # A point must not depend on those before it, which drew from the same generators.
     seed_epoch(settings.seed, 0, None if task.data is None else task.data.train)
-    task = replace(task, settings=replace(settings, budgets=budgets))
+    task = replace(task, settings=settings.model_copy(update={"budgets": budgets}))
     with_reports(fit(task, prepared, folder, steps), folder, target)
 
 
