@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeprune.cost.memory import Footprint, Observation, cross_validated, fit
+from edgeprune.cost.memory import Footprint, MeasuredPeak, cross_validated, fit
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx
 from edgeprune.profiles.profile import Fusion
 from edgeprune.runtime.ort_subprocess import run_runner
@@ -36,7 +36,7 @@ class Row:
     """A measured file. seconds: of one core, for kernels and footprint, given the loaded file."""
 
     name: str
-    observation: Observation
+    observation: MeasuredPeak
     seconds: float
 
     @property
@@ -87,7 +87,7 @@ def read(path: Path, block: int, peak_mb: float) -> Row:
     footprint = Footprint.of(kernel_graph(model, Fusion("onnxruntime", block)))
     seconds = time.process_time() - start
     network = path.stem.removesuffix(f"{_VARIANT}0")
-    return Row(path.stem, Observation(network, footprint, peak_mb), seconds)
+    return Row(path.stem, MeasuredPeak(network, footprint, peak_mb), seconds)
 
 
 def say(title: str, rows: Sequence[Row], errors: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from edgeprune import coupling as coupling_step
 from edgeprune.calibration.named import load_profile
-from edgeprune.core import distributed as ranks
+from edgeprune.core import distributed
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import ParityError
 from edgeprune.core.scratch import clear_away, scratch_folder
@@ -153,7 +153,7 @@ def prune(
     Under torchrun every process calls this and has the result: trials that score and batches that
     train are spread over them; the first one measures and writes.
     """
-    ranks.join()
+    distributed.join()
     options = PruneOptions(
         budgets=budgets or Budgets(),
         rate=rate,
@@ -214,14 +214,14 @@ def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:
     with scratch_folder() as folder:
         torch.manual_seed(task.settings.seed)
         outcome = run(task, folder, steps)
-        if target is None or not ranks.is_first():
+        if target is None or not distributed.is_first():
             return outcome
         return written(outcome, folder, target)
 
 
 def known_device(profile: str | Path) -> Profile:
     """A profile by its name or file; under torchrun `host` is the first process's machine."""
-    return ranks.from_first(lambda: load_profile(profile))
+    return distributed.from_first(lambda: load_profile(profile))
 
 
 def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune import Budgets
 from edgeprune.export.file_cost import Cost, predicted
-from edgeprune.pipeline.budget_controller import Aim, over
+from edgeprune.pipeline.budget_controller import BudgetController, over
 from edgeprune.pipeline.options import PruneOptions
 from edgeprune.profiles.profile import load_profile
 
@@ -28,13 +28,13 @@ def cost(latency: float, memory: float = 60.0, size: float = 4.5) -> Cost:
     return Cost(1_000_000, 0, latency, memory, size, "measured")
 
 
-def aim(**budgets: float) -> Aim:
-    return Aim(PruneOptions(budgets=Budgets(**budgets)).on(PROFILE), OWN, cost(20.0))
+def aim(**budgets: float) -> BudgetController:
+    return BudgetController(PruneOptions(budgets=Budgets(**budgets)).on(PROFILE), OWN, cost(20.0))
 
 
 def rounds(truth: Callable[[float], float], budget: float) -> list[float]:
     """The latencies of three files where the solver uses all that it may."""
-    aimed = Aim(
+    aimed = BudgetController(
         PruneOptions(budgets=Budgets(latency_ms=budget)).on(PROFILE), OWN, cost(truth(10.0))
     )
     found = []

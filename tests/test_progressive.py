@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import edgeprune
 from edgeprune import Budgets
 from edgeprune.core.errors import UserError
-from edgeprune.pipeline.workspace import Carrying
+from edgeprune.pipeline.workspace import Workspace
 from edgeprune.recovery import share_of_epochs
 from tests.colours import image, trained
 
@@ -82,7 +82,7 @@ def test_max_drop_alone_trains_the_epochs_in_all(
         trained.append(epochs)
         return ()
 
-    monkeypatch.setattr(Carrying, "_tuned", counts)
+    monkeypatch.setattr(Workspace, "_tuned", counts)
     pruned(task, max_drop=90.0, epochs=7)
     assert 0 < sum(trained) <= 7
 

@@ -1,4 +1,4 @@
-"""Where models that were pickled before keep finding their class."""
+"""The former place of edgeprune.graph.training_flags, for scripts that name it."""
 
 from edgeprune.graph.training_flags import TrainableGraph
 

@@ -271,7 +271,9 @@ def _memory(results: Results, fusion: Fusion, source: str) -> dict[str, Any]:
 
     prior = BLOCKED if fusion.block else PLAIN
     measured = [
-        memory.Observation(name, memory.Footprint.of(kernel_graph(sample(int(name)), fusion)), peak)
+        memory.MeasuredPeak(
+            name, memory.Footprint.of(kernel_graph(sample(int(name)), fusion)), peak
+        )
         for name, peak in results.peaks_mb.items()
     ]
     model, how = prior, f"{MEMORY_SOURCE}; not measured on this device"

@@ -220,7 +220,7 @@ def _convolution(name: str, op: str, inputs: list[Shape], out: Shape, block: int
     read = sum(map(prod, (x, *(s for s in inputs[2:] if len(s) == len(out)))))
     macs = prod(x) * weight[1] * area if transposed else prod(out) * per_group * area
     label = "ConvTranspose" if transposed else "Conv"
-    return _work(kind, label, fused, macs, weights, read, prod(out), sizes)
+    return _work(kind, (label, *fused), macs, weights, read, prod(out), sizes)
 
 
 def _activation(name: str) -> list[str]:
@@ -241,7 +241,7 @@ def _product(op: str, inputs: list[Shape], out: Shape, parameter_bytes: int) -> 
     weights = inner * cols if learnt else 0
     read = prod(inputs[0]) + (0 if learnt else prod(inputs[1]))
     kind = "linear" if learnt else "matmul"
-    return _work(kind, LABELS.get(op, op), (), prod(out) * inner, weights, read, prod(out), sizes)
+    return _work(kind, (LABELS.get(op, op),), prod(out) * inner, weights, read, prod(out), sizes)
 
 
 def _other(
@@ -279,7 +279,7 @@ def _other(
         sizes["scattered"] = int(scattered)
     if op == "Concat":
         sizes["count"] = len(inputs)
-    return _work(kind, label, (), 0, weights, read, written, sizes)
+    return _work(kind, (label,), 0, weights, read, written, sizes)
 
 
 def _run(before: Shape, after: Shape) -> int:
@@ -294,8 +294,7 @@ def _run(before: Shape, after: Shape) -> int:
 
 def _work(
     kind: str,
-    label: str,
-    fused: Sequence[str],
+    labels: Sequence[str],
     macs: float,
     weights: float,
     read: float,
@@ -304,8 +303,8 @@ def _work(
 ) -> Work:
     return Work(
         kind=kind,
-        label=label,
-        fused=tuple(fused),
+        label=labels[0],
+        fused=tuple(labels[1:]),
         macs=np.asarray(macs, float),
         weights=np.asarray(weights, float),
         moved=np.asarray(read + written, float),

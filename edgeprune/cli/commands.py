@@ -16,7 +16,7 @@ from edgeprune.api import carry_out, known_device
 from edgeprune.calibration.named import load_profile
 from edgeprune.cli.progress import Bars
 from edgeprune.cli.tables import print_json
-from edgeprune.core import distributed as ranks
+from edgeprune.core import distributed
 from edgeprune.core.errors import UserError
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
@@ -33,7 +33,7 @@ from edgeprune.pipeline.task import Task
 from edgeprune.profiles.profile import HOST
 from edgeprune.report import Report, print_report
 from edgeprune.report.words import lost_sentence
-from edgeprune.runtime.machines import Afar
+from edgeprune.runtime.machines import RemoteMachine
 from edgeprune.runtime.ssh import Remote
 
 
@@ -70,19 +70,19 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
 
     Under torchrun every process comes here, and the first one speaks.
     """
-    ranks.join()
-    quiet = quiet or not ranks.is_first()
+    distributed.join()
+    quiet = quiet or not distributed.is_first()
     if request.understood is not None and not quiet:
         print(request.understood, file=sys.stderr)
     with standard_output_kept(as_json):
         report, target = _pruned(request, quiet or as_json)
-    if as_json and ranks.is_first():
+    if as_json and distributed.is_first():
         print(report.to_json())
     elif not quiet:
         print_report(report, Console())
     unmet = [*report.unmet(), *_missed_rate(report)]
     if not unmet and report.agreement.lost:
-        if ranks.is_first():
+        if distributed.is_first():
             told = lost_sentence(report.agreement)
             print(
                 f"edgeprune: {told} ({target} is marked; --min-agreement sets the limit)",
@@ -91,7 +91,7 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
         return 5
     if not unmet:
         return 0
-    if ranks.is_first():
+    if distributed.is_first():
         print(f"edgeprune: {'; '.join(unmet)}: {_why(report.warnings, target)}", file=sys.stderr)
     return 3
 
@@ -125,7 +125,7 @@ def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
         with device:
             with steps.step("load"):
                 task, target = _task(request)
-            task = replace(task, machine=Afar(device))
+            task = replace(task, machine=RemoteMachine(device))
             return carry_out(task, target, steps).report, target
 
 

@@ -88,7 +88,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Observation:
+class MeasuredPeak:
     """A measured model. network: whose variant it is; variants are never split when validating."""
 
     network: str
@@ -153,7 +153,7 @@ def blocked_weights(graph: Kernels) -> Poly:
     return Poly.total(kernel.weights for kernel in graph.kernels if "block" in kernel.sizes)
 
 
-def fit(observations: Sequence[Observation], prior: MemoryModel | None = None) -> MemoryModel:
+def fit(observations: Sequence[MeasuredPeak], prior: MemoryModel | None = None) -> MemoryModel:
     """The constants that meet measured peaks best, and the error to expect on other networks.
 
     Robust least squares on relative errors, no constant negative. prior: what the constants are
@@ -173,7 +173,7 @@ def fit(observations: Sequence[Observation], prior: MemoryModel | None = None) -
 
 
 def cross_validated(
-    observations: Sequence[Observation], prior: MemoryModel | None = None
+    observations: Sequence[MeasuredPeak], prior: MemoryModel | None = None
 ) -> Array | None:
     """Each observation's peak in MB, predicted by a fit that saw no variant of its network.
 
@@ -191,7 +191,7 @@ def cross_validated(
     return predicted
 
 
-def _fitted(observations: Sequence[Observation], prior: MemoryModel | None) -> MemoryModel:
+def _fitted(observations: Sequence[MeasuredPeak], prior: MemoryModel | None) -> MemoryModel:
     """Iteratively reweighted: errors count by their size, not its square."""
     peaks = np.array([o.peak_mb for o in observations])
     rows = np.stack([_row(o.footprint) for o in observations]) / peaks[:, None]

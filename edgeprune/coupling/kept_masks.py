@@ -19,7 +19,7 @@ class Kept:
     """Masks of what stays, made once per label."""
 
     def __init__(self, coupling: Coupling, plan: Plan) -> None:
-        self._coupling = coupling
+        self.coupling = coupling
         self._gone = plan.gone(coupling)
         self._masks: dict[int, NDArray[np.bool_]] = {}
 
@@ -27,7 +27,7 @@ class Kept:
         """Which indices of a labelled dimension stay."""
         assert label is not None
         if id(label) not in self._masks:
-            self._masks[id(label)] = self._coupling.kept(label, self._gone)
+            self._masks[id(label)] = self.coupling.kept(label, self._gone)
         return self._masks[id(label)]
 
     def gather(self, value: Any, labels: Any) -> Any:

@@ -31,7 +31,7 @@ _STEEPEST = 3.0
 _BYTES = 4  # of a parameter, in the file
 
 
-class Aim:
+class BudgetController:
     """Limits for the solver, corrected by what each file turned out to cost.
 
     own: the solver's costs of the full model. cost: what its file costs.

@@ -17,7 +17,7 @@ from edgeprune.export.parity import Validation
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import compressed_mb
-from edgeprune.pipeline.workspace import Candidate, Carrying, lost
+from edgeprune.pipeline.workspace import Candidate, Workspace, lost
 from edgeprune.profiles.profile import Profile
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.report import (
@@ -40,14 +40,14 @@ from edgeprune.surgery.write_back import WrittenBack
 def build_report(
     task: Task,
     traced: TracedModel,
-    coupling: Coupling,
-    fitting: Carrying,
+    fitting: Workspace,
     best: Candidate,
     validation: Validation,
     written: WrittenBack,
     steps: Steps,
 ) -> Report:
     """The report of one run."""
+    coupling = fitting.coupling
     settings, solution, baseline = task.settings, best.solution, fitting.baseline
     removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
     inputs = best.exported.input_names
@@ -117,7 +117,7 @@ def build_report(
     )
 
 
-def _sparsity(fitting: Carrying, best: Candidate) -> Sparsity | None:
+def _sparsity(fitting: Workspace, best: Candidate) -> Sparsity | None:
     """Where single weights went: which, and what the file comes to once it is compressed."""
     if best.masks is None:
         return None
@@ -278,7 +278,7 @@ def _seen_in_training(best: Candidate) -> list[str]:
     return ["fine-tuning saw the samples that agreement is measured on"]
 
 
-def _agreement(task: Task, fitting: Carrying, best: Candidate) -> Agreement:
+def _agreement(task: Task, fitting: Workspace, best: Candidate) -> Agreement:
     """How far the model agrees with the original where nothing was fitted, and whether it lost
     its job."""
     if best.removes_nothing or best.recovery is None or not best.recovery.judged:

@@ -27,9 +27,9 @@ from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.pipeline.artifacts import MASKS, RESULTS
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
-from edgeprune.pipeline.structured import Fitting
+from edgeprune.pipeline.structured import StructuredPruning
 from edgeprune.pipeline.task import Task
-from edgeprune.pipeline.unstructured import Sparsifying
+from edgeprune.pipeline.unstructured import UnstructuredPruning
 from edgeprune.pipeline.workspace import Candidate, lost
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples
@@ -82,7 +82,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     traced, coupling = _captured(task, steps)
     made = made_for(task, traced, steps)  # weights are scored in each step
     samples = samples_for(task, traced, made)
-    sparsifying = Sparsifying(task, traced, coupling, pattern, folder, steps, samples)
+    sparsifying = UnstructuredPruning(task, traced, coupling, pattern, folder, steps, samples)
     return _finished(task, traced, coupling, sparsifying, made, folder, steps)
 
 
@@ -158,7 +158,9 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
 def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
     """Prunes a prepared model to the task's budgets, as `run` does."""
     traced, coupling, made = prepared.traced, prepared.coupling, prepared.made
-    fitting = Fitting(task, traced, coupling, prepared.scores, folder, steps, prepared.samples)
+    fitting = StructuredPruning(
+        task, traced, coupling, prepared.scores, folder, steps, prepared.samples
+    )
     return _finished(task, traced, coupling, fitting, made, folder, steps)
 
 
@@ -166,7 +168,7 @@ def _finished(
     task: Task,
     traced: TracedModel,
     coupling: Coupling,
-    fitting: Fitting | Sparsifying,
+    fitting: StructuredPruning | UnstructuredPruning,
     made: MadeUp | None,
     folder: Path,
     steps: Steps,
@@ -202,7 +204,7 @@ def _finished(
             cases_for(traced.example_inputs, traced.dynamic_batch, task.settings.seed)[:2],
             TOLERANCE,
         )
-    report = build_report(task, traced, coupling, fitting, best, validation, written, steps)
+    report = build_report(task, traced, fitting, best, validation, written, steps)
     return _outcome(best, written, report, traced.dynamic_batch)
 
 

@@ -20,10 +20,10 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost, count_parameters, predicted
 from edgeprune.export.onnx import Exported
 from edgeprune.graph.trace import TracedModel
-from edgeprune.pipeline.budget_controller import Aim, over
+from edgeprune.pipeline.budget_controller import BudgetController, over
 from edgeprune.pipeline.plan_search import SAMPLES, Choice, PlanSearch, chosen, portable, searched
 from edgeprune.pipeline.task import Task
-from edgeprune.pipeline.workspace import Candidate, Carrying, StepRecord
+from edgeprune.pipeline.workspace import Candidate, StepRecord, Workspace
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.recovery import Alignment, Recovery, share_of_epochs
@@ -63,7 +63,7 @@ class Draft:
     agreement: Found | None = None
 
 
-class Fitting(Carrying):
+class StructuredPruning(Workspace):
     """Carries out plans until one fits.
 
     works_at_ms: where a model that lost its job still does it, if that was found.
@@ -95,7 +95,9 @@ class Fitting(Carrying):
     def run(self) -> Candidate:
         """The candidate that keeps the budgets, or the last one that is good."""
         self.baseline = self._baseline()
-        self._aim = Aim(self._settings, self._problem.costs(self._problem.full), self.baseline.cost)
+        self._aim = BudgetController(
+            self._settings, self._problem.costs(self._problem.full), self.baseline.cost
+        )
         kept_already = not over(self.baseline.cost, self._settings.budgets)
         fastest = self._settings.fastest and kept_already
         limits = self._sought() if fastest else self._aim.limits()

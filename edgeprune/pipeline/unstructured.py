@@ -27,7 +27,7 @@ from edgeprune.export.file_cost import Cost, count_parameters, predicted
 from edgeprune.export.onnx import Exported
 from edgeprune.graph.trace import TracedModel, quiet
 from edgeprune.pipeline.task import Task
-from edgeprune.pipeline.workspace import Candidate, Carrying, StepRecord
+from edgeprune.pipeline.workspace import Candidate, StepRecord, Workspace
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.recovery import Recovery, share_of_epochs
@@ -56,7 +56,7 @@ class Zeroed:
     agreement: Found | None = None
 
 
-class Sparsifying(Carrying):
+class UnstructuredPruning(Workspace):
     """Zeroes weights by a pattern; what is gone stays gone from step to step."""
 
     def __init__(

@@ -43,6 +43,7 @@ from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
 from edgeprune.surgery.oracle import SurgeryProof
+from edgeprune.surgery.resize import PrunedModel
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def lost(task: Task, best: Candidate) -> bool:
     )
 
 
-class Carrying:
+class Workspace:
     """A task on the way to a file. `baseline` is there once `run` has begun.
 
     samples: to recover and to judge on, the user's or made up. kernels: what the runtime launches,
@@ -185,6 +186,14 @@ class Carrying:
             return None
         return from_first(lambda: self._judge.measure(streamed(module, samples.held)))
 
+    @property
+    def coupling(self) -> Coupling:
+        """What must go together in the model."""
+        return self._coupling
+
+    def _pruned(self, module: GraphModule, plan: Plan, masks: Masks | None = None) -> PrunedModel:
+        return PrunedModel(self._traced, self._coupling, plan, module, masks)
+
     def _recovered(
         self, module: GraphModule, plan: Plan, samples: Samples, masks: Masks | None = None
     ) -> Recovery:
@@ -192,15 +201,11 @@ class Carrying:
 
         def compute() -> tuple[Recovery, dict[str, Tensor]]:
             recovery = recover(
-                self._traced,
-                self._coupling,
-                plan,
-                module,
+                self._pruned(module, plan, masks),
                 samples,
                 self._judge,
                 self._settings.seed,
                 lambda words, share: self._steps.note("recover", words, share),
-                masks,
             )
             return recovery, module.state_dict()
 
@@ -217,10 +222,7 @@ class Carrying:
 
         def compute() -> tuple[Alignment | None, dict[str, Tensor]]:
             found = align(
-                self._traced,
-                self._coupling,
-                plan,
-                module,
+                self._pruned(module, plan),
                 samples,
                 self._judge,
                 passes,
@@ -248,17 +250,13 @@ class Carrying:
         assert self._task.data is not None
         with self._steps.step("fine-tune"):
             return tune(
-                self._traced,
-                module,
+                self._pruned(module, plan, masks),
                 self._task.data,
                 epochs,
                 self._settings.seed,
-                self._coupling,
-                plan,
                 self._task.loss,
                 recovery.after.loss,
                 lambda words, share: self._steps.note("fine-tune", words, share),
-                masks,
             )
 
     # -- files ----------------------------------------------------------------------------------

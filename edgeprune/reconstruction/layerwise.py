@@ -18,17 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch.fx import GraphModule
-
-from edgeprune.coupling import Coupling
 from edgeprune.coupling.kept_masks import Kept
-from edgeprune.coupling.plan import Plan
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.trace import ExampleInputs
 from edgeprune.reconstruction.memory_limit import Room
 from edgeprune.reconstruction.refit import ROUNDS, aims, refit
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.sampling import Sampling
-from edgeprune.sparse.masks import Masks
+from edgeprune.surgery.resize import PrunedModel
 
 
 @dataclass(frozen=True)
@@ -45,29 +41,25 @@ THOROUGH, BRIEF = Effort(40, ROUNDS), Effort(10, 1)
 
 
 def reconstruct(
-    traced: TracedModel,
-    coupling: Coupling,
-    plan: Plan,
-    smaller: GraphModule,
+    model: PrunedModel,
     calls: Sequence[ExampleInputs],
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
-    masks: Masks | None = None,
     effort: Effort = THOROUGH,
 ) -> int:
-    """Fits the layers of `smaller` (resized from `traced` by `plan`) in place to the original's
-    values on `calls`; returns how many layers it changed.
+    """Fits the layers of the smaller graph in place to the original's values on `calls`; returns
+    how many layers it changed.
 
-    note: called with a layer's name and the share that is done. masks: weights that stay zero.
+    note: called with a layer's name and the share that is done.
     effort: how much of the samples is looked at, and how often.
     """
-    layers = aims(smaller, coupling, plan)
-    room = Room(traced, calls)
+    layers = aims(model.module, model.coupling, model.plan)
+    room = Room(model.traced, calls)
     original = Replay(
-        traced.graph_module, calls, {n for aim in layers for n in aim.wanted}, room.least
+        model.traced.graph_module, calls, {n for aim in layers for n in aim.wanted}, room.least
     )
-    pruned = Replay(smaller, calls, active=room.least)
-    kept, sampling = Kept(coupling, plan), Sampling(seed, effort.rows_per_input)
+    pruned = Replay(model.module, calls, active=room.least)
+    kept, sampling = Kept(model.coupling, model.plan), Sampling(seed, effort.rows_per_input)
     last = {name: i for i, aim in enumerate(layers) for name in aim.wanted}
     stayed = 0
     for i, aim in enumerate(layers):
@@ -80,9 +72,7 @@ def reconstruct(
         pruned.run_to(aim.name, including=False)
         reachable = aim.reachable(pruned)
         original.run_to(reachable.original)
-        stayed += not refit(
-            reachable, original, pruned, kept, coupling, sampling, effort.rounds, masks
-        )
+        stayed += not refit(reachable, original, pruned, kept, sampling, effort.rounds, model.masks)
         for name in aim.wanted:
             if last[name] == i:
                 original.release(name)

@@ -142,7 +142,6 @@ def refit(
     original: Replay,
     smaller: Replay,
     kept: Kept,
-    coupling: Coupling,
     sampling: Sampling,
     rounds: int = ROUNDS,
     masks: Masks | None = None,
@@ -156,7 +155,7 @@ def refit(
     layer = aim.layer
     if layer.depth > LARGEST_DEPTH:
         return False
-    rows = _Rows(aim, original, smaller, kept, coupling, sampling)
+    rows = _Rows(aim, original, smaller, kept, sampling)
     matrix, offset = layer.weights()
     fitted: Fitted | None = None
     moments = (Moments(matrix, offset), Moments(matrix, offset))
@@ -191,13 +190,12 @@ class _Rows:
         original: Replay,
         smaller: Replay,
         kept: Kept,
-        coupling: Coupling,
         sampling: Sampling,
     ) -> None:
         self._layer = aim.layer
         self._inputs = smaller.values(aim.layer.source.name)
         wanted = original.values(aim.original)
-        labels = coupling.labels[aim.original]
+        labels = kept.coupling.labels[aim.original]
         self._gather = lambda value: kept.gather(value, labels)
         self._wanted = wanted
         nothing: list[Any] = [None] * len(wanted)

@@ -21,8 +21,6 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from edgeprune.coupling import Coupling
-from edgeprune.coupling.plan import Plan
 from edgeprune.data.batches import arrange
 from edgeprune.graph.trace import ExampleInputs, TracedModel
 from edgeprune.reconstruction.mosaics import mosaic
@@ -34,6 +32,7 @@ from edgeprune.reconstruction.yardstick import Found, Yardstick
 from edgeprune.recovery.batch_norm import make_true
 from edgeprune.recovery.distillation import taught_features
 from edgeprune.recovery.unlabelled import state_of
+from edgeprune.surgery.resize import PrunedModel
 from edgeprune.training.graphs import Feature, with_features
 
 #: What alignment may cost where nothing is said, in multiply-accumulates (reconstruction/work.py).
@@ -84,27 +83,25 @@ def affordable_passes(traced: TracedModel, samples: Samples) -> int:
 
 
 def align(
-    traced: TracedModel,
-    coupling: Coupling,
-    plan: Plan,
-    smaller: GraphModule,
+    model: PrunedModel,
     samples: Samples,
     judge: Yardstick,
     passes: int,
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
 ) -> Alignment | None:
-    """Trains `smaller` in place on the samples that fit; None where it has no derivative, nothing
-    that learns or no output to compare, or no samples are held back to stop by.
+    """Trains the smaller graph in place on the samples that fit; None where it has no derivative,
+    nothing that learns or no output to compare, or no samples are held back to stop by.
 
     passes: over the samples, in all, the trials of rates included.
     """
+    smaller = model.module
     learnt = any(p.is_floating_point() and p.requires_grad for p in smaller.parameters())
     if passes < LEAST_PASSES or not samples.held or judge.is_blind or not learnt:
         return None
-    taught = taught_features(traced, smaller, coupling, plan)
+    taught = taught_features(model.traced, smaller, model.coupling, model.plan)
     batch = _DETECTORS_BATCH if samples.pictures else _BATCH
-    course = _Course(traced, smaller, taught, judge, seed, batch)
+    course = _Course(model.traced, smaller, taught, judge, seed, batch)
     start, before = state_of(smaller), judge.measure(streamed(smaller, samples.judged))
     count = counted(samples.own)
     steps = math.ceil(passes * count / course.batch)

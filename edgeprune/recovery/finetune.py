@@ -8,14 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch.fx import GraphModule
-
 from edgeprune.core.cache import cache_folder
-from edgeprune.coupling import Coupling
 from edgeprune.coupling.plan import Plan
 from edgeprune.data.loaders import Data
-from edgeprune.graph.trace import TracedModel
 from edgeprune.sparse.masks import Masks
+from edgeprune.surgery.resize import PrunedModel
 
 _TEACHER = 0.9  # the original's share in what a classifier learns, the labels having the rest
 _INNER_VALUES = 1.0  # what they weigh beside the outputs
@@ -30,21 +27,15 @@ def share_of_epochs(epochs: int, steps: int, number: int) -> int:
 
 
 def tune(
-    traced: TracedModel,
-    module: GraphModule,
+    model: PrunedModel,
     data: Data,
     epochs: int,
     seed: int,
-    coupling: Coupling,
-    plan: Plan,
     loss: Callable[[Any, Any], Any] | None,
     error: float,
     note: Callable[[str, float | None], None],
-    masks: Masks | None = None,
 ) -> tuple[str, ...]:
-    """Trains `module` in place and says what was done; see training.fine_tune.
-
-    masks: weights that stay zero.
+    """Trains the smaller graph in place and says what was done; see training.fine_tune.
 
     error: the share of the outputs' variance by which the model misses the original's. A model that
     is near already learns gently: at full rate it would first unlearn what recovery won.
@@ -53,23 +44,25 @@ def tune(
     there. What is saved goes once training is done.
     """
     from edgeprune.recovery.distillation import taught_features
-    from edgeprune.training import Recipe, fine_tune
+    from edgeprune.training import Extras, Recipe, fine_tune
 
-    checkpoint = _checkpoint(seed, plan, epochs, masks)
+    checkpoint = _checkpoint(seed, model.plan, epochs, model.masks)
     done = fine_tune(
-        module,
+        model.module,
         data,
-        traced.example_inputs,
+        model.traced.example_inputs,
         Recipe(
             epochs=epochs, rate_scale=_scale(error), distillation=_TEACHER, features=_INNER_VALUES
         ),
-        teacher=traced.graph_module,
-        loss=loss,
-        seed=seed,
-        checkpoint=checkpoint,
-        note=note,
-        masks=masks,
-        features=taught_features(traced, module, coupling, plan),
+        teacher=model.traced.graph_module,
+        extras=Extras(
+            loss=loss,
+            seed=seed,
+            checkpoint=checkpoint,
+            note=note,
+            masks=model.masks,
+            features=taught_features(model.traced, model.module, model.coupling, model.plan),
+        ),
     )
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)

@@ -13,15 +13,12 @@ from typing import Literal
 from torch import Tensor
 from torch.fx import GraphModule
 
-from edgeprune.coupling import Coupling
-from edgeprune.coupling.plan import Plan
-from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.layerwise import reconstruct
 from edgeprune.reconstruction.outputs import streamed
 from edgeprune.reconstruction.samples import Samples, counted
 from edgeprune.reconstruction.yardstick import Found, Yardstick
 from edgeprune.recovery.batch_norm import recalibrate
-from edgeprune.sparse.masks import Masks
+from edgeprune.surgery.resize import PrunedModel
 
 
 @dataclass(frozen=True)
@@ -47,31 +44,25 @@ class Recovery:
 
 
 def recover(
-    traced: TracedModel,
-    coupling: Coupling,
-    plan: Plan,
-    smaller: GraphModule,
+    model: PrunedModel,
     samples: Samples,
     judge: Yardstick,
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
-    masks: Masks | None = None,
 ) -> Recovery:
-    """Mends `smaller` (resized from `traced` by `plan`) in place.
-
-    judge: of the original's outputs on `samples.judged`. masks: weights that stay zero.
-    """
+    """Mends the smaller graph in place. judge: of the original's outputs on `samples.judged`."""
+    smaller = model.module
 
     def found() -> Found:
         return judge.measure(streamed(smaller, samples.judged))
 
     states = {"untouched": state_of(smaller)}
     results = {"untouched": found()}
-    norms = recalibrate(smaller, samples.fit, traced.dynamic_batch)
+    norms = recalibrate(smaller, samples.fit, model.traced.dynamic_batch)
     if norms:
         states["statistics"], results["statistics"] = state_of(smaller), found()
         smaller.load_state_dict(states["untouched"])
-    layers = reconstruct(traced, coupling, plan, smaller, samples.fit, seed, note, masks)
+    layers = reconstruct(model, samples.fit, seed, note)
     states["fitted"], results["fitted"] = state_of(smaller), found()
     best = min(results, key=lambda kind: results[kind].loss)
     smaller.load_state_dict(states[best])

@@ -35,7 +35,7 @@ class Here:
         return found["peak_memory_mb"]  # type: ignore[no-any-return]
 
 
-class Afar:
+class RemoteMachine:
     """Another machine, for as long as the connection is open."""
 
     def __init__(self, remote: Remote) -> None:

@@ -21,7 +21,6 @@ from edgeprune.coupling.plan import Plan, keep_best
 from edgeprune.graph.trace import ExampleInputs, TracedModel
 from edgeprune.reconstruction.samples import Samples, first
 from edgeprune.reconstruction.work import work_per_sample
-from edgeprune.reconstruction.yardstick import Yardstick
 from edgeprune.scoring.magnitude import Scores, from_energies
 from edgeprune.scoring.readers import eliminations
 from edgeprune.scoring.sensitivity import (
@@ -84,9 +83,11 @@ def measured(
     found = losses(traced, coupling, plans, trials, judge, seed, lambda s: say("trials", s))
     at_widths = dict(zip(widths, found[: len(widths)], strict=True))
     of_branches = np.array(found[len(widths) :])
-    ratios = from_first(
-        lambda: _ratios(traced, coupling, shapes, at_widths, of_branches, trials, judge, seed)
-    )
+
+    def together(plan: Plan) -> float:
+        return joint(traced, coupling, plan, trials, judge, seed).loss
+
+    ratios = from_first(lambda: _ratios(coupling, shapes, at_widths, of_branches, together))
     curves = tuple(
         _curve(shapes[g.index], [(n, at_widths[g.index, n] * ratios[0]) for n in _widths(g)])
         for g in coupling.groups
@@ -186,23 +187,19 @@ def _curve(shape: _Shape, points: Sequence[tuple[int, float]]) -> Array:
 
 
 def _ratios(
-    traced: TracedModel,
     coupling: Coupling,
     shapes: Sequence[_Shape],
     at_widths: dict[tuple[int, int], float],
     of_branches: Array,
-    trials: Samples,
-    judge: Yardstick,
-    seed: int,
+    together: Callable[[Plan], float],
 ) -> tuple[float, float]:
     """How much more is lost when many groups shrink, or many branches go, than each alone adds up
-    to."""
+    to. together: what is lost by a whole plan."""
 
     def ratio(plan: Plan, apart: float) -> float:
         if plan.removes_nothing or apart <= 0:
             return 1.0
-        together = joint(traced, coupling, plan, trials, judge, seed).loss
-        return float(np.clip(together / apart, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
+        return float(np.clip(together(plan) / apart, 1 / _LARGEST_RATIO, _LARGEST_RATIO))
 
     every = Plan.everything(coupling)
     halves = {g.index: max(_widths(g), default=g.size) for g in coupling.groups}

@@ -27,7 +27,7 @@ from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.sampling import MEMORY, Sampling
 from edgeprune.reconstruction.yardstick import Found, Yardstick
-from edgeprune.surgery.resize import outline, resize
+from edgeprune.surgery.resize import PrunedModel, outline, resize
 
 #: How many layers behind a change are fitted anew in a trial.
 LAYERS_BEHIND = 3
@@ -108,7 +108,8 @@ def joint(
     """How far a plan is from the original on the samples held back, every layer fitted on the
     others."""
     smaller = resize(traced, coupling, plan)
-    reconstruct(traced, coupling, plan, smaller, samples.fit, seed, effort=BRIEF)
+    pruned = PrunedModel(traced, coupling, plan, smaller)
+    reconstruct(pruned, samples.fit, seed, effort=BRIEF)
     return judge.measure(streamed(smaller, samples.judged))
 
 
@@ -131,7 +132,7 @@ def _mended(
         run.run_to(aim.name, including=False)
         reachable = aim.reachable(run)
         original.run_to(reachable.original)
-        refit(reachable, original, run, kept, coupling, sampling, rounds=1)
+        refit(reachable, original, run, kept, sampling, rounds=1)
     return smaller
 
 

@@ -19,7 +19,7 @@ from ortools.linear_solver import pywraplp
 from edgeprune.core.polynomial import Poly
 from edgeprune.solve.factor_graph import Factors, Tables, total
 from edgeprune.solve.problem import Limits, Problem
-from edgeprune.solve.variable_elimination import Array, Elimination, Relation, TooLarge
+from edgeprune.solve.variable_elimination import Array, Relation, TooLarge, VariableElimination
 
 #: Entries of tables that one second is worth.
 ENTRIES_PER_SECOND = 50_000_000
@@ -140,7 +140,7 @@ class Relaxation:
         used.update(v for relation in self._relations for v in relation.variables)
         sizes = {v: len(self._domains[v]) for v in sorted(used)}
         ordered = sorted(scopes | {(v,) for v in used})
-        self._elimination = Elimination(sizes, ordered, self._relations, _LARGEST)
+        self._elimination = VariableElimination(sizes, ordered, self._relations, _LARGEST)
         self._shapes = [[sizes[v] for v in scope] for scope in self._elimination.scopes]
         self._starts = np.cumsum([0, *map(prod, self._shapes)])
 

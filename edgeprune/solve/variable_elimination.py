@@ -57,7 +57,7 @@ class TooLarge(Exception):
     """No order of elimination was found whose tables are small enough."""
 
 
-class Elimination:
+class VariableElimination:
     """Minimises sums of tables over fixed scopes again and again.
 
     order: variables as they leave; the axes of a table follow it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,21 @@ from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.normalize import has_effect
 from edgeprune.graph.trace import TracedModel, quiet
 from edgeprune.graph.training_flags import TrainableGraph
+from edgeprune.sparse.masks import Masks
 
 _TO_THE_END = 2**62
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A plan carried out on a traced model. module: the smaller graph, which later steps change in
+    place. masks: its weights that stay zero."""
+
+    traced: TracedModel
+    coupling: Coupling
+    plan: Plan
+    module: GraphModule
+    masks: Masks | None = None
 
 
 def resize(traced: TracedModel, coupling: Coupling, plan: Plan) -> TrainableGraph:

@@ -2,5 +2,6 @@
 
 from edgeprune.training.loop import fine_tune
 from edgeprune.training.recipe import Recipe, Trained
+from edgeprune.training.setup import Extras
 
-__all__ = ["Recipe", "Trained", "fine_tune"]
+__all__ = ["Extras", "Recipe", "Trained", "fine_tune"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +16,9 @@ from edgeprune.training.graphs import freeze_batch_norms, with_features
 from edgeprune.training.objective import Values
 from edgeprune.training.processes import average_statistics, expect_unused
 from edgeprune.training.recipe import rate_at
-from edgeprune.training.setup import Setup
+from edgeprune.training.setup import Note, Setup
 
 #: Called with words and the share of the run that is done.
-Note = Callable[[str, float], None]
 
 _CHECK_EVERY = 20  # steps between looks at the loss, each of which waits for the device
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +14,21 @@ from torch.fx import GraphModule
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import Data
 from edgeprune.graph.trace import ExampleInputs
-from edgeprune.sparse.masks import Masks
 from edgeprune.training.checkpoint import Checkpoint
-from edgeprune.training.epochs import Note, NotFinite, Trainer
-from edgeprune.training.graphs import Feature, placed
-from edgeprune.training.objective import Loss
+from edgeprune.training.epochs import NotFinite, Trainer
+from edgeprune.training.graphs import placed
 from edgeprune.training.processes import WherePlaced, launched
 from edgeprune.training.recipe import Recipe, Trained
 from edgeprune.training.seeds import random_state_kept
-from edgeprune.training.setup import Setup
+from edgeprune.training.setup import Extras, Metric, Note, Setup
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 _SECOND_SCALE = 0.1
 
-Metric = Callable[[nn.Module], float]
+
+_NONE = Extras()
 
 
 def fine_tune(
@@ -38,30 +37,20 @@ def fine_tune(
     example_inputs: ExampleInputs,
     recipe: Recipe,
     teacher: nn.Module | None = None,
-    metric: Metric | None = None,
-    loss: Loss | None = None,
-    seed: int = 0,
-    checkpoint: Path | None = None,
-    note: Note | None = None,
-    masks: Masks | None = None,
-    features: Sequence[Feature] | None = None,
+    extras: Extras = _NONE,
 ) -> Trained:
     """Trains `student` in place; it is left in eval mode, on its device, with the last epoch's
     weights: the schedule ends there, and no epoch is picked by a metric, which may therefore be
     measured on test data.
 
-    It learns from `data.train` alone. With `loss`, from that: a function of what the model returns
-    and the batch as the data give it, to a scalar; `teacher` isn't used then. Labels that number
+    It learns from `data.train` alone. With a loss among the extras, from that; `teacher` isn't used
+    then. Labels that number
     the classes of a (samples, classes) output: cross-entropy, and with a teacher its softened
     class scores too. Otherwise every floating-point output is drawn to the teacher's, by squared
     error as a share of the teacher's variance over samples. With a teacher that is a graph, so are
-    inner values: `features`, or else up to four that pruning left their full width.
+    inner values: the extras' features, or else up to four that pruning left their full width.
 
-    teacher: the model as it was; it stays so. metric: of the model in eval mode, called after each
-    epoch by the first process. seed: the same seed gives the same weights, on one process.
-    masks: weights that are zero, and are so after each step.
-    checkpoint: a file that the run is saved to after each epoch and taken up from, if it is of the
-    same settings, model and number of processes. note: called with words and the share done.
+    teacher: the model as it was; it stays so.
 
     Under torchrun each process takes its share of every epoch in batches of the loader's own size,
     gradients are averaged, and all processes end with the same weights. A loss that is no longer
@@ -70,7 +59,7 @@ def fine_tune(
     Raises UserError for data that don't fit, nothing to learn from, a loss not finite twice (the
     student is then as it was), or a checkpoint that can't be written.
     """
-    began = time.perf_counter()
+    began, metric = time.perf_counter(), extras.metric
     student.eval()
     if recipe.epochs == 0:
         nothing = None if metric is None else ()
@@ -81,10 +70,9 @@ def fine_tune(
         stack.enter_context(placed(student, fabric.device))
         marked = stack.enter_context(_all_learning(student))
         try:
-            setup = Setup.made(
-                fabric, student, data, example_inputs, recipe, teacher, loss, seed, masks, features
-            )
-            state, resumed_at, remarks = _Run(setup, metric, checkpoint, note).train()
+            setup = Setup.made(fabric, student, data, example_inputs, recipe, teacher, extras)
+            run = _Run(setup, metric, extras.checkpoint, extras.note)
+            state, resumed_at, remarks = run.train()
         finally:
             student.eval()
             student.zero_grad(set_to_none=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,9 @@ from edgeprune.training.recipe import Recipe, Steps
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+Metric = Callable[[nn.Module], float]
+Note = Callable[[str, float], None]
 
 # A batch norm's statistics over fewer samples than this are mostly noise.
 _FEWEST_FOR_STATISTICS = 8
@@ -68,6 +72,27 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Extras:
+    """What a training run may have besides.
+
+    metric: of the model in eval mode, called after each epoch by the first process. loss: a
+    function of what the model returns and the batch as the data give it, to a scalar. seed: the
+    same seed gives the same weights, on one process. checkpoint: a file that the run is saved to
+    after each epoch and taken up from, if it is of the same settings, model and number of
+    processes. note: called with words and the share done. masks: weights that are zero, and are so
+    after each step. features: inner values to draw to the teacher's, None to look for them.
+    """
+
+    metric: Metric | None = None
+    loss: Loss | None = None
+    seed: int = 0
+    checkpoint: Path | None = None
+    note: Note | None = None
+    masks: Masks | None = None
+    features: Sequence[Feature] | None = None
+
+
+@dataclass(frozen=True)
 class Setup:
     """One run. features: the inner values to compare. augments: whether inputs are.
     frozen_norms: whether batch norms keep their statistics. batches: per epoch and process.
@@ -98,13 +123,10 @@ class Setup:
         inputs: ExampleInputs,
         recipe: Recipe,
         module: nn.Module | None,
-        loss: Loss | None,
-        seed: int,
-        masks: Masks | None = None,
-        given: Sequence[Feature] | None = None,
+        extras: Extras,
     ) -> Setup:
-        """From what the caller gave; module: the teacher; given: the features, None to look for
-        them. Raises UserError as fine_tune does."""
+        """From what the caller gave; module: the teacher. Raises UserError as fine_tune does."""
+        loss, seed, masks = extras.loss, extras.seed, extras.masks
         if masks is not None:
             masks.apply(student)
         fixed = fixed_batch(student, inputs)
@@ -116,9 +138,11 @@ class Setup:
         teacher: Teacher | None = None
         features: tuple[Feature, ...] = ()
         if module is not None and loss is None:
-            features = _features(fabric, student, module, inputs, recipe, given)
+            features = _features(fabric, student, module, inputs, recipe, extras.features)
             teacher = Teacher(fabric, module, features, inputs)
-        objective = _objective(fabric, student, inputs, recipe, feed, first, loss, teacher)
+        # Each process has measured its own share; one set of numbers must do for all.
+        variances = None if teacher is None else fabric.broadcast(_variances(feed, first, teacher))
+        objective = _objective(fabric, student, inputs, recipe, first, loss, variances)
         setup = Setup(
             fabric,
             student,
@@ -160,23 +184,23 @@ def _features(
     return shared_features(student, teacher, inputs)
 
 
+def _variances(feed: Feed, first: Batch, teacher: Teacher) -> Variances:
+    """The teacher's, over as many samples as tell them."""
+    enough = math.ceil(VARIANCE_SAMPLES / len(first.inputs[0]))
+    batches = itertools.islice(feed.epoch(0), enough)
+    return Variances.measured(teacher(b.inputs) for b in batches)
+
+
 def _objective(
     fabric: Fabric,
     student: GraphModule,
     inputs: ExampleInputs,
     recipe: Recipe,
-    feed: Feed,
     first: Batch,
     loss: Loss | None,
-    teacher: Teacher | None,
+    variances: Variances | None,
 ) -> Objective:
     """The objective by a first batch, with the teacher's variances where there is one."""
-    variances = None
-    if teacher is not None:
-        enough = math.ceil(VARIANCE_SAMPLES / len(first.inputs[0]))
-        batches = itertools.islice(feed.epoch(0), enough)
-        # Each process has measured its own share; one set of numbers must do for all.
-        variances = fabric.broadcast(Variances.measured(teacher(b.inputs) for b in batches))
     call = arrange(first.inputs, inputs)
     with torch.no_grad():
         outputs = Values(student(*call.args, **call.kwargs))

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeprune.core.polynomial import Poly
 from edgeprune.cost import memory
-from edgeprune.cost.memory import NEEDED, Footprint, MemoryModel, Observation
+from edgeprune.cost.memory import NEEDED, Footprint, MeasuredPeak, MemoryModel
 from edgeprune.cost.onnx_reader import kernel_graph
 from edgeprune.profiles.profile import Fusion
 from edgeprune.runtime.ort_subprocess import run_runner
@@ -122,7 +122,7 @@ def test_interval_holds_the_prediction_times_its_bounds() -> None:
 # -- fitting ---------------------------------------------------------------------------------------
 
 
-def measured(count: int, noise: float = 0.0, seed: int = 0) -> list[Observation]:
+def measured(count: int, noise: float = 0.0, seed: int = 0) -> list[MeasuredPeak]:
     """Networks of random sizes, in pairs as a network and its variant, that follow TRUE."""
     rng = np.random.default_rng(seed)
     found = []
@@ -130,7 +130,7 @@ def measured(count: int, noise: float = 0.0, seed: int = 0) -> list[Observation]
         weights = rng.lognormal(3, 1)
         part = Footprint(weights, weights * rng.uniform(), rng.lognormal(1, 1))
         peak = TRUE.peak_mb(part) * float(np.exp(noise * rng.standard_normal()))
-        found.append(Observation(f"n{i // 2}", part, peak))
+        found.append(MeasuredPeak(f"n{i // 2}", part, peak))
     return found
 
 
@@ -161,7 +161,7 @@ def test_constants_are_not_negative() -> None:
     rng = np.random.default_rng(1)
     parts = [Footprint(*rng.uniform(1, 50, 3)) for _ in range(12)]
     found = memory.fit(
-        [Observation(str(i), p, 30 + 2 * p.weights - 0.3 * p.live) for i, p in enumerate(parts)]
+        [MeasuredPeak(str(i), p, 30 + 2 * p.weights - 0.3 * p.live) for i, p in enumerate(parts)]
     )
     assert found.live == 0
     assert found.weights > 0

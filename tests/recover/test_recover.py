@@ -22,7 +22,7 @@ from edgeprune.recovery import recover as recover_on
 from edgeprune.recovery.batch_norm import make_true, recalibrate
 from edgeprune.recovery.distillation import taught_features
 from edgeprune.scoring.sensitivity import judge_of
-from edgeprune.surgery.resize import inherit, resize
+from edgeprune.surgery.resize import PrunedModel, inherit, resize
 from edgeprune.training.graphs import Feature, with_features
 from tests.pruning import randomized, traced
 
@@ -108,7 +108,7 @@ def test_least_squares_beats_statistics_beats_nothing(
     calls = [ExampleInputs((b,), {}) for b in BATCHES]
     bare, counted, fitted = (resize(graph, coupling, plan) for _ in range(3))
     recalibrate(counted, calls)
-    assert reconstruct(graph, coupling, plan, fitted, calls) > 0
+    assert reconstruct(PrunedModel(graph, coupling, plan, fitted), calls) > 0
     assert error(graph, fitted) < 0.5 * error(graph, counted) < 0.5 * error(graph, bare)
 
 
@@ -119,7 +119,7 @@ def test_recovery_takes_the_best_and_says_what_it_won(
     plan = narrow(coupling)
     smaller = resize(graph, coupling, plan)
     before = error(graph, smaller)
-    done = recover(graph, coupling, plan, smaller, BATCHES)
+    done = recover(PrunedModel(graph, coupling, plan, smaller), BATCHES)
     assert done.samples == 256 and done.judged == 64
     assert done.layers > 0 and done.batch_norms == 0
     assert done.after.loss < done.before.loss
@@ -133,7 +133,9 @@ def test_layers_before_a_removed_branch_take_over(network: tuple[TracedModel, Co
     smaller = resize(graph, coupling, plan)
     was = smaller.get_parameter("blocks.0.conv2.weight").detach().clone()
     before = error(graph, smaller)
-    reconstruct(graph, coupling, plan, smaller, [ExampleInputs((b,), {}) for b in BATCHES])
+    reconstruct(
+        PrunedModel(graph, coupling, plan, smaller), [ExampleInputs((b,), {}) for b in BATCHES]
+    )
     assert not torch.allclose(smaller.get_parameter("blocks.0.conv2.weight"), was, rtol=0.05)
     assert error(graph, smaller) < 0.5 * before
 
@@ -142,7 +144,7 @@ def test_a_model_that_lost_nothing_stays_as_it_is(network: tuple[TracedModel, Co
     graph, coupling = network
     plan = Plan.everything(coupling)
     smaller = resize(graph, coupling, plan)
-    done = recover(graph, coupling, plan, smaller, BATCHES)
+    done = recover(PrunedModel(graph, coupling, plan, smaller), BATCHES)
     assert done.after.loss < 1e-9
     torch.testing.assert_close(smaller(OTHERS[0]), graph.graph_module(OTHERS[0]))
 
@@ -152,7 +154,7 @@ def test_a_handful_of_samples_does_no_harm(network: tuple[TracedModel, Coupling]
     plan = narrow(coupling, 0.75)
     smaller = resize(graph, coupling, plan)
     before = error(graph, smaller)
-    recover(graph, coupling, plan, smaller, [BATCHES[0][:3]])
+    recover(PrunedModel(graph, coupling, plan, smaller), [BATCHES[0][:3]])
     assert error(graph, smaller) < 1.5 * before
 
 
@@ -172,7 +174,7 @@ def test_the_original_is_left_alone(network: tuple[TracedModel, Coupling]) -> No
     graph, coupling = network
     was = {k: v.clone() for k, v in graph.graph_module.state_dict().items()}
     plan = narrow(coupling)
-    recover(graph, coupling, plan, resize(graph, coupling, plan), BATCHES)
+    recover(PrunedModel(graph, coupling, plan, resize(graph, coupling, plan)), BATCHES)
     for name, value in graph.graph_module.state_dict().items():
         assert torch.equal(value, was[name]), name
 
@@ -276,7 +278,7 @@ def test_alignment_goes_further_than_least_squares_and_repeats(
         smaller = resize(graph, coupling, plan)
         recover_on(graph, coupling, plan, smaller, samples, judge)
         before = error(graph, smaller)
-        done = align(graph, coupling, plan, smaller, samples, judge, 20)
+        done = align(PrunedModel(graph, coupling, plan, smaller), samples, judge, 20)
         assert done is not None and done.helped
         found = judge.measure(streamed(smaller, samples.held))
         assert found.loss == pytest.approx(done.after.loss, rel=1e-3)
@@ -294,7 +296,7 @@ def test_what_makes_nothing_better_changes_nothing(
     plan = Plan.everything(coupling)
     samples = Samples.of(graph, BATCHES)
     smaller = resize(graph, coupling, plan)
-    done = align(graph, coupling, plan, smaller, samples, judge_of(graph, samples), 2)
+    done = align(PrunedModel(graph, coupling, plan, smaller), samples, judge_of(graph, samples), 2)
     assert done is not None and not done.helped
     for name, value in smaller.state_dict().items():
         assert torch.equal(value, graph.graph_module.state_dict()[name]), name
@@ -308,11 +310,11 @@ def test_what_does_not_learn_is_not_aligned(network: tuple[TracedModel, Coupling
     frozen = resize(graph, coupling, plan)
     for parameter in frozen.parameters():
         parameter.requires_grad_(False)
-    assert align(graph, coupling, plan, frozen, samples, judge, 2) is None
+    assert align(PrunedModel(graph, coupling, plan, frozen), samples, judge, 2) is None
     blind = Yardstick([[] for _ in samples.held])
     smaller = resize(graph, coupling, plan)
     assert blind.is_blind
-    assert align(graph, coupling, plan, smaller, samples, blind, 2) is None
+    assert align(PrunedModel(graph, coupling, plan, smaller), samples, blind, 2) is None
 
 
 def test_without_samples_held_back_nothing_is_aligned(
@@ -323,4 +325,7 @@ def test_without_samples_held_back_nothing_is_aligned(
     samples = Samples.of(graph, [BATCHES[0][:5]])
     assert not samples.held
     smaller = resize(graph, coupling, plan)
-    assert align(graph, coupling, plan, smaller, samples, judge_of(graph, samples), 2) is None
+    assert (
+        align(PrunedModel(graph, coupling, plan, smaller), samples, judge_of(graph, samples), 2)
+        is None
+    )

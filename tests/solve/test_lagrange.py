@@ -19,7 +19,7 @@ from edgeprune.solve import Limits, Problem, solve
 from edgeprune.solve.coordinate_descent import combine, descend
 from edgeprune.solve.factor_graph import Factors
 from edgeprune.solve.lagrangian import Relaxation, dual
-from edgeprune.solve.variable_elimination import Array, Elimination, Relation, TooLarge
+from edgeprune.solve.variable_elimination import Array, Relation, TooLarge, VariableElimination
 from tests.device import tabled
 from tests.pruning import randomized, traced
 from tests.solve.problems import (
@@ -82,7 +82,7 @@ def test_elimination_finds_what_trying_everything_finds(seed: int) -> None:
     scopes = [(), *((v,) for v in sizes)]
     for _ in range(8):
         scopes.append(tuple(random.choice(list(sizes), random.integers(2, 4), False).tolist()))
-    elimination = Elimination(sizes, scopes, relations, 10**6)
+    elimination = VariableElimination(sizes, scopes, relations, 10**6)
     tables = [random.normal(size=[sizes[v] for v in scope]) for scope in elimination.scopes]
     tables[-1].flat[1 : tables[-1].size // 2] = np.inf
 
@@ -104,9 +104,9 @@ def test_elimination_refuses_tables_that_are_too_large() -> None:
     pairs = list(itertools.combinations(range(5), 2))
     sizes = dict.fromkeys(range(5), 4)
     scopes = [*pairs, *((v,) for v in sizes)]
-    assert Elimination(sizes, scopes, [], 4**5).entries > 4**5
+    assert VariableElimination(sizes, scopes, [], 4**5).entries > 4**5
     with pytest.raises(TooLarge):
-        Elimination(sizes, scopes, [], 4**5 - 1)
+        VariableElimination(sizes, scopes, [], 4**5 - 1)
 
 
 # -- at given prices ------------------------------------------------------------------------------
@@ -358,5 +358,5 @@ def test_concatenated_paths_that_are_concatenated_again_stay_cheap() -> None:
             relations.append(Relation(total, path, sums, totals))
             total = sums
     scopes += [(v,) for v in sizes]
-    elimination = Elimination(sizes, scopes, relations, 5_000_000)
+    elimination = VariableElimination(sizes, scopes, relations, 5_000_000)
     assert elimination.entries < 2_000_000  # the first rule alone: 2.4 million

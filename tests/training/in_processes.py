@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeprune.data.loaders import Data
 from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.training import Recipe, fine_tune
+from edgeprune.training.setup import Extras
 
 lightning = ["lightning_fabric" in sys.modules]
 folder = Path(sys.argv[1])
@@ -25,7 +26,7 @@ done = fine_tune(
     loaded.inputs,
     Recipe(epochs=6),
     loaded.teacher,
-    metric=loaded.accuracy,
+    extras=Extras(metric=loaded.accuracy),
 )
 
 # No loader, so batches are dealt out one by one: seven make three for each of two processes.
@@ -37,7 +38,7 @@ partly = fine_tune(
     replace(dealt.data, train=batches),
     dealt.inputs,
     Recipe(epochs=2, accumulate=2),
-    checkpoint=folder / "run.pt",
+    extras=Extras(checkpoint=folder / "run.pt"),
 )
 again = case()
 resumed = fine_tune(
@@ -45,7 +46,7 @@ resumed = fine_tune(
     replace(again.data, train=batches),
     again.inputs,
     Recipe(epochs=2, accumulate=2),
-    checkpoint=folder / "run.pt",
+    extras=Extras(checkpoint=folder / "run.pt"),
 )
 
 
@@ -74,7 +75,7 @@ fine_tune(
     Data([torch.randn(8, 64) for _ in range(4)], None, False, None),
     vectors,
     Recipe(epochs=1),
-    loss=lambda outputs, batch: outputs[0].square().mean(),
+    extras=Extras(loss=lambda outputs, batch: outputs[0].square().mean()),
 )
 rank = torch.distributed.get_rank()
 torch.save(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.training import Recipe, Trained, fine_tune
+from edgeprune.training.setup import Extras
 from tests.training.digits_case import Case, case, same_weights
 
 RECIPE = Recipe(epochs=5)
@@ -21,7 +22,12 @@ class Interrupted(Exception):
 
 def run(given: Case, path: Path | None, recipe: Recipe = RECIPE, **options: Any) -> Trained:
     return fine_tune(
-        given.student, given.data, given.inputs, recipe, given.teacher, checkpoint=path, **options
+        given.student,
+        given.data,
+        given.inputs,
+        recipe,
+        given.teacher,
+        extras=Extras(checkpoint=path, **options),
     )
 
 

@@ -18,6 +18,7 @@ from edgeprune.data.loaders import Data, load_data
 from edgeprune.graph.trace import ExampleInputs, trace
 from edgeprune.training import Recipe, fine_tune
 from edgeprune.training.graphs import shared_features, with_features
+from edgeprune.training.setup import Extras
 from tests.training import digits_case
 from tests.training.digits_case import Case, case, images, loader, same_weights
 
@@ -44,7 +45,7 @@ def test_accuracy_comes_back(taught: bool) -> None:
         given.inputs,
         Recipe(epochs=8),
         teacher=given.teacher if taught else None,
-        metric=given.accuracy,
+        extras=Extras(metric=given.accuracy),
     )
     assert before < 60
     assert given.accuracy(given.student) > 93
@@ -104,7 +105,9 @@ def test_a_seed_gives_the_same_weights_and_another_one_others() -> None:
     for seed in (3, 3, 4):
         given = case()
         torch.rand(seed + len(students))  # where the caller's own random numbers stand is no matter
-        fine_tune(given.student, given.data, given.inputs, SHORT, given.teacher, seed=seed)
+        fine_tune(
+            given.student, given.data, given.inputs, SHORT, given.teacher, extras=Extras(seed=seed)
+        )
         students.append(given.student)
     assert same_weights(students[0], students[1])
     assert not same_weights(students[0], students[2])
@@ -149,7 +152,12 @@ def test_the_users_own_loss_is_all_that_counts() -> None:
         return F.mse_loss(outputs, torch.full_like(outputs, 7.0))
 
     done = fine_tune(
-        given.student, given.data, given.inputs, Recipe(4, 0.05), given.teacher, loss=loss
+        given.student,
+        given.data,
+        given.inputs,
+        Recipe(4, 0.05),
+        given.teacher,
+        extras=Extras(loss=loss),
     )
     assert isinstance(seen[0], list)  # as the DataLoader gave it, labels and all
     assert len(seen[0]) == 2
@@ -163,7 +171,11 @@ def test_a_loss_that_the_weights_dont_change_is_refused() -> None:
     given = case()
     with pytest.raises(UserError, match="doesn't depend"):
         fine_tune(
-            given.student, given.data, given.inputs, SHORT, loss=lambda _, batch: batch[0].mean()
+            given.student,
+            given.data,
+            given.inputs,
+            SHORT,
+            extras=Extras(loss=lambda _, batch: batch[0].mean()),
         )
 
 
@@ -202,11 +214,11 @@ def test_a_loss_that_is_not_finite_starts_anew_at_a_tenth_of_the_rate() -> None:
         return value * float("nan") if fails and fails.pop() else value
 
     recipe = Recipe(epochs=1, learning_rate=0.01)
-    done = fine_tune(given.student, given.data, given.inputs, recipe, loss=loss)
+    done = fine_tune(given.student, given.data, given.inputs, recipe, extras=Extras(loss=loss))
     assert done.learning_rate == pytest.approx(0.001)
     assert any("trained anew" in remark for remark in done.remarks)
     tenth = replace(recipe, learning_rate=0.001)
-    fine_tune(calm.student, calm.data, calm.inputs, tenth, loss=loss)
+    fine_tune(calm.student, calm.data, calm.inputs, tenth, extras=Extras(loss=loss))
     for name, weight in given.student.state_dict().items():
         torch.testing.assert_close(weight, calm.student.state_dict()[name])
 
@@ -308,7 +320,7 @@ def test_progress_goes_from_the_first_epoch_to_the_whole() -> None:
         given.data,
         given.inputs,
         Recipe(epochs=2),
-        note=lambda words, share: said.append((words, share)),
+        extras=Extras(note=lambda words, share: said.append((words, share))),
     )
     shares = [share for _, share in said]
     assert shares == sorted(shares)

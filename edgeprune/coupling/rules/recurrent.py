@@ -44,7 +44,7 @@ def _layers(kind: str) -> Rule:
         for layer in range(int(layers)):  # type: ignore[arg-type]
             for d in range(directions):
                 own = weights[(layer * directions + d) * size :][:size]
-                _cell_weights(walk, node, own, biases, _GATES[kind], inputs, hidden, shown)
+                _cell_weights(walk, node, own, biases, _GATES[kind], inputs, (hidden, shown))
             inputs = _side_by_side(shown, directions)
         batch = [None, None]
         y = [*batch, inputs]
@@ -64,7 +64,7 @@ def _cell(kind: str) -> Rule:
         hidden = walk.join(h, walk.of(states[-1])[1], node) if len(states) == 2 else h
         weights = [w for w in node.args[2:6] if w is not None]
         inputs = walk.of(node.args[0])[1]
-        _cell_weights(walk, node, weights, len(weights) - 2, _GATES[kind], inputs, hidden, h)
+        _cell_weights(walk, node, weights, len(weights) - 2, _GATES[kind], inputs, (hidden, h))
         out = [[None, walk.of(state)[1]] for state in states]
         return out if len(out) > 1 else out[0]
 
@@ -84,11 +84,11 @@ def _cell_weights(
     biases: int,
     gates: int,
     inputs: Label,
-    hidden: Label,
-    shown: Label,
+    states: tuple[Label, Label],
 ) -> None:
     """Couples one cell's w_ih (gates·hidden, in), w_hh (gates·hidden, shown), their biases, and
-    w_hr (shown, hidden) where the state is projected."""
+    w_hr (shown, hidden) where the state is projected. states: hidden and shown."""
+    hidden, shown = states
     w_ih, w_hh, *rest = weights
     rows, columns = walk.of(w_ih)
     recurrent_rows, recurrent_columns = walk.of(w_hh)
