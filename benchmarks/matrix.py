@@ -30,10 +30,8 @@ ROWS = {
 }
 _TELLING = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "numpy", "ortools", "pydantic")
 TESTS = (
-    "tests/coupling", "tests/test_export.py", "tests/test_onnx_forms.py", "tests/test_cli.py",
-    "tests/test_oracle.py", "tests/test_resize.py", "tests/test_proofs.py", "tests/test_load.py",
-    "tests/test_program_file.py", "tests/test_writeback.py", "tests/recover", "tests/solve",
-    "tests/training/test_recipe.py", "tests/loading",
+    "tests/coupling", "tests/surgery", "tests/export", "tests/cli", "tests/loading", "tests/graph",
+    "tests/recovery", "tests/solve", "tests/training/test_recipe.py", "tests/test_proofs.py",
     "tests/test_corpus.py",
 )  # fmt: skip
 

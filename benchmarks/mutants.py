@@ -34,12 +34,24 @@ _WITH_ARGUMENTS = ("core/VariableInserter", "core/VariableReplacer")
 
 #: A module and the tests that are about it, those that see most first.
 TESTS: dict[str, tuple[str, ...]] = {
-    "oracle": ("tests/test_oracle.py", "tests/coupling/test_ops.py", "tests/test_proofs.py"),
-    "resize": ("tests/test_resize.py", "tests/coupling/test_ops.py", "tests/test_writeback.py"),
-    "resize_layers": ("tests/test_writeback.py",),
-    "validate": ("tests/test_export.py", "tests/test_proofs.py"),
-    "export": ("tests/test_export.py", "tests/test_onnx_forms.py", "tests/test_proofs.py"),
-    "writeback": ("tests/test_writeback.py",),
+    "surgery.oracle": (
+        "tests/surgery/test_oracle.py",
+        "tests/coupling/test_ops.py",
+        "tests/test_proofs.py",
+    ),
+    "surgery.resize": (
+        "tests/surgery/test_resize.py",
+        "tests/coupling/test_ops.py",
+        "tests/surgery/test_write_back.py",
+    ),
+    "surgery.module_layers": ("tests/surgery/test_write_back.py",),
+    "export.parity": ("tests/export/test_onnx.py", "tests/test_proofs.py"),
+    "export.onnx": (
+        "tests/export/test_onnx.py",
+        "tests/export/test_fusable_ops.py",
+        "tests/test_proofs.py",
+    ),
+    "surgery.write_back": ("tests/surgery/test_write_back.py",),
 }
 
 
@@ -73,7 +85,7 @@ def mutants(module: str) -> list[Mutant]:
     import parso
     from cosmic_ray.plugins import get_operator, operator_names
 
-    source = (_ROOT / "edgeprune" / f"{module}.py").read_text(encoding="utf-8")
+    source = (_path(_ROOT, module)).read_text(encoding="utf-8")
     silent = _silent(source)
     found = []
     for name in sorted(operator_names()):
@@ -84,6 +96,10 @@ def mutants(module: str) -> list[Mutant]:
             if not any(first <= start <= last for first, last in silent):
                 found.append(Mutant(module, name, at, start[0]))
     return found
+
+
+def _path(root: Path, module: str) -> Path:
+    return root / "edgeprune" / (module.replace(".", "/") + ".py")
 
 
 def _places(tree: Any, operator: Any) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -113,7 +129,7 @@ def _silent(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 def explained(mutant: Mutant) -> str:
     """Why a mutant changes nothing, "" if it does."""
-    path = _ROOT / "edgeprune" / f"{mutant.module}.py"
+    path = _path(_ROOT, mutant.module)
     line = path.read_text(encoding="utf-8").splitlines()[mutant.line - 1]
     return next(
         (
@@ -172,7 +188,7 @@ def survives(mutant: Mutant, folder: Path) -> bool | None:
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
-    path = folder / "edgeprune" / f"{mutant.module}.py"
+    path = _path(folder, mutant.module)
     source = path.read_text(encoding="utf-8")
     made = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     try:
@@ -180,7 +196,7 @@ def survives(mutant: Mutant, folder: Path) -> bool | None:
             return None
     except SyntaxError:  # `**` of a call is no operator
         return None
-    for cached in path.parent.glob(f"__pycache__/{mutant.module}.*"):
+    for cached in path.parent.glob(f"__pycache__/{path.stem}.*"):
         cached.unlink()
     try:
         path.write_text(made, encoding="utf-8")

@@ -15,7 +15,7 @@ from edgeprune.calibration.observations import read_results
 from edgeprune.calibration.sample_blocks import write_samples
 from edgeprune.core.errors import EdgePruneError
 from export import microbench, runner
-from tests.device.hasty import HASTE, hasty_scripts
+from tests.calibration.hasty import HASTE, hasty_scripts
 
 FIRST = 4  # the ones from here on are of both kinds: with planes and with tokens
 NETWORKS = 4

@@ -20,7 +20,7 @@ from edgeprune.solve.coordinate_descent import combine, descend
 from edgeprune.solve.factor_graph import Factors
 from edgeprune.solve.lagrangian import Relaxation, dual
 from edgeprune.solve.variable_elimination import Array, Relation, TooLarge, VariableElimination
-from tests.device import tabled
+from tests.calibration import tabled
 from tests.pruning import randomized, traced
 from tests.solve.problems import (
     IMAGE,

@@ -17,7 +17,7 @@ from edgeprune.solve.coordinate_descent import descend
 from edgeprune.solve.latency_terms import PolynomialForm
 from edgeprune.solve.solver import GAP_LIMIT
 from edgeprune.solve.vectorized import Columns, Latency, Lookups
-from tests.device import tabled
+from tests.calibration import tabled
 from tests.solve.problems import MODELS, choices, consistent, keeps, limits_at, problem_of
 
 Array = NDArray[np.float64]

@@ -24,8 +24,8 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.export.onnx import export
 from edgeprune.profiles.profile import Fusion, Profile, load_profile
 from edgeprune.surgery.resize import resize
-from tests.device import tabled
-from tests.device.test_kernels import SmallAttention, SmallCNN
+from tests.calibration import tabled
+from tests.cost.test_kernels import SmallAttention, SmallCNN
 from tests.pruning import randomized, traced
 
 BLOCKS, ROWS = Fusion("onnxruntime", 16), Fusion("onnxruntime")

@@ -22,8 +22,8 @@ from edgeprune.cost.onnx_reader import kernel_graph
 from edgeprune.cost.pricing import pricing
 from edgeprune.profiles.profile import Fusion, load_profile
 from export import microbench
-from tests.device import tabled
-from tests.device.hasty import HASTE
+from tests.calibration import tabled
+from tests.calibration.hasty import HASTE
 
 
 @pytest.fixture

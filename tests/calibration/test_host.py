@@ -17,8 +17,8 @@ from edgeprune.calibration.fit import fit
 from edgeprune.calibration.observations import Results
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.profiles.profile import Profile, load_profile
-from tests.device import tabled
-from tests.device.hasty import hasty_scripts
+from tests.calibration import tabled
+from tests.calibration.hasty import hasty_scripts
 
 
 @pytest.fixture(autouse=True)

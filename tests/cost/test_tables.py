@@ -18,7 +18,7 @@ from edgeprune.core.errors import EdgePruneError
 from edgeprune.cost.pricing import pricing
 from edgeprune.cost.tables import Table, Tables, Trees, describe, described
 from edgeprune.cost.work import Work
-from tests.device import tabled
+from tests.calibration import tabled
 
 RANDOM = np.random.default_rng(0)
 AROUND = (1e6, 5e5)

@@ -32,7 +32,7 @@ from edgeprune.pipeline.check import check
 from edgeprune.profiles.profile import load_profile
 from edgeprune.runtime.ort_subprocess import read_answer
 from edgeprune.runtime.ssh import Address, Remote
-from tests.device.hasty import hasty_scripts
+from tests.calibration.hasty import hasty_scripts
 
 PYTHON = sys.executable
 SSHD = shutil.which("sshd") or shutil.which("/usr/sbin/sshd")
@@ -247,7 +247,7 @@ def small() -> nn.Module:
 def test_pruning_is_measured_on_the_device(
     stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["tests.test_remote:small", "--input", "1x3x48x48", "--data", "none"]
+    words = ["tests.runtime.test_ssh:small", "--input", "1x3x48x48", "--data", "none"]
     words += ["--profile", "raspberry-pi-4", "--remote", stand_in.url()]
     words += ["-o", str(tmp_path / "out")]
     whole = ["--rate", "0", "--json"]

@@ -15,7 +15,7 @@ from edgeprune.cli.app import main
 from edgeprune.core.errors import UserError
 from edgeprune.pipeline.check import check
 from edgeprune.profiles.profile import load_profile
-from tests.device import tabled
+from tests.calibration import tabled
 
 QUIET = {
     "latency_ms": 2.0,

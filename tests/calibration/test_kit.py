@@ -20,7 +20,7 @@ from edgeprune.calibration.sample_blocks import sample
 from edgeprune.cli.app import main
 from edgeprune.core.errors import UserError
 from edgeprune.profiles.profile import load_profile
-from tests.device.hasty import hasty_scripts
+from tests.calibration.hasty import hasty_scripts
 
 NETWORKS = 12
 # What a device hasn't got: importing any of it ends the kit.

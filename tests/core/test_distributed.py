@@ -16,7 +16,7 @@ import torch
 from edgeprune.core import distributed as ranks
 from edgeprune.core.errors import UserError
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 MODEL = """
