@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.graph.training_flags import TrainableGraph
+from edgeprune.runtime.ssh import Remote
 from edgeprune.sparse.masks import Masks
 
 PACKAGE = Path(__file__).parents[1] / "edgeprune"
@@ -50,10 +51,12 @@ def test_no_module_is_too_long() -> None:
 
 
 def test_what_moved_is_found_where_it_was() -> None:
-    """Scripts of users, and pickles, name these."""
+    """Scripts of users name these."""
+    import edgeprune.remote
     import edgeprune.trainable
 
     import edgeprune.sparse.masks
 
+    assert edgeprune.remote.Remote is Remote
     assert edgeprune.trainable.TrainableGraph is TrainableGraph
     assert edgeprune.sparse.masks.Masks is Masks
