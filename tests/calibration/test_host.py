@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from edgeprune.calibration import fit as calibration
-from edgeprune.calibration import host
+from edgeprune.calibration import host, named
 from edgeprune.calibration.fit import fit
 from edgeprune.calibration.observations import Results
 from edgeprune.core.errors import EdgePruneError, UserError
@@ -118,7 +118,7 @@ def test_the_second_time_nothing_is_measured(runs: list[Any], cache: Path) -> No
 def test_load_profile_knows_it_and_tells_standard_error(
     runs: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert load_profile("host").name == "host"
+    assert named.load_profile("host").name == "host"
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1

@@ -251,7 +251,7 @@ def test_size_of_the_file_is_what_the_report_says(good: Run) -> None:
 def test_onnx_says_what_it_was_made_for(good: Run) -> None:
     entries = {e.key: e.value for e in good.onnx.metadata_props}
     assert entries["edgeprune.profile"] == "jetson-nano"
-    assert json.loads(entries["edgeprune.core.budgets"])["latency_ms"] == 0.2
+    assert json.loads(entries["edgeprune.budgets"])["latency_ms"] == 0.2
     assert json.loads(entries["edgeprune.widths"]).keys() == good.widths.keys()
     assert "edgeprune.version" in entries and "edgeprune.met" not in entries
     assert good.onnx.producer_name == "edgeprune"

@@ -47,7 +47,7 @@ def test_file_is_valid_small_and_says_what_it_is(tmp_path: Path) -> None:
     onnx.checker.check_model(model, full_check=True)
     entries = {e.key: e.value for e in model.metadata_props}
     assert entries["edgeprune.version"] == "1"
-    assert json.loads(entries["edgeprune.core.budgets"]) == {"size_mb": 2.0}
+    assert json.loads(entries["edgeprune.budgets"]) == {"size_mb": 2.0}
     assert recorded_shapes(model) == {model.graph.input[0].name: [1, 8]}
     assert made.size_mb == made.path.stat().st_size / 1e6
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
