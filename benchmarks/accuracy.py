@@ -31,10 +31,11 @@ import edgeprune
 from benchmarks import accuracy_curves as curves_of
 from benchmarks import accuracy_peer as peer
 from benchmarks.accuracy_networks import load
+from edgeprune.calibration.named import load_profile
 from edgeprune.cost import analytic as latency
 from edgeprune.export.onnx import export
 from edgeprune.graph.trace import ExampleInputs, trace
-from edgeprune.profiles.profile import Profile, load_profile
+from edgeprune.profiles.profile import Profile
 from edgeprune.runtime.ort_subprocess import run_runner
 from edgeprune.solve import latency_terms as terms
 from edgeprune.solve import vectorized as compiled
