@@ -21,7 +21,6 @@ from edgeprune.api import carry_out
 from edgeprune.calibration.host import host_profile
 from edgeprune.cli.progress import Bars
 from edgeprune.core.budgets import Budgets
-from edgeprune.core.errors import UserError
 from edgeprune.core.timing import Steps
 from edgeprune.data.loaders import data_from
 from edgeprune.graph.trace import ExampleInputs
@@ -115,12 +114,8 @@ def run_demo(output: Path, seed: int, quiet: bool) -> int:
 
 def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
     """scikit-learn's digits as (n, 1, 16, 16) floats, four fifths to train on and one to test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UserError(
-            "the demo's data come with scikit-learn: pip install 'edgeprune[demo]'"
-        ) from error
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
     x = F.interpolate(x, scale_factor=2, mode="bilinear")

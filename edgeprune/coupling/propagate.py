@@ -21,7 +21,6 @@ from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.trace import sizes_of
 
 Labels = list[Label]  # one tensor
-NodeLabels = Labels | list["NodeLabels"] | None  # several tensors; None = not a tensor
 Rule = Callable[["Walk", Node], Any]
 
 

@@ -176,11 +176,6 @@ def live_bytes(traced: TracedModel) -> dict[str, float]:
     return alive
 
 
-def bytes_per_sample(traced: TracedModel) -> float:
-    """The most that a run of a traced graph holds at once, in bytes for each sample."""
-    return max(live_bytes(traced).values(), default=0.0)
-
-
 def activation_bytes(traced: TracedModel) -> float:
     """All values of a run together, as gradients need them, in bytes for each sample."""
     return sum(_bytes(n, traced) for n in traced.graph_module.graph.nodes) / traced.batch

@@ -85,7 +85,6 @@ class _State:
         damped, factor = _damped(reader.covariance.double())
         self._inverse = torch.cholesky_inverse(factor)
         self._weights = reader.weights.double().clone()
-        self._unit = reader.unit
         self._scale = float(((self._weights @ damped) * self._weights).sum().clamp(min=1e-30))
         columns = np.argsort(reader.unit, kind="stable")
         columns = columns[reader.unit[columns] >= 0]

@@ -9,7 +9,7 @@ from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
 from edgeprune.graph.trace import ExampleInputs
 from edgeprune.reconstruction.outputs import forked_outputs, outputs, streamed
-from edgeprune.reconstruction.replay import Replay, bytes_per_sample
+from edgeprune.reconstruction.replay import Replay, live_bytes
 from edgeprune.surgery.resize import resize
 from tests.pruning import randomized, traced
 
@@ -71,7 +71,7 @@ def test_a_fork_goes_on_in_another_graph() -> None:
 def test_memory_is_that_of_the_largest_step() -> None:
     graph = traced(randomized(Residual()), BATCHES[0])
     # The sum's shortcut, the branch's inner 12 channels and their ReLU are there at once.
-    assert bytes_per_sample(graph) == 4 * 36 * (8 + 12 + 12)
+    assert max(live_bytes(graph).values()) == 4 * 36 * (8 + 12 + 12)
 
 
 def test_batches_that_come_later_are_where_the_others_are() -> None:

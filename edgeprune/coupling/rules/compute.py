@@ -24,17 +24,15 @@ def _conv(walk: Walk, node: Node) -> Labels:
     if groups == 1:
         spec = f"ni{space},oi{space},o->no{space}"
         return apply(walk, node, spec, [x, weight, bias])
-    outputs, _ = _grouped(walk, node, x, weight, groups, out_first=True)
+    outputs = _grouped(walk, node, x, weight, groups)
     if bias is not None:
         walk.join(outputs, walk.of(bias)[0], node)
     walk.literal(node, where_is(node, 6, "groups"), _group_label(walk, outputs, weight, groups))
     return [walk.of(x)[0], outputs] + [None] * len(space)
 
 
-def _grouped(
-    walk: Walk, node: Node, x: Any, weight: Any, groups: int, out_first: bool
-) -> tuple[Label, Label]:
-    """Pairs a grouped convolution's channels group by group; returns (output, input) labels."""
+def _grouped(walk: Walk, node: Node, x: Any, weight: Any, groups: int) -> Label:
+    """Pairs a grouped convolution's channels group by group; returns the outputs' label."""
     x_labels, w_labels = walk.of(x), walk.of(weight)
     if len(x_labels) != len(w_labels):
         raise Unfollowed
@@ -47,7 +45,7 @@ def _grouped(
     walk.join(x_group, w_group, node)
     if channels // groups > 1:
         walk.join(x_in, w_labels[1], node)
-    return w_labels[0], x_labels[1]
+    return w_labels[0]
 
 
 def _group_label(walk: Walk, label: Label, weight: Any, groups: int) -> Label:
