@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PYTHON := $(shell command -v python3.11 || command -v python3)
 CODE := $(wildcard edgeprune tests benchmarks export examples)
 
-.PHONY: demo test lint soak fuzz matrix lock audit bench-env clean .venv
+.PHONY: demo test lint soak fuzz coverage trust matrix lock audit bench-env clean .venv
 
 .venv: $(STAMP)
 
@@ -37,6 +37,20 @@ soak: $(STAMP)
 fuzz: $(STAMP)
 	$(PIP) install --quiet -c constraints.txt atheris
 	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/fuzz.py
+
+# Lines and branches that the tests run: 15 minutes. Without the tests that break writing on purpose,
+# which breaks what coverage writes too.
+coverage: $(STAMP)
+	$(PIP) install --quiet pytest-cov
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	    --no-loadscope-reorder --ignore=tests/test_faults.py --cov=edgeprune --cov-report=term
+
+# Faults while writing, random networks, mutants of what proves: resumable, an hour on two cores.
+trust: $(STAMP)
+	$(PIP) install --quiet cosmic-ray
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/faults.py --json faults.json
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/random_networks.py --json random.json
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(PY) benchmarks/mutants.py --json mutants.json
 
 # The oldest and newest releases that are allowed, on each Python (benchmarks/matrix.py).
 matrix: $(STAMP)

@@ -80,15 +80,9 @@ def error(graph: TracedModel, smaller: GraphModule) -> float:
     return judge.measure(streamed(smaller, calls)).loss
 
 
-def recover(
-    graph: TracedModel,
-    coupling: Coupling,
-    plan: Plan,
-    smaller: GraphModule,
-    batches: Sequence[Tensor],
-) -> Recovery:
-    samples = Samples.of(graph, batches)
-    return recover_on(graph, coupling, plan, smaller, samples, judge_of(graph, samples))
+def recover(model: PrunedModel, batches: Sequence[Tensor]) -> Recovery:
+    samples = Samples.of(model.traced, batches)
+    return recover_on(model, samples, judge_of(model.traced, samples))
 
 
 def narrow(coupling: Coupling, share: float = 0.5) -> Plan:
@@ -276,7 +270,7 @@ def test_alignment_goes_further_than_least_squares_and_repeats(
     results = []
     for _ in range(2):
         smaller = resize(graph, coupling, plan)
-        recover_on(graph, coupling, plan, smaller, samples, judge)
+        recover_on(PrunedModel(graph, coupling, plan, smaller), samples, judge)
         before = error(graph, smaller)
         done = align(PrunedModel(graph, coupling, plan, smaller), samples, judge, 20)
         assert done is not None and done.helped
