@@ -175,6 +175,36 @@ def test_what_a_derived_layer_holds_besides_follows() -> None:
     assert len(module[0].gain) == module[0].out_channels < 8
 
 
+def test_groups_are_read_where_a_weight_flows_to() -> None:
+    """A layer of the user's own scales its weight first: the convolution is the second op."""
+
+    class Scaled(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(9, 12, 1, groups=3)
+            self.gain = nn.Parameter(torch.ones(12, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.weight * self.gain, self.bias, groups=self.groups)
+
+    module = followed(nn.Sequential(nn.Conv2d(3, 9, 1), Scaled(), nn.Conv2d(12, 4, 1)), X)
+    grouped = module[1]
+    assert grouped.in_channels == grouped.groups * grouped.weight.shape[1]
+    assert grouped.in_channels == module[0].out_channels < 9
+    assert grouped.out_channels == len(grouped.gain) == module[2].in_channels < 12
+
+
+@pytest.mark.parametrize("kind", [nn.GRUCell, nn.RNNCell])
+def test_recurrent_cells_follow(kind: Any) -> None:
+    def steps(m: Any, x: Tensor) -> Any:
+        h = m.cell(m.first(x[:, 0]))
+        return m.last(m.cell(m.first(x[:, 1]), h))
+
+    net = Net(steps, first=nn.Linear(6, 8), cell=kind(8, 10), last=nn.Linear(10, 4))
+    cell = followed(net, TOKENS).cell
+    assert cell.hidden_size == cell.weight_hh.shape[1] < 10
+    assert cell.input_size == cell.weight_ih.shape[1] < 8
+
+
 def test_tied_weights_stay_tied() -> None:
     net = Net(
         lambda s, x: s.head(F.relu(s.body(s.embed(x)))),
