@@ -59,10 +59,14 @@ TESTS: dict[str, tuple[str, ...]] = {
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("strict=True", "ReplaceTrueWithFalse"): "lengths agree: strict only says so",
     ("same = (a == b) |", "ReplaceBinaryOperator_Bit"): "& of booleans is *, | of exclusive ones ^",
-    (
-        "if finite.numel() else 0.0",
-        "NumberReplacer",
-    ): "what is not finite is equal or infinitely off",
+    ("finite.numel() else 0.0", "NumberReplacer"): "what isn't finite is equal or infinitely off",
+    ("_RANDOM_BATCHES + 1", "Add_BitOr"): "4 | 1 is 4 + 1",
+    ("len(sizes) - 4", "Sub_Mod"): "the same for the up to seven dimensions that attention has",
+    ("elif len(sizes) > 4", "Gt_NotEq"): "three dimensions are taken before",
+    ("dataclass(frozen=True)", "TrueWithFalse"): "nobody writes to it: frozen only says so",
+    ("if layer.groups == 1", "Eq_LtE"): "there is one group at least",
+    ("layer.num_features =", "NumberReplacer"): "the first dimension of one is the last, too",
+    ("waiting.pop(0)", "NumberReplacer"): "whichever reader comes first: all of a weight's agree",
 }
 
 
