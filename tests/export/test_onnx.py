@@ -137,6 +137,8 @@ def test_random_inputs_of_single_and_of_no_values() -> None:
     assert [tuple(x.shape) for x in drawn] == [(2000, 1), (2000, 1), (2000, 0), (), (3, 2)]
     assert abs(float(drawn[0].mean()) - 5) < 0.1 and abs(float(drawn[0].std()) - 1) < 0.1
     assert set(drawn[1].flatten().tolist()) == {4}
+    two = random_like(ExampleInputs((torch.tensor([[1.0, 9.0]]),), {}), torch.Generator(), 2000, 1)
+    assert abs(float(two.args[0].std()) - 32**0.5) < 0.3  # two values have one
     constant = random_like(ExampleInputs((torch.full((1, 9), 3.0),), {}), torch.Generator(), 200, 1)
     assert abs(float(constant.args[0].std()) - 1) < 0.1  # no spread either
 
