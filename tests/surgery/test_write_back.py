@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.surgery.write_back import WrittenBack, write_back
+from edgeprune.surgery.write_back import WrittenBack, _told, write_back
 from tests.pruning import PRUNES_LSTM, Net, equal, random_plan, randomized, resize, run, traced
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -203,6 +203,38 @@ def test_recurrent_cells_follow(kind: Any) -> None:
     cell = followed(net, TOKENS).cell
     assert cell.hidden_size == cell.weight_hh.shape[1] < 10
     assert cell.input_size == cell.weight_ih.shape[1] < 8
+
+
+def test_weights_that_recovery_moved_are_in_the_user_s_class() -> None:
+    module = randomized(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)))
+    x = torch.randn(5, 6)
+    graph = traced(module, x)
+    coupling = couple(graph)
+    plan = random_plan(coupling)
+    smaller = resize(graph, coupling, plan)
+    with torch.no_grad():
+        for tensor in (*smaller.parameters(), *smaller.buffers()):
+            if tensor.is_floating_point():
+                tensor.mul_(1.5).add_(0.25)
+    result = write_back(module, graph, coupling, plan, smaller)
+    assert result.module is not None, result.note
+    torch.testing.assert_close(run(result.module, x), run(smaller, x))
+    for name, tensor in smaller.state_dict().items():
+        assert torch.equal(result.module.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("graphs", "words"),
+    [
+        ((), ""),
+        (("a",), "a graph stands in for a"),
+        (("a", "b"), "graphs stand in for 2 of its modules: a, b"),
+        (("a", "b", "c"), "graphs stand in for 3 of its modules: a, b, c"),
+        (("a", "b", "c", "d"), "graphs stand in for 4 of its modules: a, b, c, …"),
+    ],
+)
+def test_what_is_a_graph_now_is_told(graphs: tuple[str, ...], words: str) -> None:
+    assert _told(graphs) == words
 
 
 def test_tied_weights_stay_tied() -> None:
