@@ -44,7 +44,7 @@ def profile(content: bytes, folder: Path) -> object:
 
 
 def results(content: bytes, folder: Path) -> object:
-    """What microbench.py or a kit brought home, and the profile that is fitted to it."""
+    """What microbench.py or a kit brought home."""
     from edgeprune.calibration.observations import read_results
 
     return read_results(_file(folder, "results.jsonl", content))

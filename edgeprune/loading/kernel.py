@@ -80,12 +80,12 @@ def _filter(calls: list[str], kill: bool) -> bool:
     if platform.machine() not in _MACHINES:
         return False
     architecture, numbers = _MACHINES[platform.machine()]
-    other = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), _no(kill)]
+    steps = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), _no(kill)]
     # Calls of the 32-bit kind have numbers of their own.
-    other += [(_LOAD, 0, 0, _CALL), (_AT_LEAST, 0, 1, _X32), _no(kill)]
+    steps += [(_LOAD, 0, 0, _CALL), (_AT_LEAST, 0, 1, _X32), _no(kill)]
     for name in calls:
-        other += [(_EQUAL, 0, 1, numbers[name]), _no(kill)]
-    steps = [*other, (_EQUAL, 1, 0, numbers["socket"]), (_RETURN, 0, 0, _ALLOW)]
+        steps += [(_EQUAL, 0, 1, numbers[name]), _no(kill)]
+    steps += [(_EQUAL, 1, 0, numbers["socket"]), (_RETURN, 0, 0, _ALLOW)]
     steps.append((_LOAD, 0, 0, _ARGUMENT))
     for family in _INTERNET:
         steps += [(_EQUAL, 0, 1, family), _no(kill)]

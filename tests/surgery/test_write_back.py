@@ -48,8 +48,8 @@ def followed(module: nn.Module, x: Any, removed: frozenset[int] = frozenset()) -
     return result.module
 
 
-def convolutions(middle: nn.Module, out: int = 8) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), middle, nn.Conv2d(out, 4, 1))
+def convolutions(middle: nn.Module, out: int = 8, width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), middle, nn.Conv2d(out, 4, 1))
 
 
 def test_attributes_of_layers_tell_the_truth() -> None:
@@ -109,16 +109,10 @@ def test_groups_that_stay_several_tell_the_truth(layer: Any) -> None:
 
 
 def test_a_wide_depthwise_layer_follows() -> None:
-    module = followed(convolutions_of(nn.Conv2d(300, 300, 3, groups=300)), X)
+    module = followed(convolutions(nn.Conv2d(300, 300, 3, groups=300), 300, 300), X)
     depthwise = module[1]
     assert depthwise.groups == depthwise.in_channels == depthwise.out_channels < 300
     assert module[0].out_channels == depthwise.groups == module[2].in_channels
-
-
-def convolutions_of(middle: nn.Conv2d) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, middle.in_channels, 1), middle, nn.Conv2d(middle.out_channels, 4, 1)
-    )
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
