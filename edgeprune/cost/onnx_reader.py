@@ -25,44 +25,20 @@ from edgeprune.cost.kernels import (
     transposes,
     unmoved,
 )
+from edgeprune.graph.ops import ONNX_KERNELS, ONNX_PARTIAL
 from edgeprune.profiles.profile import Fusion
 from edgeprune.sparse.initializers import densified
 
 # The key under which `export` writes the shapes that costs are counted at.
 INPUT_SHAPES_KEY = "edgeprune.input_shapes"
 
-_FREE = (
-    "Reshape Flatten Squeeze Unsqueeze Identity Dropout Cast Shape Constant ConstantOfShape "
-    "Size Range"
-).split()
-_COPY = (
-    "Transpose Concat Split Expand Pad Tile DepthToSpace SpaceToDepth ScatterND ScatterElements"
-).split()
-_PARTIAL = "Slice Gather GatherElements GatherND".split()
-_POOL = (
-    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool ReduceMean ReduceSum ReduceMax "
-    "ReduceMin ReduceL2 ReduceProd Resize Upsample GridSample ArgMax TopK"
-).split()
-_NORM = (
-    "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization "
-    "LpNormalization SkipLayerNormalization"
-).split()
-_KINDS = {
-    **dict.fromkeys(_FREE, FREE),
-    **dict.fromkeys((*_COPY, *_PARTIAL), "copy"),
-    **dict.fromkeys(_POOL, "pool"),
-    **dict.fromkeys(_NORM, "norm"),
-    **dict.fromkeys(("Softmax", "LogSoftmax"), "softmax"),
-}
-
 # Where an op has its input and its weight.
 _CONVOLUTIONS = dict.fromkeys("Conv ConvTranspose ConvInteger FusedConv".split(), (0, 1))
 _CONVOLUTIONS["QLinearConv"] = (0, 3)
 _PRODUCTS = dict.fromkeys("MatMul Gemm MatMulInteger FusedMatMul FusedGemm".split(), (0, 1))
 _PRODUCTS["QLinearMatMul"] = (0, 3)
-_ELEMENTWISE = "Gelu BiasGelu FastGelu QuickGelu QLinearAdd QuantizeLinear DequantizeLinear".split()
 _OWN = ("", "ai.onnx")  # the domains of the standard's own ops
-_KNOWN = {*_KINDS, *_CONVOLUTIONS, *_PRODUCTS, *_ELEMENTWISE}
+_KNOWN = {*ONNX_KERNELS, *_CONVOLUTIONS, *_PRODUCTS}
 _UNPRICED = "Attention DeformConv If Loop Scan SequenceMap DFT STFT Det".split()
 _LARGEST_KEPT = 256  # larger weights stay out of shape inference: no shape is computed from them
 
@@ -241,7 +217,7 @@ class _Reader:
             Poly.constant(cost.macs),
             tuple(map(Poly.constant, cost.channels)),
             Poly.constant(sum(prod(self._weights[n]) for n in weights)),
-            partial=node.op_type in _PARTIAL,
+            partial=node.op_type in ONNX_PARTIAL,
             held=Poly.constant(sum(prod(self._weights[n]) for n in new)),
             label="Scale" if self._scales(node) else node.op_type,
             sizes={name: Poly.constant(size) for name, size in cost.shape.items()},
@@ -278,9 +254,10 @@ class _Reader:
         if op == "Concat":
             axis = _attribute(node, "axis", 1) % len(self._shape(node.output[0]))
             shape = {"axis": axis, "count": len(node.input)}
-        if op in _NORM or "Softmax" in op:
+        kind = ONNX_KERNELS.get(op, "elementwise")
+        if kind in ("norm", "softmax"):
             shape = {"last": self._shape(node.input[0])[-1]}
-        return _Cost(_KINDS.get(op, "elementwise"), shape=shape)
+        return _Cost(kind, shape=shape)
 
     @staticmethod
     def _recurrent(

@@ -18,7 +18,7 @@ from torch.fx import Node
 from edgeprune.core.polynomial import Poly
 from edgeprune.coupling.labels import Label
 from edgeprune.coupling.propagate import flat_labels
-from edgeprune.graph.fx_utils import module_path
+from edgeprune.graph.fx_utils import module_path, op_name
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import TracedModel, sizes_of
 
@@ -137,7 +137,7 @@ class _Side:
         depth: dict[Node, int] = dict.fromkeys(shared, 0)
         # Along the graph's own order, so that what an op reads is known before it.
         for node in sorted(self.region):
-            if node.op == "call_function" and _op_name(node) in _SHORTCUT:
+            if node.op == "call_function" and op_name(node) in _SHORTCUT:
                 weights = any(source.op == "get_attr" for source in node.all_input_nodes)
                 best = min((depth.get(s, _ENDLESS) for s in node.all_input_nodes), default=_ENDLESS)
                 depth[node] = best + weights if best < _ENDLESS else _ENDLESS
@@ -259,12 +259,6 @@ def _is_layer(region: set[Node]) -> bool:
 
 def _is_tensor(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.Tensor)
-
-
-def _op_name(node: Node) -> str:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    return str(node.target._schema.name).removeprefix("aten::")
 
 
 class _Readers:

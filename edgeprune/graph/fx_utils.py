@@ -20,3 +20,11 @@ def attribute(module: torch.nn.Module, path: str) -> Any:
     for part in path.split("."):
         module = getattr(module, part)
     return module
+
+
+def op_name(node: Node) -> str:
+    """The op of a node without its namespace, its overload and the underscore of an in-place op."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).partition("::")[2].rstrip("_") or str(target)
+    return str(getattr(target, "__name__", target))

@@ -5,18 +5,8 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule, Node
 
-# Where an op states whether it trains: batch_norm normalises by the batch then, dropout drops,
-# recurrent layers drop between their layers (and keep what cuDNN's backward needs).
-_FLAG_AT = {
-    torch.ops.aten.batch_norm.default: 5,
-    torch.ops.aten.dropout.default: 2,
-    torch.ops.aten.feature_dropout.default: 2,
-    torch.ops.aten.alpha_dropout.default: 2,
-    torch.ops.aten.lstm.input: 6,
-    torch.ops.aten.gru.input: 6,
-    torch.ops.aten.rnn_tanh.input: 6,
-    torch.ops.aten.rnn_relu.input: 6,
-}
+from edgeprune.graph.fx_utils import op_name
+from edgeprune.graph.ops import family_of
 
 
 def is_batch_norm(node: Node) -> bool:
@@ -39,7 +29,10 @@ class TrainableGraph(GraphModule):
         super().train(mode)
         changed = False
         for node in self.graph.nodes:
-            at = _FLAG_AT.get(node.target)
+            family = family_of(op_name(node)) if node.op == "call_function" else None
+            at = None if family is None else family.training_flag
+            # batch_norm normalises by the batch when it trains, dropout drops, recurrent layers
+            # drop between their layers (and keep what cuDNN's backward needs).
             if at is None or len(node.args) <= at or node.args[at] == mode:
                 continue
             if at == 5 and node.args[3] is None:  # no running statistics: it always uses the batch
