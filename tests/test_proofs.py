@@ -170,7 +170,7 @@ def test_a_surgery_that_differs_ends_the_run(
         SURGERIES[what](module)
         return module
 
-    monkeypatch.setattr("edgeprune.pipeline.structured.resize", breaking)
+    monkeypatch.setattr("edgeprune.pipeline.carry_out.resize", breaking)
     with pytest.raises(EdgePruneError, match="off by"):
         pruned(tmp_path / "out")
     assert not (tmp_path / "out").exists()

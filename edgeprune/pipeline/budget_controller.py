@@ -7,7 +7,6 @@ that was priced or measured tells anew.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import log
 
 from edgeprune.core.budgets import Budgets
@@ -28,17 +27,21 @@ _USED = 0.97
 _APART = 0.05
 _STEEPEST = 3.0
 
+# The model as it was is timed beside each candidate: below this share of its first time, the
+# machine was busy then, and latencies count from now on beside the faster one.
+_CALMER = 0.95
+
 _BYTES = 4  # of a parameter, in the file
 
 
 class BudgetController:
     """Limits for the solver, corrected by what each file turned out to cost.
 
-    own: the solver's costs of the full model. cost: what its file costs.
+    own: the solver's costs of the full model. cost: what its file costs. budgets: the user's.
     """
 
     def __init__(self, settings: Settings, own: Mapping[str, float], cost: Cost) -> None:
-        self._budgets = settings.budgets
+        self.budgets = settings.budgets
         self._rate = settings.rate
         self._full = dict(own)
         self._whole = cost
@@ -51,8 +54,8 @@ class BudgetController:
     def limits(self) -> Limits:
         """The limits in the solver's own terms."""
         return Limits(
-            self._limit("latency_ms", self._budgets.latency_ms),
-            self._limit("memory_mb", self._budgets.memory_mb),
+            self._limit("latency_ms", self.budgets.latency_ms),
+            self._limit("memory_mb", self.budgets.memory_mb),
             self._parameters_that_may_stay(),
         )
 
@@ -61,12 +64,20 @@ class BudgetController:
         for name, seen in self._seen.items():
             seen.append((own[name], cost.figure(name)))
         self._beside = max(cost.size_mb - _megabytes(own["parameters"]), 0.0)
-        self._misses += bool(over(cost, self._budgets))
+        self._misses += bool(over(cost, self.budgets))
 
-    def rescale(self, factor: float) -> None:
-        """All latencies so far were measured too high: the truth is this share of them."""
-        self._seen["latency_ms"] = [(x, ms * factor) for x, ms in self._seen["latency_ms"]]
-        self._whole = replace(self._whole, latency_ms=self._whole.latency_ms * factor)
+    @property
+    def whole(self) -> Cost:
+        """What the model as it was costs, by its calmest measurement."""
+        return self._whole
+
+    def recalibrate(self, whole: Cost) -> None:
+        """The model as it was has been timed again. If it ran this much faster than at first, the
+        machine was busy then: all latencies so far count as much less."""
+        factor = whole.latency_ms / self._whole.latency_ms
+        if factor < _CALMER:
+            self._seen["latency_ms"] = [(x, ms * factor) for x, ms in self._seen["latency_ms"]]
+            self._whole = whole
 
     def leaves_room(self, limits: Limits, own: Mapping[str, float], cost: Cost) -> bool:
         """Whether a file is well under its budgets only because these limits were too low."""
@@ -76,7 +87,7 @@ class BudgetController:
         )
         return held_back and all(
             cost.figure(name) < _LOOSE * budget
-            for name, budget in self._budgets.as_dict().items()
+            for name, budget in self.budgets.as_dict().items()
             if budget is not None
         )
 
@@ -106,7 +117,7 @@ class BudgetController:
         """How many, by --rate or by the file's size."""
         if self._rate is not None:
             return self._full["parameters"] * (1 - self._rate)
-        size = self._budgets.size_mb
+        size = self.budgets.size_mb
         if size is None:
             return None
         if self._whole.size_mb <= size:

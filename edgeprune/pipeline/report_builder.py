@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal, cast
 
-from edgeprune.core.timing import Steps
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
 from edgeprune.cost.kernels import KernelGraph
@@ -17,7 +16,7 @@ from edgeprune.export.parity import Validation
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import compressed_mb
-from edgeprune.pipeline.workspace import Candidate, Workspace, lost
+from edgeprune.pipeline.workspace import Baseline, Candidate, PruningResult, Workspace, lost
 from edgeprune.profiles.profile import Profile
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.report import (
@@ -38,17 +37,15 @@ from edgeprune.surgery.write_back import WrittenBack
 
 
 def build_report(
-    task: Task,
-    traced: TracedModel,
-    fitting: Workspace,
-    best: Candidate,
+    workspace: Workspace,
+    result: PruningResult,
     validation: Validation,
     written: WrittenBack,
-    steps: Steps,
 ) -> Report:
     """The report of one run."""
-    coupling = fitting.coupling
-    settings, solution, baseline = task.settings, best.solution, fitting.baseline
+    task, traced, coupling = workspace.task, workspace.traced, workspace.coupling
+    best, baseline = result.best, result.baseline
+    settings, solution = task.settings, best.solution
     removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
     inputs = best.exported.input_names
     return Report(
@@ -79,15 +76,15 @@ def build_report(
         ),
         groups=[*_widths(coupling, best), *_frozen(coupling)],
         removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
-        seconds={name: round(seconds, 3) for name, seconds in steps.seconds.items()},
+        seconds={name: round(seconds, 3) for name, seconds in workspace.steps.seconds.items()},
         warnings=[*_obstacles(task, best), *_unknown(coupling), *best.warnings],
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
             achieved=removed,
         ),
-        sparsity=_sparsity(fitting, best),
+        sparsity=_sparsity(baseline, best),
         method=settings.method,
-        importance=fitting.criterion,
+        importance=result.criterion,
         precision=settings.precision,
         module="graph" if written.module is None else "user class",
         module_note=written.note,
@@ -104,27 +101,30 @@ def build_report(
             *_seen_in_training(best),
         ],
         kernels_before=kernel_costs(
-            traced, fitting.kernels, settings.profile, Plan.everything(coupling).variables(coupling)
+            traced,
+            workspace.kernels,
+            settings.profile,
+            Plan.everything(coupling).variables(coupling),
         ),
         kernels_after=kernel_costs(
-            traced, fitting.kernels, settings.profile, best.plan.variables(coupling)
+            traced, workspace.kernels, settings.profile, best.plan.variables(coupling)
         ),
         history=[StepFigures(**asdict(record)) for record in best.history],
         metric_name=task.metric_name,
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
-        agreement=_agreement(task, fitting, best),
+        agreement=_agreement(task, result),
     )
 
 
-def _sparsity(fitting: Workspace, best: Candidate) -> Sparsity | None:
+def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:
     """Where single weights went: which, and what the file comes to once it is compressed."""
     if best.masks is None:
         return None
     return Sparsity(
         weights=best.masks.weights,
         zeros=best.masks.zeros,
-        compressed_mb_before=compressed_mb(fitting.baseline.exported.path),
+        compressed_mb_before=compressed_mb(baseline.exported.path),
         compressed_mb_after=compressed_mb(best.exported.path),
         layers=[
             LayerZeros(name=name, weights=mask.numel(), zeros=int((~mask).sum()))
@@ -278,9 +278,10 @@ def _seen_in_training(best: Candidate) -> list[str]:
     return ["fine-tuning saw the samples that agreement is measured on"]
 
 
-def _agreement(task: Task, fitting: Workspace, best: Candidate) -> Agreement:
+def _agreement(task: Task, result: PruningResult) -> Agreement:
     """How far the model agrees with the original where nothing was fitted, and whether it lost
     its job."""
+    best = result.best
     if best.removes_nothing or best.recovery is None or not best.recovery.judged:
         return Agreement()
     found = best.agreement or best.recovery.after
@@ -292,7 +293,7 @@ def _agreement(task: Task, fitting: Workspace, best: Candidate) -> Agreement:
         lost=lost(task, best),
         least=task.settings.min_agreement,
         made_up=task.data is None,
-        works_at_ms=getattr(fitting, "works_at_ms", None),
+        works_at_ms=result.works_at_ms,
     )
 
 

@@ -6,7 +6,7 @@ Loading is the caller's (a file on the command line, a module in Python); from t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.pipeline.artifacts import MASKS, RESULTS
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
-from edgeprune.pipeline.structured import StructuredPruning
+from edgeprune.pipeline.structured import prune_structured
 from edgeprune.pipeline.task import Task
-from edgeprune.pipeline.unstructured import UnstructuredPruning
-from edgeprune.pipeline.workspace import Candidate, lost
+from edgeprune.pipeline.unstructured import prune_unstructured
+from edgeprune.pipeline.workspace import Candidate, PruningResult, Workspace, lost
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
@@ -55,8 +55,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model that is traced, coupled and scored: any number of budgets can be met from here.
+class Captured:
+    """A model that is traced and coupled.
 
     made: the samples made up for it, where there are no data and it is a model that this is for.
     samples: the user's, or those, in the part that fits and the part that judges.
@@ -64,9 +64,15 @@ class Prepared:
 
     traced: TracedModel
     coupling: Coupling
-    scores: Scores
     made: MadeUp | None = None
     samples: Samples | None = None
+
+
+@dataclass(frozen=True)
+class Prepared(Captured):
+    """A model that is scored as well: any number of budgets can be met from here."""
+
+    scores: Scores = field(kw_only=True)
 
 
 def run(task: Task, folder: Path, steps: Steps) -> Outcome:
@@ -76,35 +82,83 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
     error here: the report says so.
     """
-    pattern = task.settings.pattern
-    if pattern is None:
+    if task.settings.pattern is None:
         return fit(task, prepare(task, steps), folder, steps)
-    traced, coupling = _captured(task, steps)
-    made = made_for(task, traced, steps)  # weights are scored in each step
-    samples = samples_for(task, traced, made)
-    sparsifying = UnstructuredPruning(task, traced, coupling, pattern, folder, steps, samples)
-    return _finished(task, traced, coupling, sparsifying, made, folder, steps)
+    workspace = _workspace(task, _captured(task, steps), folder, steps)
+    baseline = workspace.baseline()
+    return _finished(workspace, prune_unstructured(workspace, baseline))
 
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
-    settings = task.settings
+    captured = _captured(task, steps)
+    scores = _scored(task, captured, steps)
+    return Prepared(**vars(captured), scores=scores)
+
+
+def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
+    """Prunes a prepared model to the task's budgets, as `run` does."""
+    workspace = _workspace(task, prepared, folder, steps)
+    baseline = workspace.baseline()
+    return _finished(workspace, prune_structured(workspace, baseline, prepared.scores))
+
+
+def _captured(task: Task, steps: Steps) -> Captured:
     keep_freed_memory()
-    traced, coupling = _captured(task, steps)
+    traced = _traced(task, steps)
+    coupling = _coupled(task, traced, steps)
     made = made_for(task, traced, steps)
     samples = samples_for(task, traced, made)
+    return Captured(traced, coupling, made, samples)
+
+
+def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
+    """What is proved, written and said of the file that pruning came to."""
+    best = result.best
+    _mark(workspace, best)
+    validation = _validated(workspace, best)
+    written = _written_back(workspace, best)
+    _save(workspace, best)
+    report = build_report(workspace, result, validation, written)
+    module = written.module if written.module is not None else best.module
+    dynamic = workspace.traced.dynamic_batch
+    return Outcome(best.module, module, best.exported, report, dynamic, best.masks)
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+
+def _traced(task: Task, steps: Steps) -> TracedModel:
+    with steps.step("trace"), deadline("trace", task.settings.step_seconds):
+        return trace(task.module, task.example_inputs)
+
+
+def _coupled(task: Task, traced: TracedModel, steps: Steps) -> Coupling:
+    with steps.step("couple"), deadline("couple", task.settings.step_seconds):
+        coupling = couple(traced)
+        _check_prunable(coupling, task.settings)
+        return coupling
+
+
+def _scored(task: Task, captured: Captured, steps: Steps) -> Scores:
     with steps.step("score"):
         found = score(
-            traced,
-            coupling,
-            settings.importance,
-            _batches(task, traced, made),
-            settings.seed,
+            captured.traced,
+            captured.coupling,
+            task.settings.importance,
+            _batches(task, captured),
+            task.settings.seed,
             lambda words, share: steps.note("score", words, share),
-            samples,
+            captured.samples,
         )
-        scores = from_first(lambda: found)
-    return Prepared(traced, coupling, scores, made, samples)
+        return from_first(lambda: found)
+
+
+def _workspace(task: Task, captured: Captured, folder: Path, steps: Steps) -> Workspace:
+    made = captured.made
+    if made is not None:
+        task = replace(task, remarks=(*task.remarks, made.remark))
+    return Workspace(task, captured.traced, captured.coupling, folder, steps, captured.samples)
 
 
 def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples | None:
@@ -131,16 +185,6 @@ def _for_detectors(traced: TracedModel, samples: Samples, seed: int) -> Samples:
     return with_mosaics(samples, seed) if detects else samples
 
 
-def _captured(task: Task, steps: Steps) -> tuple[TracedModel, Coupling]:
-    seconds = task.settings.step_seconds
-    with steps.step("trace"), deadline("trace", seconds):
-        traced = trace(task.module, task.example_inputs)
-    with steps.step("couple"), deadline("couple", seconds):
-        coupling = couple(traced)
-        _check_prunable(coupling, task.settings)
-    return traced, coupling
-
-
 def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
     """Samples made up for a model where the user gives none; None where they don't help."""
     if task.data is not None or not task.makes_samples_up or task.settings.rate == 0:
@@ -155,66 +199,14 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
         )
 
 
-def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
-    """Prunes a prepared model to the task's budgets, as `run` does."""
-    traced, coupling, made = prepared.traced, prepared.coupling, prepared.made
-    fitting = StructuredPruning(
-        task, traced, coupling, prepared.scores, folder, steps, prepared.samples
-    )
-    return _finished(task, traced, coupling, fitting, made, folder, steps)
-
-
-def _finished(
-    task: Task,
-    traced: TracedModel,
-    coupling: Coupling,
-    fitting: StructuredPruning | UnstructuredPruning,
-    made: MadeUp | None,
-    folder: Path,
-    steps: Steps,
-) -> Outcome:
-    """Solve → resize → recover → export until the exported file fits; then what proves it."""
-    if made is not None:
-        task = replace(task, remarks=(*task.remarks, made.remark))
-    best = fitting.run()
-    if best.masks is not None:
-        best.masks.save(folder / MASKS)
-    if not best.met(task.settings.budgets):
-        mark_unmet(best.exported.path)
-    if lost(task, best):
-        mark_lost(best.exported.path)
-    with steps.step("validate"):
-        validation = from_first(
-            lambda: validate(
-                best.module,
-                traced.example_inputs,
-                traced.dynamic_batch,
-                best.exported,
-                folder,
-                task.settings.seed,
-            )
-        )
-    _check_proofs(best, validation)
-    with steps.step("write back"):
-        written = _written_back(task, traced, coupling, best)
-        save_program(
-            best.exported.program,
-            folder / RESULTS["program"],
-            best.module,
-            cases_for(traced.example_inputs, traced.dynamic_batch, task.settings.seed)[:2],
-            TOLERANCE,
-        )
-    report = build_report(task, traced, fitting, best, validation, written, steps)
-    return _outcome(best, written, report, traced.dynamic_batch)
-
-
-def _batches(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[Any] | None:
+def _batches(task: Task, captured: Captured) -> Iterable[Any] | None:
     """Batches that scores can be measured on, as the graph takes them."""
     if task.data is None:
+        made = captured.made
         return (made.for_scores or None) if made is not None else None
     if task.settings.rate == 0 and task.settings.importance == "auto":
         return None
-    return as_batches(task.data.train, traced)
+    return as_batches(task.data.train, captured.traced)
 
 
 def _check_prunable(coupling: Coupling, settings: Settings) -> None:
@@ -229,7 +221,30 @@ def _check_prunable(coupling: Coupling, settings: Settings) -> None:
     )
 
 
-def _check_proofs(best: Candidate, validation: Validation) -> None:
+def _mark(workspace: Workspace, best: Candidate) -> None:
+    """What the file says of itself if it keeps no budget or lost its job; the masks beside it."""
+    if best.masks is not None:
+        best.masks.save(workspace.folder / MASKS)
+    if not best.met(workspace.settings.budgets):
+        mark_unmet(best.exported.path)
+    if lost(workspace.task, best):
+        mark_lost(best.exported.path)
+
+
+def _validated(workspace: Workspace, best: Candidate) -> Validation:
+    """The proof that onnxruntime computes what the smaller graph does, on the final file."""
+    traced = workspace.traced
+    with workspace.steps.step("validate"):
+        validation = from_first(
+            lambda: validate(
+                best.module,
+                traced.example_inputs,
+                traced.dynamic_batch,
+                best.exported,
+                workspace.folder,
+                workspace.settings.seed,
+            )
+        )
     if not best.proof.passed:
         raise EdgePruneError(
             f"the pruned graph is off by {best.proof.max_rel_error:.1e} from the original with the "
@@ -240,21 +255,31 @@ def _check_proofs(best: Candidate, validation: Validation) -> None:
             "the exported model does not match PyTorch in onnxruntime: "
             + (validation.reason or f"relative error {validation.max_rel_error:.1e}")
         )
+    return validation
 
 
-def _written_back(
-    task: Task, traced: TracedModel, coupling: Coupling, best: Candidate
-) -> WrittenBack:
-    try:
-        with deadline("write back", task.settings.step_seconds):
-            return write_back(task.module, traced, coupling, best.plan, best.module)
-    except UserError as late:  # the graph is there already
-        return WrittenBack(None, str(late))
+def _written_back(workspace: Workspace, best: Candidate) -> WrittenBack:
+    """The user's own class made smaller, if it can follow."""
+    task, coupling = workspace.task, workspace.coupling
+    with workspace.steps.step("write back"):
+        try:
+            with deadline("write back", task.settings.step_seconds):
+                return write_back(task.module, workspace.traced, coupling, best.plan, best.module)
+        except UserError as late:  # the graph is there already
+            return WrittenBack(None, str(late))
 
 
-def _outcome(best: Candidate, written: WrittenBack, report: Report, dynamic_batch: bool) -> Outcome:
-    module = written.module if written.module is not None else best.module
-    return Outcome(best.module, module, best.exported, report, dynamic_batch, best.masks)
+def _save(workspace: Workspace, best: Candidate) -> None:
+    """pruned.pt2, with what tells that it computes the same when it is loaded again."""
+    traced, seed = workspace.traced, workspace.settings.seed
+    with workspace.steps.step("write back"):
+        save_program(
+            best.exported.program,
+            workspace.folder / RESULTS["program"],
+            best.module,
+            cases_for(traced.example_inputs, traced.dynamic_batch, seed)[:2],
+            TOLERANCE,
+        )
 
 
 def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:

@@ -1,4 +1,4 @@
-"""What every way of pruning shares: the model as it was, and files made and judged beside it."""
+"""What every way of pruning works with: the model as it was, and files made and judged beside."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgeprune.core.errors import UserError
 from edgeprune.core.timing import Steps
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_graph
+from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.plan import Plan
 from edgeprune.data.batches import accuracy, as_batches
@@ -25,6 +26,7 @@ from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, pr
 from edgeprune.export.onnx import Exported, export
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.budget_controller import over
+from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
 from edgeprune.reconstruction.outputs import streamed
 from edgeprune.reconstruction.samples import Samples
@@ -38,7 +40,7 @@ from edgeprune.recovery import (
     recover,
     tune,
 )
-from edgeprune.runtime.machines import Here
+from edgeprune.runtime.machines import Here, Machine
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
@@ -112,89 +114,97 @@ def lost(task: Task, best: Candidate) -> bool:
     )
 
 
-class Workspace:
-    """A task on the way to a file. `baseline` is there once `run` has begun.
+@dataclass(frozen=True)
+class PruningResult:
+    """What pruning came to. baseline: the model as it was, at its last and calmest measurement.
 
-    samples: to recover and to judge on, the user's or made up. kernels: what the runtime launches,
-    for any plan. criterion: what the scores were, once they are there.
+    criterion: what the scores were. works_at_ms: where a model that lost its job still does it, if
+    that was found.
     """
 
+    best: Candidate
     baseline: Baseline
     criterion: str
+    works_at_ms: float | None = None
 
-    def __init__(
-        self,
-        task: Task,
-        traced: TracedModel,
-        coupling: Coupling,
-        folder: Path,
-        steps: Steps,
-        samples: Samples | None = None,
-    ) -> None:
-        self._task = task
-        self._samples = samples if samples is not None and samples.fit else None
-        self._settings = task.settings
-        self._traced = traced
-        self._coupling = coupling
-        self._machine = task.machine
-        if self._machine is None and task.settings.measures:
-            self._machine = Here()
-        self._folder = folder
-        self._steps = steps
-        self._warnings: list[str] = []
-        self._history: list[StepRecord] = []
-        self.kernels = kernel_graph(traced, coupling, self._settings.profile.fusion)
+
+@dataclass(frozen=True)
+class Workspace:
+    """A task, traced and coupled, and the folder that its files go to.
+
+    given: samples to recover and to judge on, the user's or made up.
+    """
+
+    task: Task
+    traced: TracedModel
+    coupling: Coupling
+    folder: Path
+    steps: Steps
+    given: Samples | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """What the user asked for."""
+        return self.task.settings
+
+    @property
+    def samples(self) -> Samples | None:
+        """The samples, if there are any to fit on."""
+        return self.given if self.given is not None and self.given.fit else None
+
+    @cached_property
+    def kernels(self) -> KernelGraph:
+        """What the runtime launches, for any plan."""
+        return kernel_graph(self.traced, self.coupling, self.settings.profile.fusion)
+
+    @cached_property
+    def machine(self) -> Machine | None:
+        """What latency is measured on; None where it is predicted."""
+        if self.task.machine is None and self.settings.measures:
+            return Here()
+        return self.task.machine
 
     # -- judging --------------------------------------------------------------------------------
 
-    def _drop(self, metric: float | None) -> float:
-        """Points of the metric that are lost."""
-        before = self.baseline.metric
-        if before is None or metric is None:
-            raise UserError(
-                "--max-drop: --data holds too few samples to put some aside and tell the drop by: "
-                "give at least 8, or --eval"
-            )
-        return before - metric
+    @cached_property
+    def judge(self) -> Yardstick:
+        """Of the original's outputs on the samples that nothing is fitted on."""
+        assert self.samples is not None
+        return judge_of(self.traced, self.samples)
 
-    def _bearable(self, metric: float | None, number: int) -> bool:
-        """Whether a step loses no more of the metric than --max-drop allows."""
-        allowed = self._settings.max_drop
-        if allowed is None or (drop := self._drop(metric)) <= allowed:
-            return True
-        count = self._settings.steps
-        asked = "the budgets are" if self._settings.rate is None else "the rate is"
-        self._warnings.append(
-            f"{asked} out of reach of --max-drop {allowed:g}: step {number} of {count} "
-            f"lost {drop:.3g} points, so what stands is "
-            + (f"step {number - 1}" if number > 1 else "the model as it was")
-        )
-        return False
+    def agreement(self, module: GraphModule) -> Found | None:
+        """How far a module is from the original now; None where no samples can tell."""
+        samples = self.samples
+        if samples is None or not samples.held:
+            return None
+        return from_first(lambda: self.judge.measure(streamed(module, samples.held)))
+
+    def metric(self, module: GraphModule) -> float | None:
+        """The user's metric or accuracy; without either, where --max-drop needs one, the percent of
+        agreement with the original."""
+        metric, data = self.task.metric, self.task.data
+        if metric is not None:
+            return from_first(lambda: float(metric(module)))
+        if data is None:
+            return None
+        if data.test is None:
+            if self.settings.max_drop is None:
+                return None
+            agreement = self.agreement(module)
+            return None if agreement is None else agreement.agreement
+        batches, inputs = self.batches(data.test), self.traced.example_inputs
+        return from_first(lambda: accuracy(module, batches, inputs))
+
+    def batches(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """The user's batches as the graph takes them."""
+        return as_batches(batches, self.traced)
 
     # -- recovery -------------------------------------------------------------------------------
 
-    @cached_property
-    def _judge(self) -> Yardstick:
-        """Of the original's outputs on the samples that nothing is fitted on."""
-        assert self._samples is not None
-        return judge_of(self._traced, self._samples)
-
-    def _agreement(self, module: GraphModule) -> Found | None:
-        """How far a module is from the original now; None where no samples can tell."""
-        samples = self._samples
-        if samples is None or not samples.held:
-            return None
-        return from_first(lambda: self._judge.measure(streamed(module, samples.held)))
-
-    @property
-    def coupling(self) -> Coupling:
-        """What must go together in the model."""
-        return self._coupling
-
     def _pruned(self, module: GraphModule, plan: Plan, masks: Masks | None = None) -> PrunedModel:
-        return PrunedModel(self._traced, self._coupling, plan, module, masks)
+        return PrunedModel(self.traced, self.coupling, plan, module, masks)
 
-    def _recovered(
+    def recover(
         self, module: GraphModule, plan: Plan, samples: Samples, masks: Masks | None = None
     ) -> Recovery:
         """What least squares or batch-norm statistics did to a module, in place."""
@@ -203,42 +213,42 @@ class Workspace:
             recovery = recover(
                 self._pruned(module, plan, masks),
                 samples,
-                self._judge,
-                self._settings.seed,
-                lambda words, share: self._steps.note("recover", words, share),
+                self.judge,
+                self.settings.seed,
+                lambda words, share: self.steps.note("recover", words, share),
             )
             return recovery, module.state_dict()
 
-        with self._steps.step("recover"):
+        with self.steps.step("recover"):
             recovery, weights = from_first(compute)
             module.load_state_dict(weights)
             return recovery
 
-    def _aligned(self, module: GraphModule, plan: Plan, samples: Samples) -> Alignment | None:
+    def align(self, module: GraphModule, plan: Plan, samples: Samples) -> Alignment | None:
         """What gradients towards the original did to a module, in place."""
-        passes = self._settings.align
+        passes = self.settings.align
         if passes is None:
-            passes = affordable_passes(self._traced, samples)
+            passes = affordable_passes(self.traced, samples)
 
         def compute() -> tuple[Alignment | None, dict[str, Tensor]]:
             found = align(
                 self._pruned(module, plan),
                 samples,
-                self._judge,
+                self.judge,
                 passes,
-                self._settings.seed,
-                lambda words, share: self._steps.note("align", words, share),
+                self.settings.seed,
+                lambda words, share: self.steps.note("align", words, share),
             )
             return found, module.state_dict()
 
         if passes < LEAST_PASSES:
             return None
-        with self._steps.step("align"):
+        with self.steps.step("align"):
             found, weights = from_first(compute)
             module.load_state_dict(weights)
             return found
 
-    def _tuned(
+    def fine_tune(
         self,
         module: GraphModule,
         plan: Plan,
@@ -247,87 +257,99 @@ class Workspace:
         masks: Masks | None = None,
     ) -> tuple[str, ...]:
         """What epochs of training did to a module, in place."""
-        assert self._task.data is not None
-        with self._steps.step("fine-tune"):
+        assert self.task.data is not None
+        with self.steps.step("fine-tune"):
             return tune(
                 self._pruned(module, plan, masks),
-                self._task.data,
+                self.task.data,
                 epochs,
-                self._settings.seed,
-                self._task.loss,
+                self.settings.seed,
+                self.task.loss,
                 recovery.after.loss,
-                lambda words, share: self._steps.note("fine-tune", words, share),
+                lambda words, share: self.steps.note("fine-tune", words, share),
             )
 
     # -- files ----------------------------------------------------------------------------------
 
-    def _exported(self, module: GraphModule, plan: Plan) -> Exported:
+    def baseline(self) -> Baseline:
+        """The model as it was, exported, priced and evaluated."""
+        module = self.traced.graph_module
+        with self.steps.step("export baseline"):
+            folder = self.folder / "baseline"
+            folder.mkdir()
+            exported = self._written(module, folder, Plan.everything(self.coupling))
+        with self.steps.step("price"):
+            cost = predicted(exported, count_parameters(module), self.settings.profile)
+            if self.machine is not None:
+                whole = Baseline(exported, cost, None)
+                _, cost = self.measured(whole, exported, count_parameters(module))
+        with self.steps.step("evaluate"):
+            return Baseline(exported, cost, self.metric(module))
+
+    def export(self, module: GraphModule, plan: Plan, baseline: Baseline) -> Exported:
         """The plan's file; the model as it was is exported already."""
         if not plan.removes_nothing:
-            return self._written(module, self._folder, plan)
-        whole = self.baseline.exported
+            return self._written(module, self.folder, plan)
+        whole = baseline.exported
         for file in whole.path.parent.iterdir():
-            shutil.copyfile(file, self._folder / file.name)
-        return replace(whole, path=self._folder / whole.path.name)
+            shutil.copyfile(file, self.folder / file.name)
+        return replace(whole, path=self.folder / whole.path.name)
 
-    def _baseline(self) -> Baseline:
-        module = self._traced.graph_module
-        with self._steps.step("export baseline"):
-            folder = self._folder / "baseline"
-            folder.mkdir()
-            exported = self._written(module, folder, Plan.everything(self._coupling))
-        with self._steps.step("price"):
-            cost = predicted(exported, count_parameters(module), self._settings.profile)
-            if self._machine is not None:
-                _, cost = self._measured(exported, exported, count_parameters(module), cost)
-        with self._steps.step("evaluate"):
-            return Baseline(exported, cost, self._metric(module))
+    def export_zeroed(self, module: GraphModule) -> Exported:
+        """The file of a model in which weights are zero and none is gone."""
+        return self._written(module, self.folder, Plan.everything(self.coupling))
 
     def _written(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
-        settings = self._settings
+        settings = self.settings
         metadata: Mapping[str, Any] = {
             "version": __version__,
             "profile": settings.profile.name,
             "budgets": settings.budgets.as_dict(),
             "precision": settings.precision,
-            "widths": {g.name: w for g, w in zip(self._coupling.groups, plan.widths, strict=True)},
+            "widths": {g.name: w for g, w in zip(self.coupling.groups, plan.widths, strict=True)},
             "removed_layers": [
-                self._coupling.branches[i].name for i in sorted(plan.removed_branches)
+                self.coupling.branches[i].name for i in sorted(plan.removed_branches)
             ],
         }
         return export(
             module,
-            self._traced.example_inputs,
-            self._traced.dynamic_batch,
+            self.traced.example_inputs,
+            self.traced.dynamic_batch,
             folder / "model.onnx",
             metadata,
-            settings.sparse_initializers and folder == self._folder,
+            settings.sparse_initializers and folder == self.folder,
         )
 
-    def _measured(
-        self, before: Exported, after: Exported, parameters: int, known: Cost
-    ) -> tuple[Cost, Cost]:
-        """What two files cost, timed alternately, on the machine that there is."""
-        machine = self._machine
+    def measured(self, baseline: Baseline, after: Exported, parameters: int) -> tuple[Cost, Cost]:
+        """What the model as it was and a file cost, timed alternately, on the machine that there
+        is."""
+        machine = self.machine
         assert machine is not None
-        profile = self._settings.profile
+        before, profile = baseline.exported, self.settings.profile
+        known = baseline.cost
         return from_first(lambda: measured_pair(before, after, parameters, profile, known, machine))
 
-    def _metric(self, module: GraphModule) -> float | None:
-        """The user's metric or accuracy; without either, where --max-drop needs one, the percent of
-        agreement with the original."""
-        metric, data = self._task.metric, self._task.data
-        if metric is not None:
-            return from_first(lambda: float(metric(module)))
-        if data is None:
-            return None
-        if data.test is None:
-            if self._settings.max_drop is None:
-                return None
-            agreement = self._agreement(module)
-            return None if agreement is None else agreement.agreement
-        batches, inputs = self._batches(data.test), self._traced.example_inputs
-        return from_first(lambda: accuracy(module, batches, inputs))
 
-    def _batches(self, batches: Iterable[Any]) -> Iterable[Any]:
-        return as_batches(batches, self._traced)
+def lost_points(baseline: Baseline, metric: float | None) -> float:
+    """Points of the metric that are lost. Raises UserError where there is none to tell by."""
+    if baseline.metric is None or metric is None:
+        raise UserError(
+            "--max-drop: --data holds too few samples to put some aside and tell the drop by: "
+            "give at least 8, or --eval"
+        )
+    return baseline.metric - metric
+
+
+def unbearable(
+    settings: Settings, baseline: Baseline, metric: float | None, number: int
+) -> str | None:
+    """Why a step loses more of the metric than --max-drop allows; None where it doesn't."""
+    allowed = settings.max_drop
+    if allowed is None or (drop := lost_points(baseline, metric)) <= allowed:
+        return None
+    asked = "the budgets are" if settings.rate is None else "the rate is"
+    stands = f"step {number - 1}" if number > 1 else "the model as it was"
+    return (
+        f"{asked} out of reach of --max-drop {allowed:g}: step {number} of {settings.steps} lost "
+        f"{drop:.3g} points, so what stands is {stands}"
+    )

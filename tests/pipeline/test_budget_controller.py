@@ -87,7 +87,7 @@ def test_each_file_over_a_budget_widens_the_margin() -> None:
 def test_other_machines_speed_is_taken_out() -> None:
     aimed = aim(latency_ms=8.0)
     before = aimed.limits().latency_ms
-    aimed.rescale(0.5)  # the machine was busy: the full model takes 10 ms, not 20
+    aimed.recalibrate(cost(10.0))  # the machine was busy: the full model takes 10 ms, not 20
     after = aimed.limits().latency_ms
     assert before is not None and after == pytest.approx(2 * before)
 

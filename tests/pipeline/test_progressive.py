@@ -82,7 +82,7 @@ def test_max_drop_alone_trains_the_epochs_in_all(
         trained.append(epochs)
         return ()
 
-    monkeypatch.setattr(Workspace, "_tuned", counts)
+    monkeypatch.setattr(Workspace, "fine_tune", counts)
     pruned(task, max_drop=90.0, epochs=7)
     assert 0 < sum(trained) <= 7
 
