@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,13 @@ def test_what_moved_is_found_where_it_was() -> None:
     assert edgeprune.remote.Remote is Remote
     assert edgeprune.trainable.TrainableGraph is TrainableGraph
     assert edgeprune.sparse.masks.Masks is Masks
+
+
+def test_no_module_reaches_into_another() -> None:
+    """What starts with an underscore is a module's own."""
+    private = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgeprune"):
+                private += [(path.name, n.name) for n in node.names if re.match("_[a-z]", n.name)]
+    assert private == []

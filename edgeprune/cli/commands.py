@@ -80,7 +80,7 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
         print(report.to_json())
     elif not quiet:
         print_report(report, Console())
-    unmet = [*report.unmet(), *_missed_rate(report)]
+    unmet = report.unmet()
     if not unmet and report.agreement.lost:
         if distributed.is_first():
             told = lost_sentence(report.agreement)
@@ -92,19 +92,8 @@ def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
     if not unmet:
         return 0
     if distributed.is_first():
-        print(f"edgeprune: {'; '.join(unmet)}: {_why(report.warnings, target)}", file=sys.stderr)
+        print(f"edgeprune: {'; '.join(unmet)}: {_why(report.obstacle, target)}", file=sys.stderr)
     return 3
-
-
-def _missed_rate(report: Report) -> list[str]:
-    """A --rate that could not be reached, in words."""
-    asked, achieved = report.rate.asked, report.rate.achieved
-    if asked is None or achieved >= asked:
-        return []
-    stopped = any("out of reach" in warning for warning in report.warnings)
-    if report.solver.status != "infeasible" and not stopped:
-        return []
-    return [f"{achieved:.1%} of the parameters removed, {asked:.1%} asked"]
 
 
 def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
@@ -209,10 +198,10 @@ def standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:
     return contextlib.redirect_stdout(sys.stderr) if for_json else contextlib.nullcontext()
 
 
-def _why(warnings: list[str], target: Path) -> str:
+def _why(obstacle: str | None, target: Path) -> str:
     """What stands in the way, and where the best model is."""
-    reasons = [w for w in warnings if "out of reach" in w]
-    return " ".join([*reasons, f"(the best model is in {target}, marked as not meeting them)"])
+    where = f"(the best model is in {target}, marked as not meeting them)"
+    return where if obstacle is None else f"{obstacle} {where}"
 
 
 def _stem(name: str) -> str:

@@ -87,8 +87,8 @@ def accuracy(model: nn.Module, test: Iterable[Any], example_inputs: ExampleInput
                 raise UserError("accuracy needs labels: give --data with labels, or --eval")
             call = arrange(inputs, example_inputs)
             with torch.no_grad():
-                scores = _class_scores(model(*call.args, **call.kwargs), len(labels))
-            right += int((scores.argmax(1) == _classes(labels, scores)).sum())
+                scores = class_scores(model(*call.args, **call.kwargs), len(labels))
+            right += int((scores.argmax(1) == classes_of(labels, scores)).sum())
             total += len(labels)
     finally:
         for module, training in modes:
@@ -167,13 +167,17 @@ def class_labels(labels: Tensor, outputs: Iterable[Tensor]) -> tuple[Tensor, Ten
     for scores in outputs:
         if scores.dim() == 2 and len(scores) == len(labels):
             try:
-                return scores, _classes(labels, scores)
+                return scores, classes_of(labels, scores)
             except UserError:
                 return None
     return None
 
 
-def _class_scores(output: Any, samples: int) -> Tensor:
+def class_scores(output: Any, samples: int) -> Tensor:
+    """The class scores among a model's outputs, (samples, classes).
+
+    Raises UserError where there are none.
+    """
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     if isinstance(output, Mapping) and not leaves:
         leaves = [value for value in output.values() if isinstance(value, Tensor)]
@@ -186,7 +190,7 @@ def _class_scores(output: Any, samples: int) -> Tensor:
     )
 
 
-def _classes(labels: Tensor, scores: Tensor) -> Tensor:
+def classes_of(labels: Tensor, scores: Tensor) -> Tensor:
     """Labels as class numbers: (samples,), from (samples, 1) and one-hot too."""
     if labels.shape == scores.shape and scores.shape[1] > 1:
         return labels.argmax(1)

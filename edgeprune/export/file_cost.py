@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch.fx import GraphModule
 
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks
 from edgeprune.export.onnx import Exported
+from edgeprune.graph.fx_utils import used_parameters
 from edgeprune.profiles.profile import Profile
 from edgeprune.runtime.machines import Machine
 
@@ -41,8 +41,8 @@ class Cost:
 
 
 def count_parameters(module: GraphModule) -> int:
-    """Trainable parameters, each counted once."""
-    return sum(p.numel() for p in module.parameters() if isinstance(p, torch.nn.Parameter))
+    """Trainable parameters that the model's answer depends on, each counted once."""
+    return sum(parameter.numel() for parameter in used_parameters(module).values())
 
 
 def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 
 def module_path(node: Node) -> str:
@@ -28,3 +28,19 @@ def op_name(node: Node) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target._schema.name).partition("::")[2].rstrip("_") or str(target)
     return str(getattr(target, "__name__", target))
+
+
+def used_parameters(module: GraphModule) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a graph reads, each once; what only training uses is not among them."""
+    read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    found: dict[int, tuple[str, torch.nn.Parameter]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in read:
+            found.setdefault(id(parameter), (name, parameter))
+    return dict(found.values())
+
+
+def unused_parameters(module: GraphModule) -> dict[str, torch.nn.Parameter]:
+    """The parameters that a graph holds but doesn't read."""
+    used = {id(parameter) for parameter in used_parameters(module).values()}
+    return {name: p for name, p in module.named_parameters() if id(p) not in used}

@@ -10,13 +10,22 @@ from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
 from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import Coupling
+from edgeprune.coupling.coupling import obstacles
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.parity import Validation
+from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import compressed_mb
-from edgeprune.pipeline.workspace import Baseline, Candidate, PruningResult, Workspace, lost
+from edgeprune.pipeline.workspace import (
+    Baseline,
+    Candidate,
+    PruningResult,
+    Workspace,
+    lost,
+    rate_kept,
+)
 from edgeprune.profiles.profile import Profile
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.report import (
@@ -46,6 +55,7 @@ def build_report(
     task, traced, coupling = workspace.task, workspace.traced, workspace.coupling
     best, baseline = result.best, result.baseline
     settings, solution = task.settings, best.solution
+    obstacle = _obstacle(workspace, result)
     removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
     inputs = best.exported.input_names
     return Report(
@@ -77,10 +87,12 @@ def build_report(
         groups=[*_widths(coupling, best), *_frozen(coupling)],
         removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
         seconds={name: round(seconds, 3) for name, seconds in workspace.steps.seconds.items()},
-        warnings=[*_obstacles(task, best), *_unknown(coupling), *best.warnings],
+        warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
+        obstacle=obstacle,
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
             achieved=removed,
+            met=rate_kept(settings, baseline, best),
         ),
         sparsity=_sparsity(baseline, best),
         method=settings.method,
@@ -94,6 +106,7 @@ def build_report(
         },
         remarks=[
             *task.remarks,
+            *_unused(traced),
             *best.remarks,
             *_predicted(task, best),
             *_recovered(task, best),
@@ -131,6 +144,17 @@ def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:
             for name, mask in best.masks.kept.items()
         ],
     )
+
+
+def _unused(traced: TracedModel) -> list[str]:
+    """What the model holds but its answer doesn't need."""
+    unused = unused_parameters(traced.graph_module)
+    if not unused:
+        return []
+    layers = list(dict.fromkeys(name.rpartition(".")[0] or name for name in unused))
+    some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
+    count = sum(parameter.numel() for parameter in unused.values())
+    return [f"not counted: {count:,} parameters that the answer doesn't need ({some})"]
 
 
 def _predicted(task: Task, best: Candidate) -> list[str]:
@@ -204,27 +228,41 @@ def _frozen(coupling: Coupling) -> list[GroupWidth]:
     ]
 
 
-def _obstacles(task: Task, best: Candidate) -> list[str]:
-    """Why the budgets can't be met, with the best reachable figures."""
-    if best.solution.status != "infeasible":
-        return []
-    if task.settings.rate is not None:
-        return [
-            f"rate {task.settings.rate:g} is out of reach: with every group at its smallest and "
-            "every removable layer gone, what --keep, --method and the frozen layers hold is left"
-        ]
-    budgets = task.settings.budgets.as_dict()
+def _obstacle(workspace: Workspace, result: PruningResult) -> str | None:
+    """Why what was asked can't be met, with the best reachable figures."""
+    best, settings = result.best, workspace.settings
+    if best.obstacle is not None or best.solution.status != "infeasible":
+        return best.obstacle
+    if settings.rate is not None:
+        return (
+            f"rate {settings.rate:g} is out of reach: with every group at its smallest and every "
+            f"removable layer gone, {_left(workspace, result)}"
+        )
     figures = ", ".join(
         f"{name} {best.cost.figure(name):.4g} (budget {limit:.4g})"
-        for name, limit in budgets.items()
+        for name, limit in settings.budgets.as_dict().items()
         if limit is not None
     )
-    obstacles = best.reachable.obstacles if best.reachable else ()
-    most = ", ".join(f"{name} {ms:.3g} ms" for name, ms in obstacles)
-    return [
+    kernels = best.reachable.obstacles if best.reachable else ()
+    most = ", ".join(f"{name} {ms:.3g} ms" for name, ms in kernels)
+    return (
         f"the budgets are out of reach: with every group at its smallest and every removable layer "
         f"gone it comes to {figures}; what is left is mostly {most}"
-    ]
+    )
+
+
+def _left(workspace: Workspace, result: PruningResult) -> str:
+    """What holds the parameters that are left, the largest shares first."""
+    total = max(result.baseline.cost.parameters, 1)
+    held = obstacles(workspace.traced, workspace.coupling)
+    said = [f"{reason} holds {count / total:.1%}" for reason, count in held.items() if count][:3]
+    settings = workspace.settings
+    others = [f"--keep {' '.join(settings.keep)}"] if settings.keep else []
+    if settings.method != "structured":
+        others.append(f"--method {settings.method}")
+    words = ", ".join((*said, *others))
+    left = 1 - (total - result.best.cost.parameters) / total
+    return f"{left:.1%} of the parameters are left" + (f": {words}" if words else "")
 
 
 def _recovered(task: Task, best: Candidate) -> list[str]:

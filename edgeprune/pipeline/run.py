@@ -19,6 +19,7 @@ from edgeprune.core.heap import keep_freed_memory
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
 from edgeprune.coupling import Coupling, couple
+from edgeprune.coupling.coupling import obstacles
 from edgeprune.data.batches import as_batches
 from edgeprune.export.onnx import Exported, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
@@ -30,7 +31,7 @@ from edgeprune.pipeline.report_builder import build_report
 from edgeprune.pipeline.structured import prune_structured
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import prune_unstructured
-from edgeprune.pipeline.workspace import Candidate, PruningResult, Workspace, lost
+from edgeprune.pipeline.workspace import Candidate, PruningResult, Workspace, lost, rate_kept
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
@@ -115,7 +116,7 @@ def _captured(task: Task, steps: Steps) -> Captured:
 def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     """What is proved, written and said of the file that pruning came to."""
     best = result.best
-    _mark(workspace, best)
+    _mark(workspace, result)
     validation = _validated(workspace, best)
     written = _written_back(workspace, best)
     _save(workspace, best)
@@ -136,7 +137,7 @@ def _traced(task: Task, steps: Steps) -> TracedModel:
 def _coupled(task: Task, traced: TracedModel, steps: Steps) -> Coupling:
     with steps.step("couple"), deadline("couple", task.settings.step_seconds):
         coupling = couple(traced)
-        _check_prunable(coupling, task.settings)
+        _check_prunable(traced, coupling, task.settings)
         return coupling
 
 
@@ -209,11 +210,11 @@ def _batches(task: Task, captured: Captured) -> Iterable[Any] | None:
     return as_batches(task.data.train, captured.traced)
 
 
-def _check_prunable(coupling: Coupling, settings: Settings) -> None:
+def _check_prunable(traced: TracedModel, coupling: Coupling, settings: Settings) -> None:
     """Raises UserError for a model in which nothing could ever go."""
     if settings.rate == 0 or coupling.groups or coupling.branches or settings.pattern is not None:
         return
-    reasons = sorted({reason for frozen in coupling.frozen for reason in frozen.reasons})
+    reasons = list(obstacles(traced, coupling))
     raise UserError(
         "nothing in this model can be pruned: every layer is held by "
         f"{', '.join(reasons[:3]) or 'its inputs and outputs'} (edgeprune inspect lists them; "
@@ -221,11 +222,12 @@ def _check_prunable(coupling: Coupling, settings: Settings) -> None:
     )
 
 
-def _mark(workspace: Workspace, best: Candidate) -> None:
+def _mark(workspace: Workspace, result: PruningResult) -> None:
     """What the file says of itself if it keeps no budget or lost its job; the masks beside it."""
+    best, settings = result.best, workspace.settings
     if best.masks is not None:
         best.masks.save(workspace.folder / MASKS)
-    if not best.met(workspace.settings.budgets):
+    if not (best.met(settings.budgets) and rate_kept(settings, result.baseline, best)):
         mark_unmet(best.exported.path)
     if lost(workspace.task, best):
         mark_lost(best.exported.path)

@@ -153,6 +153,7 @@ class _Search:
     controller: BudgetController
     choice: Choice | None
     works_at_ms: float | None = None
+    obstacle: str | None = None
     warnings: list[str] = field(default_factory=list)
     history: list[StepRecord] = field(default_factory=list)
 
@@ -166,7 +167,7 @@ class _Search:
             draft = self._step(number, best)
             reason = unbearable(settings, self.baseline, draft.metric, number)
             if reason is not None:
-                self.warnings.append(reason)
+                self.obstacle = reason
                 break
             best = draft
             self.history.append(self._record(number, draft))
@@ -213,7 +214,7 @@ class _Search:
                 made = self._won_back(made, None, 0)
                 if made.agreement is not None and made.agreement.agreement >= least:
                     lost = f"{100 - found.agreement:.0f} % of its agreement with the original"
-                    self.warnings.append(
+                    self.obstacle = (
                         "the budgets are out of reach: cut down to the least, the model loses "
                         f"{lost}, so this is the one nearest to them that still does its job"
                     )
@@ -331,4 +332,5 @@ class _Search:
             alignment=draft.alignment,
             agreement=draft.agreement,
             remarks=tuple(_plans_tried(self.choice)),
+            obstacle=self.obstacle,
         )

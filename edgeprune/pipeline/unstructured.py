@@ -71,14 +71,14 @@ def prune_unstructured(workspace: Workspace, baseline: Baseline) -> PruningResul
     sparsifier = Sparsifier.of(workspace)
     best: Zeroed | None = None
     history: list[StepRecord] = []
-    warnings: list[str] = []
+    obstacle: str | None = None
     criterion = settings.importance
     for number in range(1, settings.steps + 1):
         made = sparsifier.step(number, best)
         criterion = made.criterion
         reason = unbearable(settings, baseline, made.metric, number)
         if reason is not None:
-            warnings.append(reason)
+            obstacle = reason
             break
         best = made
         history.append(sparsifier.record(number, made))
@@ -87,7 +87,7 @@ def prune_unstructured(workspace: Workspace, baseline: Baseline) -> PruningResul
         exported = workspace.export_zeroed(made.module)
     with workspace.steps.step("price"):
         cost, baseline = sparsifier.price(exported, made.masks.zeros, baseline)
-    warnings = [*warnings, *sparsifier.left_dense(made), *_emptied(made.masks), *exported.warnings]
+    warnings = [*sparsifier.left_dense(made), *_emptied(made.masks), *exported.warnings]
     candidate = Candidate(
         Plan.everything(workspace.coupling),
         Solution({}, "optimal", made.lost, made.lost, 0.0),
@@ -103,6 +103,7 @@ def prune_unstructured(workspace: Workspace, baseline: Baseline) -> PruningResul
         made.metric if made.masks.zeros else baseline.metric,
         made.masks,
         agreement=made.agreement,
+        obstacle=obstacle,
     )
     return PruningResult(candidate, baseline, criterion)
 

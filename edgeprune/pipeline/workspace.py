@@ -73,7 +73,8 @@ class Candidate:
 
     reachable: None where no solver chose. masks: which single weights stay, where some went.
     agreement: with the original, on samples that nothing was fitted on, once all was done.
-    remarks: how the plan was chosen, for the report.
+    remarks: how the plan was chosen, for the report. obstacle: what stopped it short of what was
+    asked, where that isn't the solver's limits.
     """
 
     plan: Plan
@@ -92,6 +93,7 @@ class Candidate:
     alignment: Alignment | None = None
     agreement: Found | None = None
     remarks: tuple[str, ...] = ()
+    obstacle: str | None = None
 
     @property
     def removes_nothing(self) -> bool:
@@ -328,6 +330,15 @@ class Workspace:
         before, profile = baseline.exported, self.settings.profile
         known = baseline.cost
         return from_first(lambda: measured_pair(before, after, parameters, profile, known, machine))
+
+
+def rate_kept(settings: Settings, baseline: Baseline, best: Candidate) -> bool:
+    """Whether as many parameters went as --rate asked, up to one; N:M patterns have their own."""
+    pattern = settings.pattern
+    if settings.rate is None or (pattern is not None and pattern.of):
+        return True
+    before = baseline.cost.parameters
+    return before - best.cost.parameters >= settings.rate * before - 1
 
 
 def lost_points(baseline: Baseline, metric: float | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -11,8 +11,8 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from edgeprune.core.budgets import Budgets, read_budgets
@@ -117,10 +117,14 @@ class KernelCost(_Frozen):
 
 
 class Rate(_Frozen):
-    """Shares of the parameters: what --rate asked to remove (None: budgets did) and what went."""
+    """Shares of the parameters: what --rate asked to remove (None: budgets did) and what went.
+
+    met: whether as much went as was asked, up to one parameter.
+    """
 
     asked: float | None = None
     achieved: Number = 0.0
+    met: bool = True
 
 
 class LayerZeros(_Frozen):
@@ -176,7 +180,8 @@ class Report(_Frozen):
     """Everything that is told about a run.
 
     The first keys, to `warnings`, are a contract with scripts: their names and their order stay.
-    Leave `met` out to have it computed; a value that contradicts the figures is refused.
+    Leave `met` out to have it computed, from the budgets and the rate; a value that contradicts the
+    figures is refused. obstacle: what stands in the way of what was asked; None where it is met.
 
     module: whether the user's own class could follow or the resized graph stands in for it;
     module_note says why, or which parts of the class are graphs. remarks: what was assumed.
@@ -196,7 +201,7 @@ class Report(_Frozen):
     surgery: Surgery
     groups: list[GroupWidth] = []
     removed_layers: list[String] = []
-    met: bool = Field(default=None, validate_default=True)  # type: ignore[assignment]
+    met: bool = None  # type: ignore[assignment]
     seconds: dict[str, Number] = {}
     warnings: list[String] = []
 
@@ -217,25 +222,25 @@ class Report(_Frozen):
     files: dict[String, String] = {}
     runtime: String = "onnxruntime"
     agreement: Agreement = Agreement()
+    obstacle: String | None = None
 
     @field_validator("budgets", mode="before")
     @classmethod
     def _read_budgets(cls, value: Any) -> Any:
         return read_budgets(value)
 
-    @field_validator("met", mode="before")
-    @classmethod
-    def _compute_met(cls, value: Any, info: ValidationInfo) -> Any:
-        if "budgets" not in info.data or "after" not in info.data:
-            return bool(value)  # broken themselves, and pydantic says so
-        missed = _unmet(info.data["budgets"], info.data["after"])
-        if value is not None and bool(value) == bool(missed):
-            raise ValueError(f"contradicts the figures: {'; '.join(missed) or 'all budgets met'}")
-        return not missed
+    @model_validator(mode="after")
+    def _compute_met(self) -> Self:
+        missed = self.unmet()
+        if "met" not in self.model_fields_set or self.met is None:
+            object.__setattr__(self, "met", not missed)
+        elif self.met == bool(missed):
+            raise ValueError(f"met contradicts the figures: {'; '.join(missed) or 'all is met'}")
+        return self
 
     def unmet(self) -> list[str]:
-        """A line for each budget that is not met, like "latency 12.1 ms, budget 10 ms"."""
-        return _unmet(self.budgets, self.after)
+        """A line for each budget, or rate, that is not met: "latency 12.1 ms, budget 10 ms"."""
+        return [*_unmet(self.budgets, self.after), *_missed(self.rate)]
 
     def to_json(self) -> str:
         """The text of report.json. What is not finite (NaN, infinity) becomes null."""
@@ -251,6 +256,12 @@ class Report(_Frozen):
             where = ".".join(str(part) for part in first["loc"])
             message = " ".join(first["msg"].split())
             raise UserError(f"not a report: {where + ': ' if where else ''}{message}") from error
+
+
+def _missed(rate: Rate) -> list[str]:
+    if rate.met or rate.asked is None:
+        return []
+    return [f"{rate.achieved:.1%} of the parameters removed, {rate.asked:.1%} asked"]
 
 
 def _unmet(budgets: Budgets, after: Figures) -> list[str]:

@@ -258,10 +258,11 @@ def good(report: Report) -> bool:
 
 
 def verdict(report: Report) -> str:
-    """Whether the budgets are met, and what proof failed if any did."""
+    """Whether the budgets or the rate are met, and what proof failed if any did."""
     missed = report.unmet()
     if missed:
-        told = f"Budgets NOT met: {'; '.join(missed)}."
+        what = "Budgets" if report.rate.met else "What was asked is"
+        told = f"{what} NOT met: {'; '.join(missed)}."
     else:
         told = "No budget was set." if report.budgets.is_empty else "Every budget is met."
     if report.agreement.lost:

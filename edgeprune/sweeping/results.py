@@ -54,7 +54,6 @@ class Row(_Frozen):
     @staticmethod
     def of(share: float, budget_ms: float, report: Report, folder: str) -> Row:
         """A point that was carried out."""
-        reason = next((w for w in report.warnings if "out of reach" in w), None)
         return Row(
             share=share,
             latency_budget_ms=budget_ms,
@@ -63,7 +62,7 @@ class Row(_Frozen):
             gap=_known(report.solver.gap),
             met=report.met,
             folder=folder,
-            note=_lost(report) if report.met else reason or "; ".join(report.unmet()),
+            note=_lost(report) if report.met else report.obstacle or "; ".join(report.unmet()),
         )
 
     @staticmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
-from edgeprune.data.batches import _class_scores, _classes
+from edgeprune.data.batches import class_scores, classes_of
 from edgeprune.training.recipe import Recipe
 
 #: Samples that a teacher's variances are taken from.
@@ -159,11 +159,11 @@ class Objective:
             return self._distance(got, wanted, ()) + self._features(got, wanted)
         if labels is None:
             raise UserError("a batch has no labels, and those before it had some")
-        scores = _class_scores(got.outputs, len(labels))
+        scores = class_scores(got.outputs, len(labels))
         by_labels = F.cross_entropy(scores.float(), _targets(labels, scores))
         if wanted is None:
             return by_labels
-        taught = _class_scores(wanted.outputs, len(labels))
+        taught = class_scores(wanted.outputs, len(labels))
         apart = _divergence(scores, taught, self.recipe.temperature)
         # A second output, such as an embedding, has no labels: the teacher alone holds it.
         apart = apart + self._distance(got, wanted, (scores,)) + self._features(got, wanted)
@@ -219,12 +219,12 @@ def _divergence(got: Tensor, wanted: Tensor, temperature: float) -> Tensor:
 def _are_classes(labels: Tensor, outputs: Any) -> bool:
     """Whether labels number the columns of an output of class scores, or give them shares."""
     try:
-        scores = _class_scores(outputs, len(labels))
+        scores = class_scores(outputs, len(labels))
         if scores.shape[1] < 2 or not scores.is_floating_point():
             return False
         if labels.shape == scores.shape:
             return _are_shares(labels)
-        _classes(labels, scores)
+        classes_of(labels, scores)
     except UserError:
         return False
     return True
@@ -242,4 +242,4 @@ def _targets(labels: Tensor, scores: Tensor) -> Tensor:
     """Labels as F.cross_entropy takes them: class numbers, or each class's share."""
     if labels.shape == scores.shape:
         return labels.float()
-    return _classes(labels, scores)
+    return classes_of(labels, scores)

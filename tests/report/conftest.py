@@ -89,7 +89,7 @@ def _plain() -> dict[str, Any]:
         "met": True,
         "seconds": {"trace": 4.1, "couple": 0.6, "solve": 10.1, "recover": 64.0, "export": 8.2},
         "warnings": ["the machine was busy (load 3.1) while accuracy was measured"],
-        "rate": {"asked": None, "achieved": 0.5426},
+        "rate": {"asked": None, "achieved": 0.5426, "met": True},
         "method": "structured",
         "importance": "saliency",
         "precision": "fp32",
@@ -118,6 +118,7 @@ def _plain() -> dict[str, Any]:
             "made_up": False,
             "works_at_ms": None,
         },
+        "obstacle": None,
     }
 
 
