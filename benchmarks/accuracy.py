@@ -34,7 +34,8 @@ from benchmarks.accuracy_networks import load
 from edgeprune.calibration.named import load_profile
 from edgeprune.cost import analytic as latency
 from edgeprune.export.onnx import export
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.profiles.profile import Profile
 from edgeprune.runtime.ort_subprocess import run_runner
 from edgeprune.solve import latency_terms as terms

@@ -32,9 +32,11 @@ from edgeprune.coupling import Coupling, couple, frozen_elements, frozen_share
 from edgeprune.coupling.plan import Plan, keep_best
 from edgeprune.export.onnx import export
 from edgeprune.export.parity import validate
-from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
+from edgeprune.graph.compare import difference
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.scoring import score
-from edgeprune.surgery.oracle import difference, prove, worst_node
+from edgeprune.surgery.oracle import prove, worst_node
 from edgeprune.surgery.resize import resize
 from edgeprune.surgery.write_back import write_back
 

@@ -18,7 +18,8 @@ from coverage_case import autograd_facts, explained, torch_pruning
 
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan, keep_best
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.scoring import score
 from edgeprune.surgery.resize import resize
 

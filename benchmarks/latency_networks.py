@@ -27,7 +27,8 @@ import torchvision  # noqa: E402
 from edgeprune.coupling import Coupling, couple  # noqa: E402
 from edgeprune.coupling.plan import Plan, keep_best  # noqa: E402
 from edgeprune.export.onnx import export  # noqa: E402
-from edgeprune.graph.trace import ExampleInputs, trace  # noqa: E402
+from edgeprune.graph.inputs import ExampleInputs  # noqa: E402
+from edgeprune.graph.trace import trace  # noqa: E402
 from edgeprune.surgery.resize import resize  # noqa: E402
 
 TORCHVISION = (

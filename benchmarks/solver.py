@@ -39,7 +39,8 @@ from torch import nn
 
 from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import couple
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.profiles.profile import load_profile
 from edgeprune.scoring import score
 from edgeprune.solve import Limits, Problem, solve

@@ -26,7 +26,9 @@ from edgeprune.coupling import Coupling
 from edgeprune.data.loaders import NO_DATA, as_data
 from edgeprune.export.onnx import export
 from edgeprune.export.parity import validate
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
+from edgeprune.loading.checkpoint import in_float32, is_odd
 from edgeprune.loading.example_inputs import as_example_inputs, check_inputs
 from edgeprune.pipeline.artifacts import publish
 from edgeprune.pipeline.options import MIN_AGREEMENT, PruneOptions
@@ -178,7 +180,8 @@ def prune(
     profile = profile or HOST
     device = profile if isinstance(profile, Profile) else known_device(profile)
     settings = options.on(device)
-    inputs = check_inputs(model, as_example_inputs(example_inputs))
+    model, remarks = in_float32(model)
+    inputs = check_inputs(model, _in_float32(as_example_inputs(example_inputs)))
     given = as_data(data, inputs, model)
     no_labels = given is not None and given.test is None
     named = "agreement, %" if no_labels and settings.max_drop is not None else None
@@ -190,6 +193,7 @@ def prune(
         given,
         metric,
         named if metric is None else getattr(metric, "__name__", "metric"),
+        remarks,
         loss=loss,
         makes_samples_up=not (isinstance(data, str) and data == NO_DATA),
     )
@@ -202,6 +206,10 @@ def prune(
         outcome.dynamic_batch,
         outcome.masks,
     )
+
+
+def _in_float32(inputs: ExampleInputs) -> ExampleInputs:
+    return inputs.map(lambda t: t.float() if is_odd(t) else t)
 
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:

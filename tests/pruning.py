@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.plan import Plan
+from edgeprune.graph.compare import TOLERANCE
 from edgeprune.graph.fx_utils import attribute
-from edgeprune.graph.trace import ExampleInputs, TracedModel, export_program, sizes_of, trace
-from edgeprune.surgery.oracle import TOLERANCE, SurgeryProof, prove, worst_node
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel, export_program, sizes_of, trace
+from edgeprune.surgery.oracle import SurgeryProof, prove, worst_node
 from edgeprune.surgery.resize import resize
 
 #: Before 2.13 torch says of an LSTM's states that they have four dimensions: it is frozen then.

@@ -5,11 +5,11 @@ A change that is meant is written down by `python tests/test_golden.py`, and rea
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import edgeprune
-from edgeprune.cli.app import main
-from edgeprune.surgery.oracle import TOLERANCE
+from edgeprune.graph.compare import TOLERANCE
 
 HERE = Path(__file__).parent / "golden"
 
@@ -129,18 +128,16 @@ def _plain(value: Any) -> Any:
 
 
 def helped(*words: str) -> str:
-    """The help of a command at 100 columns, without styles."""
-    out = io.StringIO()
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
-    try:
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            main([*words, "--help"])
-    finally:
-        os.environ.pop("COLUMNS")
-        if before is not None:
-            os.environ["COLUMNS"] = before
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    """The help of a command at 100 columns, without styles, in a process of its own: what other
+    tests did to this one's terminal doesn't matter."""
+    made = subprocess.run(
+        [sys.executable, "-m", "edgeprune", *words, "--help"],
+        env={**os.environ, "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", made.stdout)
     return "\n".join(line.rstrip() for line in plain.splitlines()) + "\n"
 
 

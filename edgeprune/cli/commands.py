@@ -21,8 +21,10 @@ from edgeprune.core.errors import UserError
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
 from edgeprune.coupling import couple
-from edgeprune.data.loaders import NO_DATA, Data, load_data, load_metric
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.data.loaders import NO_DATA, Data, load_data, load_metric, sample_of
+from edgeprune.graph.fold import folded
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.loading.example_inputs import describe, example_inputs, parse_input
 from edgeprune.loading.load import LoadedModel, load
 from edgeprune.pipeline.artifacts import check_target
@@ -131,9 +133,12 @@ def _task(request: Request) -> tuple[Task, Path]:
 def task_of(request: Request) -> Task:
     """What to do, with everything loaded. Raises UserError, in one line, for what can't be."""
     # The model first: the profile of this machine takes a while to measure.
-    loaded, inputs, remarks = _ready(request.model, request.inputs, request.arch, request.trust)
-    settings = request.options.on(known_device(request.profile), request.remote is not None)
     given = request.data not in (None, NO_DATA)
+    seen = str(request.data) if given else None
+    loaded, inputs, remarks = _ready(
+        request.model, request.inputs, request.arch, request.trust, seen
+    )
+    settings = request.options.on(known_device(request.profile), request.remote is not None)
     data = load_data(str(request.data), inputs, loaded.module) if given else None
     return Task(
         loaded.name,
@@ -175,7 +180,7 @@ def inspect_model(
         loaded, example, remarks = _ready(model, inputs, arch, trust)
         device = load_profile(profile)
         with deadline("trace", step_seconds):
-            traced = trace(loaded.module, example)
+            traced = trace(folded(loaded.module), example)
         with deadline("couple", step_seconds):
             coupling = couple(traced)
         found = inspection(loaded.name, traced, coupling, device, remarks)
@@ -184,12 +189,14 @@ def inspect_model(
 
 
 def _ready(
-    model: str, shapes: tuple[str, ...], arch: str | None, trust: bool
+    model: str, shapes: tuple[str, ...], arch: str | None, trust: bool, data: str | None = None
 ) -> tuple[LoadedModel, ExampleInputs, tuple[str, ...]]:
     """The loaded model, inputs that it runs on, and what was assumed."""
     specs = [parse_input(text) for text in shapes]
     loaded = load(model, arch, trust)
-    inputs, assumed = example_inputs(loaded.module, specs, loaded.example_inputs)
+    known = specs or loaded.example_inputs is not None or data is None
+    seen = None if known else sample_of(str(data))
+    inputs, assumed = example_inputs(loaded.module, specs, loaded.example_inputs, seen)
     return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
 
 

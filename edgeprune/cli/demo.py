@@ -23,7 +23,7 @@ from edgeprune.cli.progress import Bars
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.timing import Steps
 from edgeprune.data.loaders import data_from
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.pipeline.artifacts import RESULTS, check_target
 from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.task import Task

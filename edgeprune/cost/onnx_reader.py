@@ -40,6 +40,7 @@ _PRODUCTS["QLinearMatMul"] = (0, 3)
 _OWN = ("", "ai.onnx")  # the domains of the standard's own ops
 _KNOWN = {*ONNX_KERNELS, *_CONVOLUTIONS, *_PRODUCTS}
 _UNPRICED = "Attention DeformConv If Loop Scan SequenceMap DFT STFT Det".split()
+_SIZED_BY_DATA = {"NonZero", "Unique", "NonMaxSuppression", "Compress"}
 _LARGEST_KEPT = 256  # larger weights stay out of shape inference: no shape is computed from them
 
 
@@ -94,10 +95,20 @@ def unpriced_ops(model: onnx.ModelProto) -> list[str]:
     return sorted(found)
 
 
+def decided_by_data(model: onnx.ModelProto) -> list[str]:
+    """The ops of a model whose outputs are as large as the data say, each name once, sorted."""
+    return sorted({node.op_type for node in model.graph.node} & _SIZED_BY_DATA)
+
+
 def pricing_remarks(model: onnx.ModelProto) -> list[str]:
-    """What a reader of the predicted latency should know: nothing, or which ops are guessed at."""
-    ops = unpriced_ops(model)
-    return [f"arithmetic not priced, only memory traffic: {', '.join(ops)}"] if ops else []
+    """What a reader of the predicted latency should know: nothing, or what is guessed at."""
+    ops, sized = unpriced_ops(model), decided_by_data(_light(model))
+    remarks = [f"arithmetic not priced, only memory traffic: {', '.join(ops)}"] if ops else []
+    if sized:
+        remarks.append(
+            f"what {', '.join(sized)} picks is as large as the data say: priced as if all of it"
+        )
+    return remarks
 
 
 @dataclass(frozen=True)
@@ -403,6 +414,13 @@ def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[i
         for dim in info.type.tensor_type.shape.dim:
             dim.dim_value = symbols.get(dim.dim_param, dim.dim_value)
     inferred = shape_inference.infer_shapes(light, data_prop=True).graph
+    if decided_by_data(light):  # at most as many rows as came in
+        first = next(iter(light.graph.input)).type.tensor_type.shape.dim
+        rows = first[0].dim_value if first else 1
+        for info in (*inferred.value_info, *inferred.output):
+            for dim in info.type.tensor_type.shape.dim:
+                if not dim.HasField("dim_value") and dim.dim_param not in symbols:
+                    dim.dim_value = rows
     found: dict[str, tuple[int, ...]] = {}
     for info in (*inferred.input, *inferred.value_info, *inferred.output, *stated):
         shape = info.type.tensor_type

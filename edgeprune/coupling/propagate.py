@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 from edgeprune.coupling.labels import Label
 from edgeprune.coupling.union_find import Atoms, Rows
-from edgeprune.graph.fx_utils import attribute, module_path
+from edgeprune.graph.fx_utils import attribute, describe
 from edgeprune.graph.trace import sizes_of
 
 Labels = list[Label]  # one tensor
@@ -145,8 +145,8 @@ class Walk:
                 labels = rule(self, node)
                 if _fits(labels, node):
                     return self._settled(labels, node)
-            except Unfollowed:
-                pass
+            except (Unfollowed, TypeError):
+                pass  # TypeError: a number that the rule needs is known only when the model runs
         self.unknown[node.name] = describe(node)
         for source in node.all_input_nodes:
             self._freeze_all(self.labels[source.name], describe(node))
@@ -178,14 +178,6 @@ class Walk:
             self.atoms.freeze(label, reason)
 
 
-def describe(node: Node) -> str:
-    """An op as people write it: aten.conv2d at its place in the user's module tree."""
-    target = node.target
-    op = str(target).removesuffix(".default") if not callable(target) else _op_name(target)
-    place = module_path(node)
-    return f"{op} ({place})" if place else op
-
-
 def map_tensors(value: Any, make: Callable[[torch.Tensor], Any]) -> Any:
     """`make` applied to each tensor of a node's value; None where there is none."""
     if isinstance(value, torch.Tensor):
@@ -202,13 +194,6 @@ def flat_labels(labels: Any) -> list[Rows]:
     if isinstance(labels, list):
         return [rows for item in labels for rows in flat_labels(item)]
     return [labels]
-
-
-def _op_name(target: Any) -> str:
-    name = str(getattr(target, "__name__", target))
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target._schema.name).replace("::", ".")
-    return name
 
 
 def _is_tensor(node: Node) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 
 _LABEL_KEYS = ("labels", "label", "y", "target", "targets")
 

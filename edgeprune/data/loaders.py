@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorD
 from edgeprune.core.bounded import read_arrays
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import accuracy, arrange, describe_tensor, split_batch
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import import_callable, one_line
 
 _BATCH = 32
@@ -69,6 +69,24 @@ def load_data(spec: str, example_inputs: ExampleInputs, module: nn.Module | None
     else:
         raise UserError(f"--data: there is no file or folder {spec}: give {_FORMS}")
     return _checked(train, test, remarks, example_inputs, f"--data {spec}")
+
+
+def sample_of(spec: str) -> ExampleInputs | None:
+    """One sample of the data that --data names, as the only input of a model; None where its shape
+    can't be told: a folder's pictures are resized to whatever the model takes."""
+    path = Path(spec).expanduser()
+    if path.is_file() and path.suffix == ".npz":
+        train: Iterable[Any] = _from_npz(path)[0]
+    elif not path.exists() and ":" in spec:
+        train = _from_function(spec)[0]
+    else:
+        return None
+    with torch.random.fork_rng(devices=[]):
+        batch = next(iter(train), None)
+    value = batch[0] if isinstance(batch, tuple | list) and len(batch) <= 2 and batch else batch
+    if not isinstance(value, Tensor) or not value.dim():
+        return None
+    return ExampleInputs((value[:1].clone(),), {})
 
 
 def data_from(loaders: Any, example_inputs: ExampleInputs) -> Data:

@@ -16,17 +16,21 @@ import torch
 from torch import Tensor
 from torch.export.graph_signature import ConstantArgument
 from torch.fx import GraphModule, Node
+from torch.onnx import OnnxExporterError
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.errors import UserError
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
 from edgeprune.export.fusable_ops import with_fusable_forms
 from edgeprune.export.stack_unbind import stack_whole
-from edgeprune.graph.trace import ExampleInputs, export_program, quiet
+from edgeprune.graph.fx_utils import module_path
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import export_program, quiet
 from edgeprune.sparse.initializers import with_sparse_initializers
 
-#: The lowest that torch's exporter writes: devices' runtimes lag behind.
 aten = torch.ops.aten
 
+#: The lowest that torch's exporter writes: devices' runtimes lag behind.
 OPSET = 18
 
 #: Above this, protobuf can't hold the weights: they go into a file beside the model.
@@ -46,6 +50,8 @@ class Exported:
     output_names: tuple[str, ...]
     size_mb: float
     warnings: tuple[str, ...]
+    opset: int = OPSET
+    ir_version: int = 0
 
 
 def export(
@@ -65,7 +71,8 @@ def export(
     _plain_attention(program)
     stack_whole(program.graph)
     program.graph_module.recompile()
-    outputs = _output_names(module, example_inputs)
+    inputs = list(program.graph_signature.user_inputs)
+    outputs = _output_names(module, example_inputs, {str(name) for name in inputs})
     warnings: list[str] = []
     try:
         model = _converted(program, outputs, example_inputs, metadata, path, warnings)
@@ -90,6 +97,7 @@ def export(
         tuple(info.name for info in model.graph.output),
         _size_mb(path),
         tuple(warnings),
+        ir_version=model.ir_version,
     )
 
 
@@ -104,23 +112,44 @@ def _converted(
 ) -> onnx.ModelProto:
     """The program as a valid ONNX file at `path`. Raises onnx.checker.ValidationError."""
     with quiet(), _constants_hidden(program):
-        made = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=optimize,
-            verbose=False,
-            output_names=list(outputs),
-        )
+        try:
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=optimize,
+                verbose=False,
+                output_names=list(outputs),
+            )
+        except OnnxExporterError as error:
+            raise UserError(_unwritable(program, error)) from error
     assert made is not None
     model = _simplified(made.model_proto, warnings)
     with_fusable_forms(model)
+    _name_inputs(model, program)
     _name_batch(model)
     shapes = _shapes(model, example_inputs)
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
     _save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
     return model
+
+
+def _unwritable(program: torch.export.ExportedProgram, error: Exception) -> str:
+    """Which op of which layer has no form in ONNX."""
+    text = "\n".join(str(e) for e in (error, error.__cause__, error.__context__) if e is not None)
+    op = re.search(r"OpOverload\(op='([\w.]+)'", text)
+    name = re.search(r"translating node %(\w+)", text)
+    told = op.group(1) if op is not None else "an op of this model"
+    nodes = [n for n in program.graph.nodes if name is not None and n.name == name.group(1)]
+    if op is not None and not nodes:  # what it was before torch took it apart
+        short = op.group(1).partition(".")[2].removeprefix("linalg_").partition("_")[0]
+        nodes = [n for n in program.graph.nodes if n.op == "call_function" and short in n.name]
+    where = f" ({module_path(nodes[0])})" if nodes and module_path(nodes[0]) else ""
+    return (
+        f"{told}{where} has no form in ONNX that torch.onnx knows: compute it outside of the "
+        "model, or write it with other ops"
+    )
 
 
 def _plain_attention(program: torch.export.ExportedProgram) -> None:
@@ -219,17 +248,36 @@ def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
     return simpler
 
 
-def _output_names(module: GraphModule, inputs: ExampleInputs) -> tuple[str, ...]:
-    """Names from where each tensor stands in the output: act, aux_0; output for a lone one."""
+def _output_names(module: GraphModule, inputs: ExampleInputs, taken: set[str]) -> tuple[str, ...]:
+    """Names from where each tensor stands in the output: act, aux_0; output for a lone one.
+
+    taken: the inputs' names, which no other tensor of a file may have.
+    """
     with torch.no_grad():
         out = module(*inputs.args, **inputs.kwargs)
-    names = []
+    names: list[str] = []
     for keys, leaf in pytree.tree_flatten_with_path(out)[0]:
         if isinstance(leaf, Tensor):
             words = re.findall(r"\w+", pytree.keystr(keys))
             stem = "_".join(words)
-            names.append(stem if stem and not stem[0].isdigit() else f"output_{stem}".rstrip("_"))
+            name = stem if stem and not stem[0].isdigit() else f"output_{stem}".rstrip("_")
+            while name in taken or name in names:
+                name += "_out"
+            names.append(name)
     return tuple(names)
+
+
+def _name_inputs(model: onnx.ModelProto, program: torch.export.ExportedProgram) -> None:
+    """Inputs keep the names that forward gives them: what is handed through came out as x_orig."""
+    asked = [str(name) for name in program.graph_signature.user_inputs]
+    used = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    used |= {info.name for info in (*model.graph.input, *model.graph.output)}
+    for info in model.graph.input:
+        name = info.name.removesuffix("_orig")
+        if info.name != name and info.name not in asked and name in asked and name not in used:
+            for node in model.graph.node:
+                node.input[:] = [name if each == info.name else each for each in node.input]
+            info.name = name
 
 
 def _name_batch(model: onnx.ModelProto) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.export.onnx import Exported
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs, random_like
 from edgeprune.runtime.ort_subprocess import run_runner
 
 #: Parity holds while no output is off by more than this share of its largest magnitude.
@@ -36,27 +36,28 @@ class Validation:
 
 
 def validate(
-    module: GraphModule,
+    compute: Callable[..., Any],
     example_inputs: ExampleInputs,
     dynamic_batch: bool,
     exported: Exported,
     scratch: Path,
     seed: int = 0,
 ) -> Validation:
-    """Compares `exported` with `module` on the example inputs and four random batches.
+    """Compares `exported` with PyTorch, on the example inputs and four random batches.
 
-    With a dynamic batch the random ones have 1, 2, 3 and 4 samples. scratch: a folder to write in.
+    compute: a module, or what is called like one. With a dynamic batch the random ones have 1, 2, 3
+    and 4 samples. scratch: a folder to write in.
     """
     cases: dict[str, Any] = {}
     samples = 0
     for i, inputs in enumerate(cases_for(example_inputs, dynamic_batch, seed)):
         samples += inputs.batch or 1
         with torch.no_grad():
-            outputs = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
+            outputs = pytree.tree_leaves(compute(*inputs.args, **inputs.kwargs))
         for name, tensor in zip(exported.input_names, inputs.tensors, strict=True):
             cases[f"case{i}/input/{name}"] = tensor.numpy()
         for k, tensor in enumerate(t for t in outputs if isinstance(t, Tensor)):
-            cases[f"case{i}/output/{k}"] = tensor.numpy()
+            cases[f"case{i}/output/{k}"] = tensor.detach().numpy()
     path = scratch / "cases.npz"
     np.savez(path, **cases)
     answer = run_runner(["validate", exported.path, path, "--tolerance", TOLERANCE])
@@ -76,21 +77,3 @@ def cases_for(inputs: ExampleInputs, dynamic_batch: bool, seed: int) -> list[Exa
     batch = inputs.batch or 1
     sizes = range(1, _RANDOM_BATCHES + 1) if dynamic_batch else [batch] * _RANDOM_BATCHES
     return [inputs, *(random_like(inputs, generator, size, batch) for size in sizes)]
-
-
-def random_like(
-    inputs: ExampleInputs, generator: torch.Generator, size: int, batch: int
-) -> ExampleInputs:
-    """Random inputs of `size` samples: floats spread as the examples, integers among theirs."""
-
-    def draw(example: Tensor) -> Tensor:
-        follows = example.dim() and example.shape[0] == batch
-        shape = (size, *example.shape[1:]) if follows else example.shape
-        if example.is_floating_point():
-            spread = float(example.std()) if example.numel() > 1 else 1.0
-            noise = torch.randn(shape, generator=generator, dtype=example.dtype)
-            return noise * (spread or 1.0) + float(example.mean())
-        picked = torch.randint(0, max(example.numel(), 1), shape, generator=generator)
-        return example.flatten()[picked]
-
-    return inputs.map(draw)

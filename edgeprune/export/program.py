@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import ParityError
-from edgeprune.graph.trace import ExampleInputs, quiet
-from edgeprune.surgery.oracle import difference
+from edgeprune.graph.compare import difference
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import quiet
 
 
 def save_program(
@@ -29,6 +32,9 @@ def save_program(
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("from_node", None)  # holds addresses: another one in each run
+    signature = program.module_call_graph[0].signature
+    if signature is not None:
+        signature.out_spec = _plain(signature.out_spec)
     with quiet():
         torch.export.save(program, path)
         try:
@@ -48,3 +54,30 @@ def save_program(
                 f"{path.name}, loaded again, does not match the pruned model: relative error "
                 f"{worst:.1e}"
             )
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """A structure of outputs with a dict for each class of the user's or another library's: the
+    file loads where these are not installed."""
+    if spec.is_leaf():
+        return spec
+    children = [_plain(spec.child(i)) for i in range(spec.num_children)]
+    if spec.type in _BUILTIN:
+        return pytree.TreeSpec(spec.type, spec.context, children)
+    names = next((c for c in (spec.context, *_parts(spec.context)) if _names(c, children)), None)
+    if names is None:
+        return pytree.TreeSpec(tuple, None, children)
+    return pytree.TreeSpec(dict, list(names), children)
+
+
+_BUILTIN = (tuple, list, dict, collections.OrderedDict)
+
+
+def _parts(context: Any) -> list[Any]:
+    return list(context) if isinstance(context, list | tuple) else []
+
+
+def _names(context: Any, children: Sequence[Any]) -> bool:
+    """Whether a class's context is the names of its fields, one for each child."""
+    named = isinstance(context, list | tuple) and all(isinstance(name, str) for name in context)
+    return named and len(context) == len(children)

@@ -44,3 +44,18 @@ def unused_parameters(module: GraphModule) -> dict[str, torch.nn.Parameter]:
     """The parameters that a graph holds but doesn't read."""
     used = {id(parameter) for parameter in used_parameters(module).values()}
     return {name: p for name, p in module.named_parameters() if id(p) not in used}
+
+
+def describe(node: Node) -> str:
+    """An op as people write it: aten.conv2d at its place in the user's module tree."""
+    target = node.target
+    op = str(target).removesuffix(".default") if not callable(target) else _qualified(target)
+    place = module_path(node)
+    return f"{op} ({place})" if place else op
+
+
+def _qualified(target: Any) -> str:
+    name = str(getattr(target, "__name__", target))
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).replace("::", ".")
+    return name

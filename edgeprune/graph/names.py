@@ -55,6 +55,11 @@ def _walk(module: nn.Module) -> Iterator[tuple[int, str]]:
             continue
         seen.add(id(found))
         above.add(id(found))
+        if isinstance(found, torch.jit.ScriptModule) and depth:
+            raise UserError(
+                f"the model's part {_shown(path)} is TorchScript, which can't be traced: put the "
+                "nn.Module in its place that it was made of"
+            )
         yield depth, path
         waiting.append((depth, path, found, True))
         for holder in _HOLDERS:

@@ -2,17 +2,22 @@
 
 * in-place ops become functional where nothing else sees the tensor they write to,
 * chunk and split become split_with_sizes, whose sizes can change one by one,
+* max(x, dim).values becomes amax(x, dim), which knows no places,
 * assertions about metadata go: they state sizes that pruning changes,
 * views become reshapes: whether a tensor's strides allow a view may change with its sizes,
-* blocks under torch.no_grad() become plain nodes, detached from what reads them.
+* blocks without an effect of their own (no_grad, checkpoint, autocast for another device) become
+  plain nodes; behind no_grad they are detached from what reads them.
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+
+from edgeprune.core.errors import UserError
 
 aten = torch.ops.aten
 
@@ -29,6 +34,8 @@ def normalize(graph_module: GraphModule) -> None:
         name = node.target._schema.name.removeprefix("aten::")
         if name.startswith(_ASSERTIONS):
             graph.erase_node(node)
+        elif name in ("max", "min") and _only_values(node):
+            _values_alone(node, name)
         elif name in ("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_split"):
             _split_by_sizes(node)
         elif name.endswith("_") and not name.endswith("__"):
@@ -74,23 +81,62 @@ def _written_storages(graph: Graph) -> set[Node]:
 
 
 def _inline_blocks(graph_module: GraphModule) -> None:
-    """Puts the nodes of `with torch.no_grad():` blocks in the graph itself."""
+    """Puts the nodes of blocks without an effect of their own in the graph itself: no_grad(),
+    checkpoint(), and autocast() where it changes nothing.
+
+    Raises UserError for an autocast that changes what is computed.
+    """
     graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
-            continue
+    found = True
+    while found:  # blocks within blocks
+        found = False
+        for node in list(graph.nodes):
+            taken = _block(node)
+            if taken is not None:
+                found = True
+                _inline(graph_module, node, *taken)
+
+
+def _block(node: Node) -> tuple[Node, list[Any], bool] | None:
+    """A block's graph, its arguments, and whether gradients end behind it."""
+    blocks = torch.ops.higher_order
+    if node.target is blocks.wrap_with_set_grad_enabled:
         enabled, block, *arguments = node.args
-        inner = getattr(graph_module, str(block.target)).graph  # type: ignore[union-attr]
-        placeholders = inner.find_nodes(op="placeholder")
-        copies: dict[Node, Node] = dict(zip(placeholders, arguments, strict=True))
-        with graph.inserting_before(node):
-            results: Any = graph.graph_copy(inner, copies)
-            if not enabled:
-                results = [_detached(graph, result) for result in results]
-        for user in list(node.users):
-            user.replace_all_uses_with(results[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
+        return block, arguments, not enabled  # type: ignore[return-value]
+    if node.target is blocks.tag_activation_checkpoint:
+        block, *arguments = node.args
+        return block, arguments, False  # type: ignore[return-value]
+    if node.target is blocks.wrap_with_autocast:
+        device, dtype, enabled, _, block, *arguments = node.args
+        if enabled and device == "cpu":
+            raise UserError(
+                f"autocast to {str(dtype).removeprefix('torch.')} on the CPU changes what the "
+                'model computes, and the file computes in float32: leave `torch.autocast("cpu")` '
+                "out of the model's forward"
+            )
+        return block, arguments, False  # type: ignore[return-value]
+    return None
+
+
+def _inline(
+    graph_module: GraphModule, node: Node, block: Node, arguments: list[Any], detached: bool
+) -> None:
+    graph = graph_module.graph
+    inner = getattr(graph_module, str(block.target))
+    placeholders = inner.graph.find_nodes(op="placeholder")
+    copies: dict[Node, Node] = dict(zip(placeholders, arguments, strict=True))
+    with graph.inserting_before(node):
+        results: Any = graph.graph_copy(inner.graph, copies)
+        if detached:
+            results = [_detached(graph, result) for result in results]
+    for name, child in inner.named_children():  # blocks of its own
+        graph_module.add_module(f"{block.target}_{name}", child)
+        for place in inner.graph.find_nodes(op="get_attr", target=name):
+            copies[place].target = f"{block.target}_{name}"
+    for user in list(node.users):
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def _detached(graph: Graph, result: Any) -> Any:
@@ -113,6 +159,26 @@ def _split_by_sizes(node: Node) -> None:
     node.target = aten.split_with_sizes.default
     node.args = (source, sizes, dim)
     node.kwargs = {}
+
+
+def _only_values(node: Node) -> bool:
+    """Whether of max(x, dim) only the values are read, and not where they stood."""
+    overload = node.target._overloadname  # type: ignore[union-attr]
+    picks = [user for user in node.users if user.target is operator.getitem]
+    return (
+        overload == "dim" and len(picks) == len(node.users) and all(p.args[1] == 0 for p in picks)
+    )
+
+
+def _values_alone(node: Node, name: str) -> None:
+    """max(x, dim).values is amax(x, dim)."""
+    node.target = aten.amax.default if name == "max" else aten.amin.default
+    x, dim, *keep = node.args
+    node.args = (x, [dim], *keep)
+    node.meta["val"] = node.meta["val"][0]
+    for user in list(node.users):
+        user.replace_all_uses_with(node)
+        node.graph.erase_node(user)
 
 
 def _functional(graph_module: GraphModule, node: Node, name: str) -> None:

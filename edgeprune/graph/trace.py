@@ -11,7 +11,7 @@ import inspect
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,6 +24,16 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.fidelity import (
+    batch_matters,
+    check_deterministic,
+    check_faithful,
+    check_stateless,
+    depends_on_batch,
+    in_eval,
+    know_outputs,
+)
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names, write_names_as_they_are
 from edgeprune.graph.normalize import normalize
 from edgeprune.graph.training_flags import TrainableGraph
@@ -35,42 +45,19 @@ write_names_as_they_are()
 
 
 @dataclass(frozen=True)
-class ExampleInputs:
-    """What a model is called with: positional and keyword arguments, batch in dimension 0."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments, in call order."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-    @property
-    def batch(self) -> int | None:
-        """The common size of dimension 0, None if there is none."""
-        sizes = {t.shape[0] if t.dim() else None for t in self.tensors}
-        return sizes.pop() if len(sizes) == 1 else None
-
-    def map(self, change: Any) -> ExampleInputs:
-        """The same structure with `change` applied to every tensor."""
-        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return ExampleInputs(args, kwargs)
-
-
-@dataclass(frozen=True)
 class TracedModel:
     """The graph and what is known about it.
 
     batch: the example inputs' batch size, at which costs are counted.
     dynamic_batch: whether the graph runs with other batch sizes too.
+    fixed_because: why it doesn't.
     """
 
     graph_module: GraphModule
     example_inputs: ExampleInputs
     dynamic_batch: bool
     batch: int
+    fixed_because: str = ""
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """The sizes of a node's tensor at the example inputs' batch."""
@@ -80,27 +67,51 @@ class TracedModel:
 def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
     """Captures `module` (in eval mode, left as it was).
 
-    Raises UserError when torch.export can't take the model, naming the line of the user's code, or
-    for names that can't be traced.
+    The graph computes what the module does: on the inputs given and on random ones, and, where the
+    batch is free, at other batches too; where it doesn't follow there, the batch is fixed.
+
+    Raises UserError when torch.export can't take the model, naming the line of the user's code, for
+    a model that draws random numbers, for names that can't be traced, and for a graph that isn't
+    the model.
     """
     check_names(module)
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
+    with in_eval(module):
+        know_outputs(module, example_inputs)
         batch = example_inputs.batch
-        program = None
+        traced, why = None, "the inputs have no batch in common"
         if batch is not None:
-            program = _with_dynamic_batch(module, example_inputs, batch)
-        dynamic = program is not None
-        if program is None:
-            program = _export(module, example_inputs, None)
-        graph_module = _unlifted(program)
-    finally:
-        for submodule, training in modes:
-            submodule.training = training
+            traced, why = _with_free_batch(module, example_inputs, batch)
+        if traced is None:
+            graph = _captured(_export(module, example_inputs, None))
+            traced = TracedModel(graph, example_inputs, False, batch or 1, why)
+        check_faithful(module, traced.graph_module, example_inputs)
+        return traced
+
+
+def _with_free_batch(
+    module: nn.Module, example_inputs: ExampleInputs, batch: int
+) -> tuple[TracedModel | None, str]:
+    """The traced model with a free batch, or None and why the batch must be fixed."""
+    program = _with_dynamic_batch(module, example_inputs, batch)
+    if program is None:
+        return None, "the model fixes it"
+    graph = _captured(program)
+    symbolic = depends_on_batch(graph)
+    if symbolic is not None:
+        return None, f"{symbolic} takes the batch for a number of its own"
+    why = batch_matters(module, graph, example_inputs, batch)
+    if why is not None:
+        return None, why
+    return TracedModel(graph, example_inputs, True, batch), ""
+
+
+def _captured(program: torch.export.ExportedProgram) -> GraphModule:
+    check_deterministic(program)
+    graph_module = _unlifted(program)
     normalize(graph_module)
+    check_stateless(graph_module)
     _describe_attributes(graph_module)
-    return TracedModel(graph_module, example_inputs, dynamic, batch or 1)
+    return graph_module
 
 
 def export_program(
@@ -164,10 +175,15 @@ def _dynamic_shapes(module: nn.Module, inputs: ExampleInputs, size: Any) -> Any:
         lambda leaf: {0: size} if isinstance(leaf, Tensor) else None,
         (inputs.args, dict(inputs.kwargs)),
     )
-    if not kwargs:
-        return args
     parameters = inspect.signature(module.forward).parameters
-    shapes = dict(zip(parameters, args, strict=False))
+    named = [p.name for p in parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    rest = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+    if not kwargs and rest is None:
+        return args
+    first = len(args) if rest is None else list(parameters).index(rest)
+    shapes: dict[str, Any] = dict(zip(named, args[:first], strict=False))
+    if rest is not None:
+        shapes[rest] = args[first:]
     for name, shape in kwargs.items():
         gathered = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), "")
         if name in parameters or not gathered:

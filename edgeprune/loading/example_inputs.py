@@ -5,23 +5,29 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
 
-_SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+_NAME = r"(?:(?P<name>[A-Za-z_][\w.\[\]-]*)=)?"
+_SPEC = re.compile(_NAME + r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+_FILE = re.compile(_NAME + r"(?P<path>.+\.(?:npy|npz|png|jpe?g|bmp|webp))", re.IGNORECASE)
 _DTYPES = {
-    "float32": torch.float32,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "bool": torch.bool,
+    name: getattr(torch, name)
+    for name in (
+        "float32 float64 float16 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool "
+        "complex64 complex128"
+    ).split()
 }
 _LIMIT = 2**31  # elements: 8 GB of floats
 _CONFIGURED = 2**26  # elements that a model may ask for by itself
@@ -35,11 +41,15 @@ _LENGTHS = (16, 8, 32, 64, 128)
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input: its name in forward (None: by position), its shape, batch first, and its type."""
+    """One input: its name in forward (None: by position), its shape, batch first, and its type.
+
+    A name may lead into a dict or a list: "obs.image" or "images[0]". value: what a file held.
+    """
 
     name: str | None
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    value: Tensor | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         name = f"{self.name}=" if self.name else ""
@@ -48,10 +58,20 @@ class InputSpec:
 
 
 def parse_input(text: str) -> InputSpec:
-    """Reads "1x3x224x224", "1x16:int64" or "ids=1x16:int64"; raises UserError for anything else."""
+    """Reads "1x3x224x224", "1x16:int64" or "ids=1x16:int64"; raises UserError for anything else.
+
+    A file is taken as it is: "frame.npy", "image=photo.jpg".
+    """
+    held = _FILE.fullmatch(text.strip())
+    if held is not None:
+        value = read_input(Path(held["path"]).expanduser())
+        return InputSpec(held["name"], tuple(value.shape), value.dtype, value)
     match = _SPEC.fullmatch(text.strip())
     if match is None:
-        raise UserError(f"--input {text!r} isn't a shape: write 1x3x224x224 or ids=1x16:int64")
+        raise UserError(
+            f"--input {text!r} isn't a shape: write 1x3x224x224, ids=1x16:int64, or a file "
+            "(.npy, a picture)"
+        )
     shape = tuple(int(size) for size in match["shape"].split("x"))
     if min(shape) < 1:
         raise UserError(f"--input {text!r} has a size of 0: every size is at least 1")
@@ -65,20 +85,27 @@ def parse_input(text: str) -> InputSpec:
 
 
 def example_inputs(
-    module: nn.Module, specs: Sequence[InputSpec] = (), loaded: ExampleInputs | None = None
+    module: nn.Module,
+    specs: Sequence[InputSpec] = (),
+    loaded: ExampleInputs | None = None,
+    seen: ExampleInputs | None = None,
 ) -> tuple[ExampleInputs, tuple[str, ...]]:
     """Inputs that `module` was seen to run on, and what was assumed to find them.
 
-    specs: what the user asked for; wins over `loaded`, what the model file came with, and that
-    over the model's own configuration, and that over a guess from its first layer.
+    specs: what the user asked for; wins over `loaded`, what the model file came with, that over
+    `seen`, a sample of the user's data, that over the model's own configuration, and that over a
+    guess from its first layer, where the model confirms it.
     Raises UserError if the model can't run on what was asked, or nothing was found that it runs on.
     """
     if specs:
-        inputs = _arrange(module, [(spec.name, _contents(spec, module)) for spec in specs])
+        values = [(spec.name, _contents(spec, module)) for spec in specs]
+        inputs = _nested(module, values) or _arrange(module, values)
         return _checked(module, inputs, "as --input asks: give another --input"), ()
     if loaded is not None:
         mend = "which came with it: give --input"
         return _checked(module, loaded, mend), ()
+    if seen is not None and _failure(module, seen) is None:
+        return seen, (_assumed(seen, "--data"),)
     return _found(module)
 
 
@@ -120,9 +147,13 @@ def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
 
 def _contents(spec: InputSpec, module: nn.Module) -> Tensor:
     """Deterministic values of a shape and type; integers are valid indices of an embedding."""
+    if spec.value is not None:
+        return spec.value
     generator = torch.Generator().manual_seed(0)
-    if spec.dtype.is_floating_point:
+    if spec.dtype.is_floating_point or spec.dtype.is_complex:
         return torch.randn(spec.shape, generator=generator, dtype=spec.dtype)
+    if spec.dtype == torch.uint8:  # bytes of a picture
+        return torch.randint(0, 256, spec.shape, generator=generator, dtype=spec.dtype)
     if spec.dtype == torch.bool:
         return torch.ones(spec.shape, dtype=torch.bool)
     embedding = next((m for m in module.modules() if isinstance(m, nn.Embedding)), None)
@@ -180,9 +211,11 @@ def _found(module: nn.Module) -> tuple[ExampleInputs, tuple[str, ...]]:
             f"forward needs several inputs ({', '.join(required)}): give one --input for each, "
             f"such as --input {required[0]}=1x3x224x224"
         )
-    for inputs, origin in _guessed(module):
+    guesses = _guessed(module)
+    for inputs, origin in guesses:
         error = _failure(module, inputs)
         if error is None:
+            _check_confirmed(module, inputs, (other for other, _ in guesses))
             return inputs, (_assumed(inputs, origin),)
         first = first or (inputs, error)
     if first is None:
@@ -191,6 +224,92 @@ def _found(module: nn.Module) -> tuple[ExampleInputs, tuple[str, ...]]:
         f"no input shape was found that the model runs on (it fails on {describe(first[0])}: "
         f"{one_line(first[1])}): give --input"
     ) from first[1]
+
+
+def _nested(module: nn.Module, values: Sequence[tuple[str | None, Any]]) -> ExampleInputs | None:
+    """The call where names lead into dicts or lists: "obs.image" is obs["image"], or the only
+    argument's "obs.image". None where no name does, or nothing runs."""
+    names = [name or "" for name, _ in values]
+    if not any("." in name or "[" in name for name in names):
+        return None
+    required = _required(module)
+    tried = [_tree(values)]
+    if len(required) == 1:
+        (only,) = required
+        short = {(name or "").removeprefix(f"{only}."): value for name, value in values}
+        tried += [{only: inner} for inner in (dict(values), short, _tree(values))]
+    for arguments in tried:
+        if not set(arguments) <= set(inspect.signature(module.forward).parameters):
+            continue
+        inputs = _arrange_quietly(module, arguments)
+        if _failure(module, inputs) is None:
+            return inputs
+    takes = ", ".join(required) or "no named inputs"
+    raise UserError(
+        f"--input {', '.join(names)}: the model runs with these neither as keys of a dict nor as "
+        f"attributes: forward takes {takes}"
+    )
+
+
+def _tree(values: Sequence[tuple[str | None, Any]]) -> dict[str, Any]:
+    """Dotted names as dicts, and numbers in brackets as lists."""
+    root: dict[str, Any] = {}
+    for name, value in values:
+        *path, last = re.findall(r"[^.\[\]]+", name or "")
+        here = root
+        for part in path:
+            here = here.setdefault(part, {})
+        here[last] = value
+    return {key: _listed(value) for key, value in root.items()}
+
+
+def _listed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _listed(item) for key, item in value.items()}
+    if inner and all(key.isdigit() for key in inner):
+        return [inner[key] for key in sorted(inner, key=int)]
+    return inner
+
+
+def _check_confirmed(
+    module: nn.Module, inputs: ExampleInputs, others: Iterable[ExampleInputs]
+) -> None:
+    """Raises UserError for a guessed size that is one of many: what a model costs hangs on it.
+
+    A head of fixed size confirms it; so does the convention of the library that the class is of.
+    """
+    if type(module).__module__.partition(".")[0] in ("torchvision", "timm"):
+        return
+    (value,) = inputs.tensors
+    for other in others:
+        (another,) = other.tensors
+        if another.dim() != value.dim() or _failure(module, other) is not None:
+            continue
+        pairs = zip(value.shape, another.shape, strict=True)
+        asked = "x".join("N" if size != given else str(size) for size, given in pairs)
+        kind = "" if value.is_floating_point() else ":int64"
+        raise UserError(
+            "the model takes inputs of many sizes, and what it costs hangs on that: give the one "
+            f"that it is used at, --input {asked}{kind} with a number for N, or --data"
+        )
+
+
+def read_input(path: Path) -> Tensor:
+    """The tensor that a file holds: .npy and .npz (its only array) as they are, a picture as
+    (1, 3, height, width) in 0 to 1. Raises UserError for a file that can't be read."""
+    try:
+        if path.suffix.lower() in (".npy", ".npz"):
+            found = np.load(path, allow_pickle=False)
+            if isinstance(found, np.lib.npyio.NpzFile):
+                (name,) = found.files
+                found = found[name]
+            return torch.from_numpy(np.ascontiguousarray(found))
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+        return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
+    except Exception as error:
+        raise UserError(f"--input {path} can't be read ({one_line(error)})") from error
 
 
 def _assumed(inputs: ExampleInputs, origin: str) -> str:

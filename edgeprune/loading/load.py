@@ -18,26 +18,37 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names
-from edgeprune.graph.trace import ExampleInputs, quiet
+from edgeprune.graph.trace import quiet
+from edgeprune.loading.checkpoint import (
+    Found,
+    best_fit,
+    check_finite,
+    found_in,
+    is_odd,
+    keys_of,
+    mismatch,
+)
+from edgeprune.loading.folder import from_folder, read_safetensors
+from edgeprune.loading.foreign import foreign, is_safetensors
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
+from edgeprune.loading.older_torch import up_to_date
 from edgeprune.loading.program_schema import check_program
-from edgeprune.loading.safe_pickle import harmless, only_weights, pickled_names
+from edgeprune.loading.safe_pickle import harmless, inert, may_be_inert, only_weights, pickled_names
 from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.loading.torchvision_compat import with_operators
 
-_FORMS = "a pickled nn.Module (.pt), a torch.export program (.pt2) or a state dict with --arch"
+_FORMS = (
+    "a pickled nn.Module (.pt), a torch.export program (.pt2), a folder of Hugging Face or timm, "
+    "or a state dict (.pth, .safetensors) with --arch"
+)
 _OTHER_FORMATS = {
     ".onnx": "an ONNX file: give the trained PyTorch model it came from",
-    ".safetensors": "a safetensors file: torch.save its tensors as a state dict and give --arch",
     **{
         s: "not a PyTorch file: give the PyTorch model" for s in (".h5", ".keras", ".tflite", ".pb")
     },
 }
-_NESTED = ("state_dict", "model_state_dict", "model")
-# What DistributedDataParallel, torch.compile and Lightning put before the names.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-
 
 # torch stores records as they are: their sizes add up to the file's.
 _MOST_UNFOLDED, _UNFOLDED_ANYWAY = 20, 64e6
@@ -84,7 +95,7 @@ def load(spec: str, arch: str | None = None, trust: bool = False) -> LoadedModel
 
 def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     if path.is_dir():
-        raise UserError(f"{path} is a directory: give {_FORMS}")
+        return LoadedModel(from_folder(path), path.resolve().name, "folder")
     if path.suffix.lower() in _OTHER_FORMATS:
         raise UserError(f"{path} is {_OTHER_FORMATS[path.suffix.lower()]}")
     if path.suffix == ".py":
@@ -93,12 +104,19 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         )
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(512)
         records = _records(path) if start[:2] == b"PK" else []
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     if not start:
         raise UserError(f"{path} is empty: give {_FORMS}")
+    if is_safetensors(start):
+        if arch is None and (path.parent / "config.json").is_file():
+            return LoadedModel(from_folder(path.parent), path.parent.resolve().name, "folder")
+        return _from_content(path, read_safetensors(path), arch, [])
+    words = foreign(path, start)
+    if words is not None:
+        raise UserError(f"{path} is {words}")
     if any(r.endswith("/constants.pkl") for r in records):
         raise UserError(
             f"{path} is TorchScript, which isn't supported: save the nn.Module "
@@ -112,10 +130,11 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         return _from_program(path, trust)
     zipped = any(r.endswith("/data.pkl") for r in records)
     if trust:
-        return _from_content(path, _unpickle_trusted(path), arch)
-    allowed = _allowed(path, zipped)  # imports what it needs once, for the child too
+        return _from_content(path, _unpickle_trusted(path), arch, [])
+    # Imports what it needs once, for the child too.
+    allowed, unknown = _allowed(path, zipped)
     _confined(path, lambda whole: _checked(_unpickle(whole, allowed)))
-    return _from_content(path, _unpickle(path, allowed), arch)
+    return _from_content(path, _unpickle(path, allowed), arch, unknown)
 
 
 def _records(path: Path) -> list[str]:
@@ -136,7 +155,24 @@ def _records(path: Path) -> list[str]:
             f"{path} unfolds into {unfolded / 1e9:.1f} GB, far more than its size: "
             "it is damaged or made to do harm"
         )
+    _check_sums(path, entries)
     return [entry.filename for entry in entries]
+
+
+def _check_sums(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    """Raises UserError for a record that isn't what was written: torch.load doesn't look."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in entries:
+            if not entry.CRC:  # torch can be told to write none
+                continue
+            try:
+                with archive.open(entry) as record:
+                    while record.read(1 << 22):
+                        pass
+            except Exception as error:
+                raise UserError(
+                    f"{path} is damaged: {entry.filename} isn't what was written: copy it again"
+                ) from error
 
 
 def _confined(path: Path, read: Callable[[Path], None]) -> None:
@@ -152,13 +188,15 @@ def _checked(content: Any) -> None:
 
 
 def _modules_in(content: Any) -> list[nn.Module]:
-    values = content.values() if isinstance(content, Mapping) else (content,)
-    return [value for value in values if isinstance(value, nn.Module)]
+    return [found.value for found in found_in(content) if isinstance(found.value, nn.Module)]
 
 
-def _allowed(path: Path, zipped: bool) -> list[tuple[Any, str]]:
-    """The objects that a pickle names, each with its name. Raises UserError for any that isn't
-    known to be harmless."""
+def _allowed(path: Path, zipped: bool) -> tuple[list[tuple[Any, str]], list[str]]:
+    """The objects that a pickle may name, each with its name, and the names that nothing is known
+    of: an inert object takes the place of each, so that weights beside them can be read.
+
+    Raises UserError for what no file of weights names.
+    """
     try:
         names = (
             torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -167,16 +205,20 @@ def _allowed(path: Path, zipped: bool) -> list[tuple[Any, str]]:
         )
     except Exception as error:
         raise _unreadable(path, error) from error
-    allowed = [(harmless(name), name) for name in names]
-    refused = sorted(name for found, name in allowed if found is None)
-    if refused:
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
-        raise UserError(
-            f"{path} names {', '.join(refused[:5])}{more}, not known to be harmless: "
-            "pass --trust if you trust its author (runs code from the file), "
-            "or give its state dict with --arch"
-        )
-    return allowed
+    known = [(harmless(name), name) for name in names]
+    unknown = sorted(name for found, name in known if found is None)
+    if any(not may_be_inert(name) for name in unknown):
+        raise _refused(path, unknown)
+    return [(found or inert(name), name) for found, name in known], unknown
+
+
+def _refused(path: Path, names: list[str]) -> UserError:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return UserError(
+        f"{path} names {', '.join(names[:5])}{more}, not known to be harmless: "
+        "pass --trust if you trust its author (runs code from the file), "
+        "or give its state dict with --arch"
+    )
 
 
 def _unpickle(path: Path, allowed: list[tuple[Any, str]]) -> Any:
@@ -220,100 +262,53 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} isn't a model that torch can load ({one_line(error)}): give {_FORMS}")
 
 
-def _from_content(path: Path, content: Any, arch: str | None) -> LoadedModel:
-    """A model from what a pickle held: a module, or weights, bare or in a checkpoint."""
-    if isinstance(content, nn.Module):
-        return LoadedModel(content, path.stem, "pickle")
-    if isinstance(content, Mapping):
-        for key in _NESTED:
-            nested = content.get(key)
-            if isinstance(nested, nn.Module):
-                return LoadedModel(
-                    nested, path.stem, "pickle", None, (f"took {key!r} from {path}",)
-                )
-            if isinstance(nested, Mapping) and _is_state_dict(nested):
-                return _from_weights(path, nested, arch)
-        if _is_state_dict(content):
-            return _from_weights(path, content, arch)
-    kind = type(content).__name__
-    raise UserError(f"{path} holds a {kind} without a model in it: give {_FORMS}")
+def _from_content(path: Path, content: Any, arch: str | None, unknown: list[str]) -> LoadedModel:
+    """A model from what a file held: a module, or weights, bare or in a checkpoint.
 
-
-def _is_state_dict(content: Mapping[Any, Any]) -> bool:
-    tensors = [isinstance(value, Tensor) for key, value in content.items() if isinstance(key, str)]
-    return any(tensors) and len(tensors) == len(content)
-
-
-def _from_weights(path: Path, weights: Mapping[str, Any], arch: str | None) -> LoadedModel:
+    unknown: what the file names and nobody here knows.
+    """
+    found = found_in(content)
+    modules = [each for each in found if isinstance(each.value, nn.Module)]
+    weights = [each for each in found if not isinstance(each.value, nn.Module)]
+    if modules:
+        return LoadedModel(
+            modules[0].value, path.stem, "pickle", None, _taken(path, modules[0], found)
+        )
+    if unknown and (arch is None or not weights):
+        raise _refused(path, unknown)
+    if not weights:
+        raise UserError(f"{path} holds {keys_of(content)}, without a model in it: give {_FORMS}")
     if arch is None:
         raise UserError(
             f"{path} is a state dict, weights without a model: give the function that builds the "
             "model, --arch package.module:function"
         )
+    return _from_weights(path, weights, arch)
+
+
+def _taken(path: Path, taken: Found, found: list[Found]) -> tuple[str, ...]:
+    if not taken.place:
+        return ()
+    others = [repr(each.words) for each in found if each is not taken]
+    beside = f", not {', '.join(others[:3])}" if others else ""
+    return (f"took {taken.words!r} from {path}{beside}",)
+
+
+def _from_weights(path: Path, weights: list[Found], arch: str) -> LoadedModel:
     built = _from_factory(arch, "--arch")
-    own = built.module.state_dict()
-    weights, remarks = _without_prefixes(weights, own)
-    _check_weights(path, arch, weights, own)
+    taken, best = best_fit(weights, built.module)
+    if best.misses:
+        raise mismatch(path, arch, taken, best)
     try:
         # Not strict: a model knows which keys it may miss (num_batches_tracked of old files).
-        result = built.module.load_state_dict(weights, strict=False)
+        built.module.load_state_dict(best.weights, strict=False)
     except Exception as error:
         raise UserError(f"{path} doesn't fit --arch {arch}: {one_line(error)}") from error
-    if result.missing_keys or result.unexpected_keys:
-        raise _mismatch(path, arch, list(result.missing_keys), list(result.unexpected_keys), [])
-    types = {str(v.dtype)[6:] for v in weights.values() if isinstance(v, Tensor) and _is_odd(v)}
+    remarks = (*built.remarks, *_taken(path, taken, weights), *best.remarks)
+    types = {str(v.dtype)[6:] for v in best.weights.values() if is_odd(v)}
     if types:
         remarks = (*remarks, f"weights converted from {', '.join(sorted(types))} to float32")
-    return replace(built, name=path.stem, source="state dict", remarks=(*built.remarks, *remarks))
-
-
-def _without_prefixes(
-    weights: Mapping[str, Any], own: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The weights without what wrappers put before every name, where the model has no such name."""
-    remarks: tuple[str, ...] = ()
-    for prefix in _PREFIXES:
-        has_it = any(name.startswith(prefix) for name in own)
-        if not has_it and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-            remarks = (*remarks, f"took the prefix {prefix!r} off the weights' names")
-    return weights, remarks
-
-
-def _check_weights(
-    path: Path, arch: str, weights: Mapping[str, Any], own: Mapping[str, Any]
-) -> None:
-    """Raises UserError where shapes differ: load_state_dict says so in many lines."""
-    differing = [
-        f"{name} is {_shape(value)} in the file and {_shape(own[name])} in the model"
-        for name, value in weights.items()
-        if isinstance(own.get(name), Tensor)
-        and isinstance(value, Tensor)
-        # BatchNorm takes a scalar for its counter, stored as either shape over the years.
-        and value.shape != own[name].shape
-        and value.numel() != 1
-    ]
-    if differing:
-        missing = [name for name in own if name not in weights]
-        unexpected = [name for name in weights if name not in own]
-        raise _mismatch(path, arch, missing, unexpected, differing)
-
-
-def _mismatch(
-    path: Path, arch: str, missing: list[str], unexpected: list[str], differing: list[str]
-) -> UserError:
-    """What doesn't fit, the first three of each kind."""
-    kinds = (("missing", missing), ("unexpected", unexpected), ("different", differing))
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for kind, names in kinds
-        if names
-    ]
-    return UserError(f"{path} doesn't fit --arch {arch}: {'; '.join(parts)}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
+    return replace(built, name=path.stem, source="state dict", remarks=remarks)
 
 
 def _from_factory(spec: str, what: str) -> LoadedModel:
@@ -444,18 +439,20 @@ def _ready(loaded: LoadedModel) -> LoadedModel:
         )
     check_names(module)  # before anything goes through the modules: none holds itself
     module = _unwrapped(module)
+    up_to_date(module)
     parameters = list(module.parameters())
     if not parameters:
         raise UserError(f"{loaded.name} has no parameters: there is nothing to prune")
     if any(torch.nn.parameter.is_lazy(p) or p.is_meta for p in parameters):
         raise UserError(f"{loaded.name} has parameters without values: save it once it was trained")
-    types = {str(t.dtype)[6:] for t in (*parameters, *module.buffers()) if _is_odd(t)}
+    check_finite(loaded.name, module)
+    types = {str(t.dtype)[6:] for t in (*parameters, *module.buffers()) if is_odd(t)}
     module = module.to("cpu")
     if types:
         module = module.float()
         remarks = (*remarks, f"converted from {', '.join(sorted(types))} to float32")
     if inputs is not None:
-        inputs = inputs.map(lambda t: (t.float() if _is_odd(t) else t).cpu())
+        inputs = inputs.map(lambda t: (t.float() if is_odd(t) else t).cpu())
     return replace(loaded, module=module.eval(), example_inputs=inputs, remarks=remarks)
 
 
@@ -469,7 +466,3 @@ def _unwrapped(module: nn.Module) -> nn.Module:
         seen.add(id(module))
         module = inner
     return module
-
-
-def _is_odd(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.dtype != torch.float32

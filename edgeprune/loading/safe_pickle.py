@@ -62,6 +62,40 @@ def harmless(name: str) -> Any | None:
     return found if found is not None and _is_harmless(found) else None
 
 
+# What reaches the system, other code or the network; no file of weights names it.
+_NEVER_INERT = (
+    "os posix nt sys subprocess builtins __builtin__ shutil socket importlib runpy pty commands "
+    "webbrowser pathlib io code codeop ctypes multiprocessing threading asyncio pickle marshal "
+    "torch operator functools inspect types tempfile urllib http requests"
+).split()
+
+
+def may_be_inert(name: str) -> bool:
+    """Whether an unknown name may be data beside weights (argparse.Namespace, a numpy scalar, a
+    script's own configuration), rather than what only an attack names."""
+    return name.partition(".")[0] not in _NEVER_INERT
+
+
+def inert(name: str) -> type:
+    """A class that takes the place of what a pickle calls `name`: it is made and filled as that
+    would be, and does nothing. Nothing is imported."""
+
+    class Inert:
+        def __new__(cls, *_: Any, **__: Any) -> Inert:
+            return object.__new__(cls)
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __setstate__(self, state: Any) -> None:
+            pass
+
+    home, _, short = name.rpartition(".")
+    Inert.__name__ = Inert.__qualname__ = short
+    Inert.__module__ = home
+    return Inert
+
+
 def pickled_names(path: Path) -> list[str]:
     """What a bare pickle names, without running it; empty for torch's own format before 1.6."""
     names: dict[str, None] = {}

@@ -34,6 +34,7 @@ from edgeprune.report import (
     GroupWidth,
     KernelCost,
     LayerZeros,
+    OnnxFacts,
     Rate,
     Report,
     SolverFacts,
@@ -89,6 +90,7 @@ def build_report(
         seconds={name: round(seconds, 3) for name, seconds in workspace.steps.seconds.items()},
         warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
         obstacle=obstacle,
+        onnx=_onnx(traced, best),
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
             achieved=removed,
@@ -143,6 +145,16 @@ def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:
             LayerZeros(name=name, weights=mask.numel(), zeros=int((~mask).sum()))
             for name, mask in best.masks.kept.items()
         ],
+    )
+
+
+def _onnx(traced: TracedModel, best: Candidate) -> OnnxFacts:
+    exported = best.exported
+    return OnnxFacts(
+        opset=exported.opset,
+        ir_version=exported.ir_version,
+        batch="dynamic" if traced.dynamic_batch else str(traced.batch),
+        batch_note=traced.fixed_because,
     )
 
 
@@ -267,7 +279,10 @@ def _left(workspace: Workspace, result: PruningResult) -> str:
 
 def _recovered(task: Task, best: Candidate) -> list[str]:
     if best.removes_nothing:
-        return ["nothing had to be removed: the model is exported as it is"]
+        return [
+            "nothing had to be removed: the model is exported as it is (for a smaller one give "
+            "--rate 0.5, for a faster one a lower --latency-ms)"
+        ]
     if best.recovery is None:
         return []
     done = best.recovery

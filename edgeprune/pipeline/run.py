@@ -6,7 +6,7 @@ Loading is the caller's (a file on the command line, a module in Python); from t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,24 @@ from edgeprune.data.batches import as_batches
 from edgeprune.export.onnx import Exported, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
 from edgeprune.export.program import save_program
+from edgeprune.graph.fidelity import in_eval, outputs_of
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.pipeline.artifacts import MASKS, RESULTS
+from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
-from edgeprune.pipeline.structured import prune_structured
+from edgeprune.pipeline.structured import left_as_it_was, prune_structured
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import prune_unstructured
-from edgeprune.pipeline.workspace import Candidate, PruningResult, Workspace, lost, rate_kept
+from edgeprune.pipeline.workspace import (
+    Baseline,
+    Candidate,
+    PruningResult,
+    Workspace,
+    lost,
+    rate_kept,
+)
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
@@ -56,8 +66,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Captured:
-    """A model that is traced and coupled.
+class Prepared:
+    """A model that is traced, coupled and scored: any number of budgets can be met from here.
 
     made: the samples made up for it, where there are no data and it is a model that this is for.
     samples: the user's, or those, in the part that fits and the part that judges.
@@ -65,52 +75,53 @@ class Captured:
 
     traced: TracedModel
     coupling: Coupling
+    scores: Scores
     made: MadeUp | None = None
     samples: Samples | None = None
-
-
-@dataclass(frozen=True)
-class Prepared(Captured):
-    """A model that is scored as well: any number of budgets can be met from here."""
-
-    scores: Scores = field(kw_only=True)
 
 
 def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     """Prunes a model and writes model.onnx and pruned.pt2 into `folder` (which must exist).
 
-    Raises UserError for a model that can't be traced or pruned, ParityError if onnxruntime differs
-    from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that can't be met are no
-    error here: the report says so.
+    Raises UserError for a model that can't be traced, pruned or written as ONNX, ParityError if
+    onnxruntime differs from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that
+    can't be met are no error here: the report says so.
     """
-    if task.settings.pattern is None:
-        return fit(task, prepare(task, steps), folder, steps)
-    workspace = _workspace(task, _captured(task, steps), folder, steps)
+    keep_freed_memory()
+    traced = _traced(task, steps)
+    coupling = _coupled(task, traced, steps)
+    workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
     baseline = workspace.baseline()
-    return _finished(workspace, prune_unstructured(workspace, baseline))
+    if _fits_already(task.settings, baseline):
+        return _finished(workspace, left_as_it_was(workspace, baseline))
+    _check_prunable(traced, coupling, task.settings)
+    made = made_for(task, traced, steps)
+    workspace = _with_made(workspace, made)
+    if task.settings.pattern is not None:
+        return _finished(workspace, prune_unstructured(workspace, baseline))
+    scores = _scored(workspace, made)
+    return _finished(workspace, prune_structured(workspace, baseline, scores))
 
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
-    captured = _captured(task, steps)
-    scores = _scored(task, captured, steps)
-    return Prepared(**vars(captured), scores=scores)
+    keep_freed_memory()
+    traced = _traced(task, steps)
+    coupling = _coupled(task, traced, steps)
+    _check_prunable(traced, coupling, task.settings)
+    made = made_for(task, traced, steps)
+    samples = samples_for(task, traced, made)
+    nowhere = Workspace(task, traced, coupling, Path(), steps, samples)
+    return Prepared(traced, coupling, _scored(nowhere, made), made, samples)
 
 
 def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
     """Prunes a prepared model to the task's budgets, as `run` does."""
-    workspace = _workspace(task, prepared, folder, steps)
+    traced, coupling = prepared.traced, prepared.coupling
+    workspace = Workspace(task, traced, coupling, folder, steps, prepared.samples)
+    workspace = _with_made(workspace, prepared.made)
     baseline = workspace.baseline()
     return _finished(workspace, prune_structured(workspace, baseline, prepared.scores))
-
-
-def _captured(task: Task, steps: Steps) -> Captured:
-    keep_freed_memory()
-    traced = _traced(task, steps)
-    coupling = _coupled(task, traced, steps)
-    made = made_for(task, traced, steps)
-    samples = samples_for(task, traced, made)
-    return Captured(traced, coupling, made, samples)
 
 
 def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
@@ -137,29 +148,37 @@ def _traced(task: Task, steps: Steps) -> TracedModel:
 def _coupled(task: Task, traced: TracedModel, steps: Steps) -> Coupling:
     with steps.step("couple"), deadline("couple", task.settings.step_seconds):
         coupling = couple(traced)
-        _check_prunable(traced, coupling, task.settings)
+        task.settings.kept_parameters(coupling.parameters)  # --keep names layers that are there
         return coupling
 
 
-def _scored(task: Task, captured: Captured, steps: Steps) -> Scores:
+def _fits_already(settings: Settings, baseline: Baseline) -> bool:
+    """Whether nothing has to go: there are budgets, the model keeps them, and no more was asked."""
+    asked = settings.rate is not None or settings.pattern is not None or settings.fastest
+    return not asked and not over(baseline.cost, settings.budgets)
+
+
+def _scored(workspace: Workspace, made: MadeUp | None) -> Scores:
+    task, steps = workspace.task, workspace.steps
     with steps.step("score"):
         found = score(
-            captured.traced,
-            captured.coupling,
+            workspace.traced,
+            workspace.coupling,
             task.settings.importance,
-            _batches(task, captured),
+            _batches(task, workspace.traced, made),
             task.settings.seed,
             lambda words, share: steps.note("score", words, share),
-            captured.samples,
+            workspace.given,
         )
         return from_first(lambda: found)
 
 
-def _workspace(task: Task, captured: Captured, folder: Path, steps: Steps) -> Workspace:
-    made = captured.made
-    if made is not None:
-        task = replace(task, remarks=(*task.remarks, made.remark))
-    return Workspace(task, captured.traced, captured.coupling, folder, steps, captured.samples)
+def _with_made(workspace: Workspace, made: MadeUp | None) -> Workspace:
+    """With samples made up, if there are any."""
+    if made is None:
+        return workspace
+    task = replace(workspace.task, remarks=(*workspace.task.remarks, made.remark))
+    return replace(workspace, task=task, given=samples_for(task, workspace.traced, made))
 
 
 def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples | None:
@@ -200,14 +219,13 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
         )
 
 
-def _batches(task: Task, captured: Captured) -> Iterable[Any] | None:
+def _batches(task: Task, traced: TracedModel, made: MadeUp | None) -> Iterable[Any] | None:
     """Batches that scores can be measured on, as the graph takes them."""
     if task.data is None:
-        made = captured.made
         return (made.for_scores or None) if made is not None else None
     if task.settings.rate == 0 and task.settings.importance == "auto":
         return None
-    return as_batches(task.data.train, captured.traced)
+    return as_batches(task.data.train, traced)
 
 
 def _check_prunable(traced: TracedModel, coupling: Coupling, settings: Settings) -> None:
@@ -233,13 +251,27 @@ def _mark(workspace: Workspace, result: PruningResult) -> None:
         mark_lost(best.exported.path)
 
 
+class _UsersOwn:
+    """What the user's own module computes, or its graph for random inputs that it refuses."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._module = workspace.task.module
+        self._graph = workspace.traced.graph_module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with in_eval(self._module):
+            outputs = outputs_of(self._module, ExampleInputs(args, kwargs))
+        return self._graph(*args, **kwargs) if isinstance(outputs, Exception) else outputs
+
+
 def _validated(workspace: Workspace, best: Candidate) -> Validation:
     """The proof that onnxruntime computes what the smaller graph does, on the final file."""
     traced = workspace.traced
+    reference = _UsersOwn(workspace) if best.removes_nothing else best.module
     with workspace.steps.step("validate"):
         validation = from_first(
             lambda: validate(
-                best.module,
+                reference,
                 traced.example_inputs,
                 traced.dynamic_batch,
                 best.exported,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from edgeprune.core.distributed import from_first
 from edgeprune.core.schedules import share_at
 from edgeprune.cost.fx_reader import parameter_count
+from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import count_parameters
 from edgeprune.pipeline.budget_controller import BudgetController, over
 from edgeprune.pipeline.carry_out import (
@@ -38,6 +39,8 @@ from edgeprune.pipeline.workspace import (
 from edgeprune.recovery import share_of_epochs
 from edgeprune.scoring import Scores
 from edgeprune.solve import Limits, Problem, Solution
+from edgeprune.surgery.oracle import prove
+from edgeprune.surgery.resize import resize
 
 ROUNDS = 3
 # Shares of the way back to the original, for a model that lost its job.
@@ -74,6 +77,30 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
         scores.criterion,
         search.works_at_ms,
     )
+
+
+def left_as_it_was(workspace: Workspace, baseline: Baseline) -> PruningResult:
+    """The model as it was, proved and exported: where nothing has to go."""
+    plan, nothing = Plan.everything(workspace.coupling), Solution({}, "optimal", 0.0, 0.0, 0.0)
+    module = resize(workspace.traced, workspace.coupling, plan)
+    proof = prove(workspace.traced, workspace.coupling, plan, module)
+    with workspace.steps.step("export"):
+        exported = workspace.export(module, plan, baseline)
+    candidate = Candidate(
+        plan,
+        nothing,
+        module,
+        proof,
+        exported,
+        baseline.cost,
+        reachable=None,
+        recovery=None,
+        trained=(),
+        history=(),
+        warnings=exported.warnings,
+        metric=baseline.metric,
+    )
+    return PruningResult(candidate, baseline, workspace.settings.importance)
 
 
 def closed_loop(

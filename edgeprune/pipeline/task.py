@@ -10,7 +10,8 @@ from torch import nn
 
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import Data
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.fold import folded, parametrized
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.pipeline.options import Settings
 from edgeprune.runtime.machines import Machine
 from edgeprune.scoring.names import check_criterion, check_element_criterion
@@ -25,6 +26,8 @@ class Task:
 
     remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
     the model returns and the batch as the data give it.
+
+    Weights that are parametrized (spectral norm, say) are plain in `module`.
     """
 
     name: str
@@ -38,6 +41,14 @@ class Task:
     loss: Loss | None = None
     machine: Machine | None = None
     makes_samples_up: bool = True
+
+    def __post_init__(self) -> None:
+        layers = parametrized(self.module)
+        if layers:
+            some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
+            remark = f"parametrized weights are written as what they come to ({some})"
+            object.__setattr__(self, "module", folded(self.module))
+            object.__setattr__(self, "remarks", (*self.remarks, remark))
 
 
 def check_teachable(task: Task) -> None:

@@ -279,9 +279,12 @@ def _layer(module: GraphModule, node: Node, norm: Node | None) -> Layer:
 def _is_layer(node: Node, readers: dict[str, int]) -> bool:
     if node.target is aten.batch_norm.default:
         return _is_free_norm(node, readers)
-    known = node.target in _CONVOLUTIONS or node.target in _TRANSPOSED
-    if not known and node.target is not aten.linear.default:
+    convolutions: dict[Any, int] = {**_CONVOLUTIONS, **_TRANSPOSED}
+    spatial = convolutions.get(node.target)
+    if spatial is None and node.target is not aten.linear.default:
         return False
+    if spatial is not None and node.meta["val"].dim() != spatial + 2:
+        return False  # one sample without a batch
     return all(a is None or _is_own(a, readers) for a in node.args[1:3])
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edgeprune.coupling.kept_masks import Kept
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.reconstruction.memory_limit import Room
 from edgeprune.reconstruction.refit import ROUNDS, aims, refit
 from edgeprune.reconstruction.replay import Replay

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.replay import live_bytes
 from edgeprune.reconstruction.sampling import MEMORY
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.reconstruction.samples import Samples
 
 _SIDE = 2  # pictures along each side

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.reconstruction.replay import Replay
 
 

@@ -223,6 +223,9 @@ class _Rows:
         picks = iter(self._picks)
         for value, target, addend in zip(self._inputs, self._wanted, self._addends, strict=True):
             target = self._gather(target)
+            if value.dim() == 1:  # a linear layer of one sample whose batch was squeezed away
+                value, target = value[None], target[None]
+                addend = None if addend is None else addend[None]
             held = (torch.arange(seen, seen + len(value)) % _HELD_OUT) == _HELD_OUT - 1
             seen += len(value)
             for part, chosen in ((False, ~held), (True, held)):

@@ -13,8 +13,9 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from edgeprune.graph.fx_utils import attribute
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.normalize import writes
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.trace import TracedModel
 
 
 class Replay:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.data.batches import arrange, split_batch
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.replay import largest_value_bytes
 
 #: More samples than this no longer move a fit.

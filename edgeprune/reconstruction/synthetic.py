@@ -21,8 +21,9 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgeprune.data.batches import arrange
 from edgeprune.graph.fx_utils import attribute
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.normalize import writes
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.trace import TracedModel
 from edgeprune.graph.training_flags import is_batch_norm
 from edgeprune.reconstruction.sampling import MEMORY
 from edgeprune.reconstruction.work import macs_per_sample

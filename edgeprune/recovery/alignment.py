@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from edgeprune.data.batches import arrange
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.mosaics import mosaic
 from edgeprune.reconstruction.outputs import floating, streamed
 from edgeprune.reconstruction.replay import activation_bytes

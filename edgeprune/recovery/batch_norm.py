@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.graph.fx_utils import attribute
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import is_batch_norm, least_batch
 from edgeprune.reconstruction.samples import joined
 

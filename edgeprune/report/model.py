@@ -176,6 +176,16 @@ class Agreement(_Frozen):
     works_at_ms: float | None = None
 
 
+class OnnxFacts(_Frozen):
+    """What the file is. batch: "dynamic", or the size that it takes alone; batch_note: why."""
+
+    opset: Count = 18
+    ir_version: Count = 10
+    batch: String = "dynamic"
+    batch_note: String = ""
+    unsupported_on_target: list[String] = []
+
+
 class Report(_Frozen):
     """Everything that is told about a run.
 
@@ -223,6 +233,7 @@ class Report(_Frozen):
     runtime: String = "onnxruntime"
     agreement: Agreement = Agreement()
     obstacle: String | None = None
+    onnx: OnnxFacts | None = None
 
     @field_validator("budgets", mode="before")
     @classmethod

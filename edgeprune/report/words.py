@@ -272,8 +272,14 @@ def verdict(report: Report) -> str:
 
 
 def notes(report: Report) -> list[str]:
-    """What the figures must be read with: the batch, if not 1, and what --rate asked and got."""
+    """What the figures must be read with: the batch, and what --rate asked and got."""
     told = []
+    if report.onnx is not None and report.onnx.batch != "dynamic":
+        told.append(
+            f"The file takes a batch of {report.onnx.batch} only: {report.onnx.batch_note}."
+        )
+    elif report.onnx is not None:
+        told.append("The file takes any batch.")
     if report.batch > 1:
         told.append(f"Costs are for a batch of {report.batch}.")
     if report.rate.asked is not None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from edgeprune.core.distributed import from_first
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.plan import Plan, keep_best
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.samples import Samples, first
 from edgeprune.reconstruction.work import work_per_sample
 from edgeprune.scoring.magnitude import Scores, from_energies

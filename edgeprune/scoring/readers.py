@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeprune.coupling import Coupling, Group
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.layers import Layer, find_layers
 from edgeprune.reconstruction.memory_limit import Room
 from edgeprune.reconstruction.replay import Replay

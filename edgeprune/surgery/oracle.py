@@ -8,7 +8,7 @@ zeros. `exact` says that no such op was met: the zeroed parameters alone made th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from torch.utils import _pytree as pytree
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.kept_masks import Kept, at_size
 from edgeprune.coupling.plan import Plan
-from edgeprune.graph.trace import ExampleInputs, TracedModel
-
-TOLERANCE = 1e-4
+from edgeprune.graph.compare import TOLERANCE, difference
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 
 
 @dataclass(frozen=True)
@@ -74,32 +74,6 @@ def worst_node(
         silenced.expected = made.values
         silenced.run(*leaves)
     return max(silenced.errors, default=(0.0, ""))
-
-
-def difference(got: Sequence[Any], want: Sequence[Any]) -> tuple[float, float]:
-    """The largest absolute error, and relative to the largest magnitude of its output; inf where
-    shapes differ or one side is not finite where the other is."""
-    absolute = relative = 0.0
-    if len(got) != len(want):
-        return float("inf"), float("inf")
-    for a, b in zip(got, want, strict=True):
-        if not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape:
-            return float("inf"), float("inf")
-        if b.numel() == 0:
-            continue
-        a, b = a.double(), b.double()
-        same = (a == b) | (a.isnan() & b.isnan())
-        error = torch.where(same, torch.zeros_like(a), (a - b).abs())
-        worst = float(error.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
-        finite = b[b.isfinite()].abs()
-        scale = float(finite.max()) if finite.numel() else 0.0
-        absolute = max(absolute, worst)
-        relative = max(
-            relative, worst / scale if scale > 0 else (0.0 if worst == 0 else float("inf"))
-        )
-    return absolute, relative
 
 
 def _flat(traced: TracedModel, inputs: ExampleInputs) -> list[Any]:

@@ -22,8 +22,9 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from edgeprune.graph.fx_utils import attribute, module_path
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.normalize import writes
-from edgeprune.graph.trace import ExampleInputs, TracedModel, quiet
+from edgeprune.graph.trace import TracedModel, quiet
 from edgeprune.graph.training_flags import TrainableGraph
 
 _SIZE = torch.ops.aten.sym_size.int

@@ -24,11 +24,12 @@ from torch.utils import _pytree as pytree
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch, common_module
 from edgeprune.coupling.plan import Plan
+from edgeprune.graph.compare import TOLERANCE, difference
 from edgeprune.graph.fx_utils import attribute, module_path
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.loading.import_spec import one_line
 from edgeprune.surgery.module_layers import RESIZED, RIGID, Removed, resize_layer
-from edgeprune.surgery.oracle import TOLERANCE, difference
 from edgeprune.surgery.subgraph import CannotCarve, Carver
 
 

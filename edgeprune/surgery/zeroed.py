@@ -8,9 +8,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.compare import difference
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.sparse.masks import Masks
-from edgeprune.surgery.oracle import SurgeryProof, difference
+from edgeprune.surgery.oracle import SurgeryProof
 
 
 def prove_zeroed(

@@ -46,7 +46,7 @@ def started(task: Task, data: str | None, store: Store, fresh: bool, steps: Step
         coupling = coupled_again(task, traced, steps)
         made = made_for(task, traced, steps)
         samples = samples_for(task, traced, made)
-        prepared = Prepared(traced, coupling, made, samples, scores=store.scores(coupling))
+        prepared = Prepared(traced, coupling, store.scores(coupling), made, samples)
         return Start(task, prepared, known)
     prepared = prepare(task, steps)
     with steps.step("compare"):

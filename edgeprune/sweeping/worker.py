@@ -129,5 +129,5 @@ def _loaded(job: Job) -> tuple[Task, Prepared]:
         _ready.clear()  # of an older sweep on the same cluster
         made = made_for(task, traced, Steps())
         samples = samples_for(task, traced, made)
-        _ready[key] = (task, Prepared(traced, coupling, made, samples, scores=job.scores))
+        _ready[key] = (task, Prepared(traced, coupling, job.scores, made, samples))
     return _ready[key]

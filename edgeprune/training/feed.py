@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from edgeprune.data.batches import Rebatched, split_batch
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.training.seeds import seed_epoch
 
 if TYPE_CHECKING:

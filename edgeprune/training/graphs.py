@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from edgeprune.graph.fx_utils import attribute
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import TrainableGraph, is_batch_norm
 
 #: More compared values than this add cost and little else.

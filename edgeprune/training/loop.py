@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import Data
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.training.checkpoint import Checkpoint
 from edgeprune.training.epochs import NotFinite, Trainer
 from edgeprune.training.graphs import placed

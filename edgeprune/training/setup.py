@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import arrange
 from edgeprune.data.loaders import Data
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import least_batch
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.augment import augments

@@ -66,7 +66,8 @@ class Slow(torch.nn.Module):
 
 
 def test_tracing_that_hangs_is_given_up(tmp_path: Any) -> None:
-    from edgeprune.graph.trace import ExampleInputs, trace
+    from edgeprune.graph.inputs import ExampleInputs
+    from edgeprune.graph.trace import trace
 
     with pytest.raises(UserError, match="trace: not done"), deadline("trace", 0.5):
         trace(Slow(), ExampleInputs((torch.ones(2, 3),), {}))

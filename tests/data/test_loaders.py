@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import Data, accuracy, arrange, load_data, load_metric, split_batch
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 
 VECTOR = ExampleInputs((torch.zeros(1, 3),), {})
 IMAGE = ExampleInputs((torch.zeros(1, 3, 4, 6),), {})

@@ -16,8 +16,9 @@ from edgeprune.cost.onnx_reader import recorded_shapes
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.onnx import Exported, export, mark_unmet
-from edgeprune.export.parity import cases_for, random_like, validate
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.export.parity import cases_for, validate
+from edgeprune.graph.inputs import ExampleInputs, random_like
+from edgeprune.graph.trace import trace
 from edgeprune.surgery.resize import resize
 from tests.pruning import Net
 
@@ -71,7 +72,7 @@ def test_batch_that_the_model_fixes_stays_fixed(tmp_path: Path) -> None:
 
 def nested(m: Any, x: Tensor) -> Any:
     y = m.layer(x)
-    return {"label": "no tensor", "main": y, "none": None, "aux": [y + 1, (y * 2,)]}
+    return {"main": y, "none": None, "aux": [y + 1, (y * 2,)]}
 
 
 def test_outputs_are_named_by_where_they_stand(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import DEEPEST, check_names
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.trace import trace
 from edgeprune.loading.load import load
 
 CODE = [

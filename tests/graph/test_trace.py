@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import PRIMES, ExampleInputs, export_program, sizes_of, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import PRIMES, export_program, sizes_of, trace
 from tests.pruning import Net, equal, randomized, run
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.example_inputs import InputSpec, describe, example_inputs, parse_input
 
 
@@ -65,7 +68,7 @@ def test_an_input_is_read_and_written_back(text: str, expected: InputSpec) -> No
     "text",
     [
         *("", "x", "1x", "1xx3", "-1x3", "1.5x3", "0x3", "1x0", "1,3", "=1x3", "a b=1x3", "1x3:"),
-        *("1x3:float16", "1x3:float64", "1x3:uint8", "1x3:nothing", "1x3\n1x4"),
+        *("1x3:float8", "1x3:nothing", "1x3\n1x4", "missing.npy", "missing.png"),
         "99999x99999x99999",
     ],
 )
@@ -175,15 +178,9 @@ def test_lightnings_and_transformers_examples_are_used_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (1, 3, 224, 224)),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(1800, 5)), (1, 3, 32, 32)),
         (Classifier(), (1, 1, 28, 28)),
-        (nn.Conv1d(2, 4, 3), (1, 2, 1024)),
-        (nn.Conv3d(1, 1, 3), (1, 1, 16, 112, 112)),
-        (nn.ConvTranspose2d(16, 4, 4), (1, 16, 1, 1)),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (1, 12)),
-        (nn.Embedding(50, 4), (1, 16)),
-        (nn.GRU(6, 4, batch_first=True), (1, 16, 6)),
     ],
 )
 def test_the_first_layer_gives_a_shape_that_runs(module: nn.Module, shape: tuple[int, ...]) -> None:
@@ -193,9 +190,72 @@ def test_the_first_layer_gives_a_shape_that_runs(module: nn.Module, shape: tuple
     assert "give --input" in remarks[0]
 
 
+@pytest.mark.parametrize(
+    ("module", "asked"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "1x3xNxN"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "1x1xNxN"),
+        (nn.Conv1d(2, 4, 3), "1x2xN"),
+        (nn.Conv3d(1, 1, 3), "1x1xNxNxN"),
+        (nn.ConvTranspose2d(16, 4, 4), "1x16xNxN"),
+        (nn.Embedding(50, 4), "1xN:int64"),
+        (nn.GRU(6, 4, batch_first=True), "1xNx6"),
+    ],
+)
+def test_a_size_that_nothing_confirms_is_not_guessed(module: nn.Module, asked: str) -> None:
+    """A network for 8x8 digits was priced, and pruned, at 224x224."""
+    assert f"--input {asked}" in refusal(module)
+
+
+def test_a_library_of_classifiers_confirms_its_convention() -> None:
+    kind = type("ResNet", (nn.Sequential,), {"__module__": "torchvision.models.resnet"})
+    inputs, _ = example_inputs(kind(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)))
+    assert inputs.args[0].shape == (1, 3, 224, 224)
+
+
+def test_a_sample_of_the_data_confirms_a_size() -> None:
+    seen = ExampleInputs((torch.ones(1, 3, 20, 24),), {})
+    inputs, remarks = example_inputs(nn.Conv2d(3, 4, 3), seen=seen)
+    assert inputs is seen and "--data" in remarks[0]
+
+
+class Observing(nn.Module):
+    def __init__(self, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.names, self.layer = names, nn.Linear(4, 2)
+
+    def forward(self, observation: Any) -> Any:
+        a, b = (observation[name] for name in self.names)
+        return self.layer(a) + self.layer(b)
+
+
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [
+        (("observation.state", "observation.goal"), ("observation.state", "observation.goal")),
+        (("state", "goal"), ("observation.state", "observation.goal")),
+        ((0, 1), ("observation[0]", "observation[1]")),
+    ],
+)
+def test_names_lead_into_dicts_and_lists(names: Any, texts: Any) -> None:
+    inputs, _ = example_inputs(Observing(names), specs(*(f"{text}=1x4" for text in texts)))
+    assert len(inputs.tensors) == 2
+    with pytest.raises(UserError, match="forward takes observation"):
+        example_inputs(Observing(names), specs("nose.a=1x4", "nose.b=1x4"))
+
+
+def test_a_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((2, 4), 7, np.float32))
+    inputs, _ = example_inputs(nn.Linear(4, 2), specs(str(tmp_path / "x.npy")))
+    assert torch.equal(inputs.args[0], torch.full((2, 4), 7.0))
+    Image.new("RGB", (6, 5), (255, 0, 0)).save(tmp_path / "x.png")
+    inputs, _ = example_inputs(nn.Conv2d(3, 2, 1), specs(f"input={tmp_path / 'x.png'}"))
+    assert inputs.args[0].shape == (1, 3, 5, 6) and float(inputs.args[0].max()) == 1.0
+
+
 def test_the_remark_names_the_layer() -> None:
     module = nn.Sequential()
-    module.add_module("stem", nn.Conv2d(3, 4, 3))
+    module.add_module("stem", nn.Linear(3, 4))
     assert "from the first layer stem" in example_inputs(module)[1][0]
 
 
@@ -209,6 +269,6 @@ def test_a_model_that_runs_on_nothing_tried_asks_for_input() -> None:
 def test_trying_inputs_leaves_statistics_and_modes_alone() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).train()
     module[0].eval()
-    example_inputs(module)
+    example_inputs(module, specs("1x3x8x8"))
     assert [m.training for m in module] == [False, True]
     assert int(module[1].num_batches_tracked) == 0

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.loading.load import load
 from edgeprune.loading.safe_pickle import harmless
 
@@ -533,7 +534,7 @@ def test_another_zip_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     assert "there is no file" in refusal(tmp_path / "net.pt")
-    assert "is a directory" in refusal(tmp_path)
+    assert "is a folder without" in refusal(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

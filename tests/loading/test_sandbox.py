@@ -28,7 +28,7 @@ import edgeprune
 from edgeprune.core.bounded import DEEPEST_YAML, read_arrays, read_yaml
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import load_data
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.load import load
 from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.pipeline.check import check

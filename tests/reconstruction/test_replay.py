@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.reconstruction.outputs import forked_outputs, outputs, streamed
 from edgeprune.reconstruction.replay import Replay, live_bytes
 from edgeprune.surgery.resize import resize

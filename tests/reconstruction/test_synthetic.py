@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 import edgeprune
 from edgeprune.cli import demo
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.reconstruction import synthetic
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
 from tests.pruning import Net

@@ -12,7 +12,8 @@ from torch.fx import GraphModule
 
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.graph.trace import ExampleInputs, TracedModel
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.layerwise import reconstruct
 from edgeprune.reconstruction.outputs import streamed
 from edgeprune.reconstruction.samples import Samples

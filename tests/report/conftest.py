@@ -119,6 +119,13 @@ def _plain() -> dict[str, Any]:
             "works_at_ms": None,
         },
         "obstacle": None,
+        "onnx": {
+            "opset": 18,
+            "ir_version": 10,
+            "batch": "dynamic",
+            "batch_note": "",
+            "unsupported_on_target": [],
+        },
     }
 
 

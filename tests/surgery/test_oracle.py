@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.surgery.oracle import TOLERANCE, SurgeryProof, difference, prove, worst_node
+from edgeprune.graph.compare import TOLERANCE, difference
+from edgeprune.surgery.oracle import SurgeryProof, prove, worst_node
 from edgeprune.surgery.resize import resize
 from tests.pruning import Net, Pruned, carried_out, pruned, randomized, traced
 

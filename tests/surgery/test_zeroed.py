@@ -11,7 +11,7 @@ from torch import nn
 
 import edgeprune
 from edgeprune.core.errors import EdgePruneError
-from edgeprune.graph.trace import ExampleInputs
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.pipeline import unstructured as sparsifying
 from edgeprune.sparse.masks import Masks
 from edgeprune.surgery.zeroed import prove_zeroed

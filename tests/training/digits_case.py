@@ -17,7 +17,8 @@ from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
 from edgeprune.data.batches import accuracy
 from edgeprune.data.loaders import Data
-from edgeprune.graph.trace import ExampleInputs, TracedModel, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.surgery.resize import resize
 
 

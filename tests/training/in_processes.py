@@ -11,7 +11,8 @@ from digits_case import case, images
 from torch import Tensor, nn
 
 from edgeprune.data.loaders import Data
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.training import Recipe, fine_tune
 from edgeprune.training.setup import Extras
 

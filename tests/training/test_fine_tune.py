@@ -15,7 +15,8 @@ from torch.utils.data import TensorDataset
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import Rebatched
 from edgeprune.data.loaders import Data, load_data
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.training import Recipe, fine_tune
 from edgeprune.training.graphs import shared_features, with_features
 from edgeprune.training.setup import Extras

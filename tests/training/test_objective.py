@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.training import Recipe
 from edgeprune.training.graphs import move, shared_features, with_features
 from edgeprune.training.objective import Objective, Values, Variances

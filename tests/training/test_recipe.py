@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.trace import ExampleInputs, trace
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.training import Recipe
 from edgeprune.training.augment import augmented, augments
 from edgeprune.training.recipe import Steps, rate_at

@@ -280,7 +280,51 @@ def _spec(equation: str) -> str:
     return f"{left}->{right}".translate(small)
 
 
+def _pool(spatial: int) -> Rule:
+    """Windows over the last `spatial` dimensions; those before them pass.
+
+    torch takes inputs without a batch, so a window may lie over channels. One of size 1 lets them
+    pass, every stride-th of them: what the stride passes over goes with what it takes.
+    """
+
+    def rule(walk: Walk, node: Node) -> Labels:
+        x = node.args[0]
+        labels = list(walk.of(x))
+        kernel = _each(node.args[1], spatial)
+        given = argument(node, 2, "stride", None)
+        stride = _each(given, spatial) if given else kernel
+        padding = _each(argument(node, 3, "padding", 0), spatial)
+        for i in range(spatial):
+            d = len(labels) - spatial + i
+            passes = kernel[i] == 1 and padding[i] == 0 and walk.sizes(x)[d] % stride[i] == 0
+            labels[d] = _every(walk, node, labels[d], stride[i] if passes else 0)
+        return labels
+
+    return rule
+
+
+def _each(value: Any, count: int) -> list[int]:
+    """A number for each dimension, where one may stand for all."""
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(number, int) for number in found):
+        raise Unfollowed
+    return found * count if len(found) == 1 else found
+
+
+def _every(walk: Walk, node: Node, label: Label, stride: int) -> Label:
+    if label is None or stride == 1:
+        return label
+    if not stride:
+        walk.freeze(label, node)
+        return None
+    taken = label[::stride]
+    for offset in range(1, stride):
+        walk.atoms.unify(taken, label[offset::stride])
+    return taken
+
+
 COMPUTE: dict[str, Rule] = {
+    **{f"{kind}_pool{d}d": _pool(d) for kind in ("max", "avg") for d in (1, 2, 3)},
     "conv1d": _conv,
     "conv2d": _conv,
     "conv3d": _conv,

@@ -9,8 +9,9 @@ import numpy as np
 from torch.fx import Node
 
 from edgeprune.coupling.labels import Label, fixed, merge, reshape, split
-from edgeprune.coupling.propagate import Labels, Rule, Unfollowed, Walk, describe
+from edgeprune.coupling.propagate import Labels, Rule, Unfollowed, Walk
 from edgeprune.coupling.union_find import concatenate
+from edgeprune.graph.fx_utils import describe
 
 _END = 2**62  # what stands for "to the end" in a slice
 

@@ -1,0 +1,54 @@
+"""What a model is called with, and others like it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """What a model is called with: positional and keyword arguments, batch in dimension 0."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, in call order."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def batch(self) -> int | None:
+        """The common size of dimension 0, None if there is none."""
+        sizes = {t.shape[0] if t.dim() else None for t in self.tensors}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def map(self, change: Any) -> ExampleInputs:
+        """The same structure with `change` applied to every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        return ExampleInputs(args, kwargs)
+
+
+def random_like(
+    inputs: ExampleInputs, generator: torch.Generator, size: int, batch: int
+) -> ExampleInputs:
+    """Random inputs of `size` samples: floats spread as the examples, integers among theirs."""
+
+    def draw(example: Tensor) -> Tensor:
+        follows = example.dim() and example.shape[0] == batch
+        shape = (size, *example.shape[1:]) if follows else example.shape
+        if example.is_floating_point():
+            spread = float(example.std()) if example.numel() > 1 else 1.0
+            noise = torch.randn(shape, generator=generator, dtype=example.dtype)
+            return noise * (spread or 1.0) + float(example.mean())
+        picked = torch.randint(0, max(example.numel(), 1), shape, generator=generator)
+        return example.flatten()[picked]
+
+    return inputs.map(draw)
