@@ -97,7 +97,7 @@ def pruned(module: torch.nn.Module, inputs: Any, least: float) -> dict[str, Any]
         module, inputs, PROFILE, rate=0.5, data="none", importance="magnitude"
     ).report
     rate = report["rate"]["achieved"]
-    row = {"rate": round(rate, 3), "line": report["obstacle"] or ""}
+    row = {"rate": round(rate, 3), "line": report["obstacle"] or "", "module": report["module"]}
     proved = report["validation"]["passed"] and report["surgery"]["oracle_max_rel_error"] <= 1e-4
     if not proved:
         return {**row, "outcome": "WRONG"}

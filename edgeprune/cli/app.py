@@ -167,7 +167,7 @@ def prune(
     MODEL is a pickled nn.Module (.pt), a torch.export program (.pt2), a state dict with --arch, or
     an importable factory package.module:function.
     """
-    from edgeprune.cli.commands import Request, prune_model
+    from edgeprune.cli.request import Request
     from edgeprune.core.budgets import Budgets
     from edgeprune.pipeline.options import PruneOptions
     from edgeprune.pipeline.requirements import understand
@@ -207,7 +207,10 @@ def prune(
         remote=remote,
         ssh_options=ssh_options,
     )
-    return prune_model(request if asked is None else request.with_limits(asked), json, quiet)
+    request = (request if asked is None else request.with_limits(asked)).checked()
+    from edgeprune.cli.commands import prune_model
+
+    return prune_model(request, json, quiet)
 
 
 @app.command
@@ -254,10 +257,13 @@ def sweep(
 
     Scores are made once. What is there already is kept: an interrupted sweep goes on.
     """
-    from edgeprune.cli.commands import Request
-    from edgeprune.cli.sweep import sweep_model
+    from edgeprune.cli.request import Request
     from edgeprune.core.budgets import Budgets
+    from edgeprune.loading.foreign import check_exists
     from edgeprune.pipeline.options import PruneOptions
+
+    check_exists(model)
+    from edgeprune.cli.sweep import sweep_model
     from edgeprune.sweeping.api import SOME_LATENCY
     from edgeprune.sweeping.curve import Asked
 
@@ -345,6 +351,9 @@ def inspect(
     debug: _Debug = False,
 ) -> int:
     """Show MODEL's groups and widths, what is frozen and by which op, and its cost per kernel."""
+    from edgeprune.loading.foreign import check_exists
+
+    check_exists(model)
     from edgeprune.cli.commands import inspect_model
 
     return inspect_model(model, profile, tuple(input or ()), arch, trust, json, step_seconds)

@@ -6,7 +6,7 @@ import contextlib
 import re
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from edgeprune.api import carry_out, known_device
 from edgeprune.calibration.named import load_profile
 from edgeprune.cli.progress import Bars
+from edgeprune.cli.request import Request
 from edgeprune.cli.tables import print_json
 from edgeprune.core import distributed
 from edgeprune.core.errors import UserError
@@ -29,41 +30,12 @@ from edgeprune.loading.example_inputs import describe, example_inputs, parse_inp
 from edgeprune.loading.load import LoadedModel, load
 from edgeprune.pipeline.artifacts import check_target
 from edgeprune.pipeline.inspect import inspection, print_inspection
-from edgeprune.pipeline.options import PruneOptions
-from edgeprune.pipeline.requirements import Requirements
 from edgeprune.pipeline.task import Task
 from edgeprune.profiles.profile import HOST
 from edgeprune.report import Report, print_report
 from edgeprune.report.words import lost_sentence
 from edgeprune.runtime.machines import RemoteMachine
 from edgeprune.runtime.ssh import Remote
-
-
-@dataclass(frozen=True)
-class Request:
-    """The words of `edgeprune prune`."""
-
-    model: str
-    profile: str
-    options: PruneOptions
-    inputs: tuple[str, ...] = ()
-    arch: str | None = None
-    trust: bool = False
-    data: str | None = None
-    metric: str | None = None
-    output: Path | None = None
-    remote: str | None = None
-    ssh_options: str = ""
-    understood: str | None = None
-
-    def with_limits(self, asked: Requirements) -> Request:
-        """With what a sentence asks for. Raises UserError for what options say too."""
-        return replace(
-            self,
-            profile=asked.profile or self.profile,
-            options=self.options.with_limits(asked),
-            understood=f"--require was understood as: {asked}",
-        )
 
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from edgeprune.cli.commands import Request, bars, standard_output_kept, task_of
+from edgeprune.cli.commands import bars, standard_output_kept, task_of
+from edgeprune.cli.request import Request
 from edgeprune.pipeline.task import Task
 from edgeprune.sweeping.curve import Asked, Curve
 from edgeprune.sweeping.results import Row, Sweep

@@ -21,6 +21,10 @@ def folded(module: nn.Module) -> nn.Module:
     """
     if not any(_parametrized(m) for m in module.modules()):
         return module
+    for part in module.modules():  # computed in the last call, and anew in the next
+        for name, value in list(part.__dict__.items()):
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                part.__dict__[name] = value.detach()
     plain = copy.deepcopy(module)
     modes = [(m, m.training) for m in plain.modules()]
     plain.eval()
@@ -53,5 +57,9 @@ def _fold(part: nn.Module) -> None:
         part.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
         for name in list(part.parametrizations):  # type: ignore[arg-type]
             parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            value = getattr(part, name)
+            if not isinstance(value, nn.Parameter):  # it was made of several
+                delattr(part, name)
+                part.register_parameter(name, nn.Parameter(value.detach()))
     if _has_old_spectral_norm(part):
         remove_spectral_norm(part)

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edgeprune.core.errors import UserError
+
+FORMS = (
+    "a pickled nn.Module (.pt), a torch.export program (.pt2), a folder of Hugging Face or timm, "
+    "or a state dict (.pth, .safetensors) with --arch"
+)
 _GIVE = "give the PyTorch model it came from"
 _MAGIC = (
     (b"version https://git-lfs", "a git-LFS pointer, not the file itself: run `git lfs pull`"),
@@ -20,6 +26,14 @@ _MAGIC = (
     (b"\xff\xd8\xff", "a picture: give the model, and this as --data or --input"),
     (b"%PDF", "a PDF"),
 )
+
+
+def check_exists(spec: str) -> None:
+    """Raises UserError for what is neither a file or folder that is there nor a factory's name."""
+    if ":" not in spec and not Path(spec).expanduser().exists():
+        raise UserError(
+            f"there is no file {spec}: give {FORMS}, or a factory 'package.module:function'"
+        )
 
 
 def foreign(path: Path, start: bytes) -> str | None:

@@ -31,7 +31,7 @@ from edgeprune.loading.checkpoint import (
     mismatch,
 )
 from edgeprune.loading.folder import from_folder, read_safetensors
-from edgeprune.loading.foreign import foreign, is_safetensors
+from edgeprune.loading.foreign import FORMS, check_exists, foreign, is_safetensors
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
 from edgeprune.loading.older_torch import up_to_date
 from edgeprune.loading.program_schema import check_program
@@ -39,10 +39,6 @@ from edgeprune.loading.safe_pickle import harmless, inert, may_be_inert, only_we
 from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.loading.torchvision_compat import with_operators
 
-_FORMS = (
-    "a pickled nn.Module (.pt), a torch.export program (.pt2), a folder of Hugging Face or timm, "
-    "or a state dict (.pth, .safetensors) with --arch"
-)
 _OTHER_FORMATS = {
     ".onnx": "an ONNX file: give the trained PyTorch model it came from",
     **{
@@ -78,15 +74,9 @@ def load(spec: str, arch: str | None = None, trust: bool = False) -> LoadedModel
     trust: whether code in the file may run.
     Raises UserError, one line, for anything that isn't a usable model.
     """
+    check_exists(spec)
     path = Path(spec).expanduser()
-    if path.exists():
-        loaded = _from_file(path, arch, trust)
-    elif ":" in spec:
-        loaded = _from_factory(spec, "MODEL")
-    else:
-        raise UserError(
-            f"there is no file {spec}: give {_FORMS}, or a factory 'package.module:function'"
-        )
+    loaded = _from_file(path, arch, trust) if path.exists() else _from_factory(spec, "MODEL")
     if arch is not None and loaded.source != "state dict":
         remark = f"--arch {arch} wasn't needed: {spec} holds the whole model"
         loaded = replace(loaded, remarks=(*loaded.remarks, remark))
@@ -109,7 +99,7 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from error
     if not start:
-        raise UserError(f"{path} is empty: give {_FORMS}")
+        raise UserError(f"{path} is empty: give {FORMS}")
     if is_safetensors(start):
         if arch is None and (path.parent / "config.json").is_file():
             return LoadedModel(from_folder(path.parent), path.parent.resolve().name, "folder")
@@ -259,7 +249,7 @@ def _unpickle_trusted(path: Path) -> Any:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} isn't a model that torch can load ({one_line(error)}): give {_FORMS}")
+    return UserError(f"{path} isn't a model that torch can load ({one_line(error)}): give {FORMS}")
 
 
 def _from_content(path: Path, content: Any, arch: str | None, unknown: list[str]) -> LoadedModel:
@@ -277,7 +267,7 @@ def _from_content(path: Path, content: Any, arch: str | None, unknown: list[str]
     if unknown and (arch is None or not weights):
         raise _refused(path, unknown)
     if not weights:
-        raise UserError(f"{path} holds {keys_of(content)}, without a model in it: give {_FORMS}")
+        raise UserError(f"{path} holds {keys_of(content)}, without a model in it: give {FORMS}")
     if arch is None:
         raise UserError(
             f"{path} is a state dict, weights without a model: give the function that builds the "
