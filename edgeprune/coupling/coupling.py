@@ -125,14 +125,18 @@ def frozen_elements(traced: TracedModel, coupling: Coupling) -> dict[str, int]:
 def obstacles(traced: TracedModel, coupling: Coupling) -> dict[str, int]:
     """What holds parameters as they are, with how many elements of them it holds, most first.
 
-    Ops without a rule come before what they force on others.
+    Ops without a rule, and states that come in from outside, come before what they force on others.
     """
     unknown = set(coupling.unknown.values())
+
+    def first(reason: str) -> bool:
+        return reason in unknown or reason.startswith("the model's input")
+
     held: dict[str, int] = {}
     elements = frozen_elements(traced, coupling)
     for name, count in elements.items():
         reasons = {r: None for f in coupling.frozen if f.parameter == name for r in f.reasons}
-        own = [r for r in reasons if r in unknown] or list(reasons)
+        own = [r for r in reasons if first(r)] or list(reasons)
         for reason in own[:1]:
             held[reason] = held.get(reason, 0) + count
     return dict(sorted(held.items(), key=lambda item: -item[1]))

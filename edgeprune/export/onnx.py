@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +240,8 @@ def _mark(path: Path, key: str, value: str) -> None:
 
 def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
     try:
-        simpler, same = onnxsim.simplify(model)
+        with _native_warnings_hidden():  # of ops that it leaves as they are, twice an export
+            simpler, same = onnxsim.simplify(model)
     except Exception as error:  # onnxsim is C++: it raises what it likes; the model is fine without
         warnings.append(f"onnxsim could not simplify the model ({error}): it stays as exported")
         return model
@@ -246,6 +249,21 @@ def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
         warnings.append("onnxsim changed the model's output: it stays as exported")
         return model
     return simpler
+
+
+@contextlib.contextmanager
+def _native_warnings_hidden() -> Iterator[None]:
+    """Sends what C++ writes to standard error nowhere; Python's redirection doesn't reach it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _output_names(module: GraphModule, inputs: ExampleInputs, taken: set[str]) -> tuple[str, ...]:

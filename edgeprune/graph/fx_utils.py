@@ -47,7 +47,10 @@ def unused_parameters(module: GraphModule) -> dict[str, torch.nn.Parameter]:
 
 
 def describe(node: Node) -> str:
-    """An op as people write it: aten.conv2d at its place in the user's module tree."""
+    """An op as people write it: aten.conv2d at its place in the user's module tree; an input by
+    its name."""
+    if node.op == "placeholder":
+        return f"the model's input {node.target}"
     target = node.target
     op = str(target).removesuffix(".default") if not callable(target) else _qualified(target)
     place = module_path(node)

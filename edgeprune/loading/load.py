@@ -344,7 +344,28 @@ def _from_program(path: Path, trust: bool) -> LoadedModel:
         # Capturing a dynamic batch takes an example of two; a device runs one at a time.
         inputs = inputs.map(lambda t: t[:1])
         remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
-    return LoadedModel(module, path.stem, "program", inputs, remarks)
+    return LoadedModel(module, path.stem, "program", inputs, (*remarks, *_free_sizes(program)))
+
+
+def _free_sizes(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """That sizes beside the batch, which the program leaves free, come out fixed."""
+    wanted = set(program.graph_signature.user_inputs)
+    free = [
+        f"{node.name} in dimension{'s' if len(dims) > 1 else ''} {' and '.join(map(str, dims))}"
+        for node in program.graph.nodes
+        if node.name in wanted and isinstance(node.meta.get("val"), Tensor)
+        if (
+            dims := [
+                d for d, n in enumerate(node.meta["val"].shape) if d and not isinstance(n, int)
+            ]
+        )
+    ]
+    if not free:
+        return ()
+    return (
+        f"the program leaves sizes free that the file fixes at the example's: {', '.join(free)} "
+        "(--input gives others)",
+    )
 
 
 def _program(path: Path, trust: bool) -> tuple[torch.export.ExportedProgram, GraphModule]:

@@ -227,16 +227,17 @@ def _widths(coupling: Coupling, best: Candidate) -> list[GroupWidth]:
 
 
 def _frozen(coupling: Coupling) -> list[GroupWidth]:
-    """Layers whose outputs can't shrink, with the op that holds them."""
+    """Layers and parameters whose outputs can't shrink, with what holds them; biases go with
+    their weights."""
     return [
         GroupWidth(
-            name=frozen.parameter.rpartition(".")[0] or frozen.parameter,
+            name=frozen.parameter.removesuffix(".weight"),
             before=frozen.size,
             after=frozen.size,
             frozen_by=", ".join(frozen.reasons[:3]),
         )
         for frozen in coupling.frozen
-        if frozen.dim == 0 and frozen.parameter.endswith("weight")
+        if frozen.dim == 0 and not frozen.parameter.rpartition(".")[2].startswith("bias")
     ]
 
 
@@ -267,7 +268,11 @@ def _left(workspace: Workspace, result: PruningResult) -> str:
     """What holds the parameters that are left, the largest shares first."""
     total = max(result.baseline.cost.parameters, 1)
     held = obstacles(workspace.traced, workspace.coupling)
-    said = [f"{reason} holds {count / total:.1%}" for reason, count in held.items() if count][:3]
+    said = [
+        f"{reason} holds {count / total:.1%}"
+        for reason, count in held.items()
+        if count > total / 1000
+    ][:3]
     settings = workspace.settings
     others = [f"--keep {' '.join(settings.keep)}"] if settings.keep else []
     if settings.method != "structured":

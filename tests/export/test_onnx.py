@@ -260,3 +260,21 @@ def test_tokens_gathered_in_a_list_are_not_copied_one_by_one(tmp_path: Path, dim
     x = torch.randn(2, 20, 8)
     with torch.no_grad():
         assert torch.allclose(again(x), net(x), atol=1e-5)
+
+
+def test_nothing_of_other_libraries_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """onnxsim warns of constants that it doesn't fold, twice an export, although all is well."""
+
+    def grouped(s: Any, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q = s.q(x).view(b, t, 4, 4).transpose(1, 2)
+        k = s.k(x).view(b, t, 2, 4).transpose(1, 2).repeat_interleave(2, 1)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True)
+        return s.o(y.transpose(1, 2).reshape(b, t, 16))
+
+    layers = {"q": nn.Linear(16, 16), "k": nn.Linear(16, 8), "o": nn.Linear(16, 16)}
+    exported(Net(grouped, **layers), tmp_path / "m.onnx", torch.randn(1, 8, 16))
+    streams = capfd.readouterr()
+    assert streams.out == "" and streams.err == ""

@@ -574,3 +574,12 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("edgeprune.loading.safe_pickle.importlib.import_module", fails)
     with pytest.raises(UserError, match="pip install timm"):
         harmless("timm.models.resnet.ResNet")
+
+
+def test_free_sizes_that_come_out_fixed_are_said(tmp_path: Path) -> None:
+    free = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=8, max=64)}
+    net = nn.Conv2d(1, 4, 3)
+    made = torch.export.export(net, (torch.rand(2, 1, 16, 12),), dynamic_shapes=(free,))
+    torch.export.save(made, tmp_path / "free.pt2")
+    [remark] = [r for r in load(str(tmp_path / "free.pt2")).remarks if "leaves sizes free" in r]
+    assert "input in dimension 2 " in remark

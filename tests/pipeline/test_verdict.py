@@ -77,3 +77,20 @@ def test_what_only_training_uses_counts_nowhere() -> None:
     assert report["before"]["params"] == used
     assert 0.5 <= report["rate"]["achieved"] < 0.65  # widths go by eight on this device
     assert any("helper" in remark and "32,500" in remark for remark in report["remarks"])
+
+
+class Streaming(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.memory, self.head = nn.Linear(8, 32), nn.LSTM(32, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        y, (h, c) = self.memory(self.stem(x).relu()[None], (h, c))
+        return self.head(y[0]), h, c
+
+
+def test_a_state_from_outside_is_what_holds_its_layer() -> None:
+    inputs = (torch.randn(1, 8), torch.zeros(1, 1, 16), torch.zeros(1, 1, 16))
+    report = edgeprune.prune(seeded(Streaming), inputs, "jetson-nano", rate=0.2, data="none").report
+    held = {group["name"]: group["frozen_by"] for group in report["groups"]}
+    assert "the model's input h" in held["memory.weight_ih_l0"]

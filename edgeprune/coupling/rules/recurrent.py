@@ -77,6 +77,13 @@ def _states(node: Node) -> list[Any]:
     return list(state) if isinstance(state, list | tuple) else [state]
 
 
+def _holder(node: Node, label: Label) -> Node:
+    """What holds the units of a state: the model's own input where it comes in from outside."""
+    given = [state for state in _states(node) if isinstance(state, Node)]
+    outside = [state for state in given if state.op == "placeholder"]
+    return outside[0] if label is None and outside else node
+
+
 def _cell_weights(
     walk: Walk,
     node: Node,
@@ -97,9 +104,9 @@ def _cell_weights(
         walk.join(rows, walk.of(bias)[0], node)
     gate, units = split(walk.atoms, rows, [gates, walk.sizes(w_ih)[0] // gates])
     walk.freeze(gate, node)
-    walk.join(units, hidden, node)
+    walk.join(units, hidden, _holder(node, hidden))
     _paired(walk, node, w_ih, columns, inputs)
-    _paired(walk, node, w_hh, recurrent_columns, shown)
+    _paired(walk, _holder(node, shown), w_hh, recurrent_columns, shown)
     if len(rest) > biases:
         projected, source = walk.of(rest[biases])
         walk.join(projected, shown, node)
