@@ -786,3 +786,5 @@ for version in (5, 8, 11):
 
         words = f"yolo v{version} {'boxes' if decoded else 'raw'} at {batch}"
         NETWORKS.append(Network(words, make_detector))
+
+simple(lambda s, x: plain(s, x).squeeze(0), lambda: image(2), name="squeeze of two")

@@ -133,7 +133,14 @@ def _converted(
     shapes = _shapes(model, example_inputs)
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
     _save(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.shape_inference.InferenceError as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"torch.onnx writes this model in a form that ONNX refuses ({told}): a bug in torch's "
+            "exporter; write the op that it names in another way"
+        ) from error
     return model
 
 

@@ -2,6 +2,7 @@
 
 * in-place ops become functional where nothing else sees the tensor they write to,
 * chunk and split become split_with_sizes, whose sizes can change one by one,
+* squeeze(x, dims) names only dimensions of size 1,
 * max(x, dim).values becomes amax(x, dim), which knows no places,
 * assertions about metadata go: they state sizes that pruning changes,
 * views become reshapes: whether a tensor's strides allow a view may change with its sizes,
@@ -34,6 +35,8 @@ def normalize(graph_module: GraphModule) -> None:
         name = node.target._schema.name.removeprefix("aten::")
         if name.startswith(_ASSERTIONS):
             graph.erase_node(node)
+        elif name == "squeeze" and len(node.args) > 1:
+            _squeeze_what_is_one(node)
         elif name in ("max", "min") and _only_values(node):
             _values_alone(node, name)
         elif name in ("chunk", "split", "tensor_split", "split_with_sizes", "unsafe_split"):
@@ -159,6 +162,22 @@ def _split_by_sizes(node: Node) -> None:
     node.target = aten.split_with_sizes.default
     node.args = (source, sizes, dim)
     node.kwargs = {}
+
+
+def _squeeze_what_is_one(node: Node) -> None:
+    """squeeze(x, dims) passes over dimensions of another size; ONNX's refuses them."""
+    x: Any = node.args[0]
+    value = x.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return
+    given = node.args[1]
+    dims = [int(d) % value.dim() for d in (given if isinstance(given, list | tuple) else [given])]  # type: ignore[arg-type]
+    ones = [d for d in dims if not isinstance(value.shape[d], int) or value.shape[d] == 1]
+    if not ones:
+        node.replace_all_uses_with(x)
+        node.graph.erase_node(node)
+    elif ones != dims:
+        node.target, node.args = aten.squeeze.dims, (x, ones)
 
 
 def _only_values(node: Node) -> bool:

@@ -170,3 +170,13 @@ def test_an_autocast_that_counts_is_refused() -> None:
 
     with pytest.raises(UserError, match="autocast to bfloat16 on the CPU"):
         trace(net(forward), images())
+
+
+def test_a_squeeze_of_what_is_not_one_is_left_out() -> None:
+    """torch passes over it, ONNX refuses it."""
+    traced = trace(net(lambda s, x: embedded(s, x).squeeze(0)), images(2))
+    assert not traced.dynamic_batch
+    assert not traced.graph_module.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.squeeze.dim
+    )
+    assert outputs_of(traced.graph_module, images(2))[0].shape == (2, 4)
