@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeprune.core.distributed import among_others
 from edgeprune.loading.foreign import check_exists
 from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.requirements import Requirements
@@ -40,6 +41,8 @@ class Request:
     def checked(self) -> Request:
         """Itself. Raises UserError for a file, a profile or an option that is wrong whatever the
         model is: importing torch takes seconds, and a mistyped name shouldn't wait for it."""
+        if among_others():  # they meet first, so that one of them says it for all
+            return self
         check_exists(self.model)
         if self.profile != HOST:
             self.options.on(load_profile(self.profile), self.remote is not None)

@@ -51,6 +51,11 @@ def check_alone() -> None:
         )
 
 
+def among_others() -> bool:
+    """Whether torchrun started this process as one of several, whether they have met yet or not."""
+    return _started() > 1
+
+
 def is_first() -> bool:
     """Whether this is the process that measures, prints and writes."""
     return _rank() == 0
