@@ -131,6 +131,11 @@ saved("with_arguments.pth.tar", lambda: {"state_dict": weights(), "args": argpar
 saved("with_scores.pth", lambda: {"model": weights(), "accuracy": np.float64(0.93)})
 saved("with_arrays.pth", lambda: {"model": weights(), "curve": np.arange(3.0)})
 saved("with_paths.pth", lambda: {"model": weights(), "counts": collections.Counter("aab")})
+saved("with_folders.pth", lambda: {"model": weights(), "save_dir": pathlib.Path("runs/3")})
+saved(
+    "with_an_optimizer.pth",
+    lambda: {"model": weights(), "optimizer": torch.optim.Adam(backbone().parameters())},
+)
 FILES.append(
     File(
         "old_format.pth",

@@ -65,15 +65,15 @@ def harmless(name: str) -> Any | None:
 # What reaches the system, other code or the network; no file of weights names it.
 _NEVER_INERT = (
     "os posix nt sys subprocess builtins __builtin__ shutil socket importlib runpy pty commands "
-    "webbrowser pathlib io code codeop ctypes multiprocessing threading asyncio pickle marshal "
-    "torch operator functools inspect types tempfile urllib http requests"
+    "webbrowser io code codeop ctypes multiprocessing threading asyncio pickle marshal torch "
+    "operator tempfile urllib http requests"
 ).split()
 
 
 def may_be_inert(name: str) -> bool:
     """Whether an unknown name may be data beside weights (argparse.Namespace, a numpy scalar, a
     script's own configuration), rather than what only an attack names."""
-    return name.partition(".")[0] not in _NEVER_INERT
+    return name.startswith("torch.optim.") or name.partition(".")[0] not in _NEVER_INERT
 
 
 def inert(name: str) -> type:
