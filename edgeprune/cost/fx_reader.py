@@ -13,7 +13,8 @@ from edgeprune.cost.fx_sizes import OpReader
 from edgeprune.cost.kernels import FREE, KernelGraph, Op, OpGraph
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.plan import Plan
-from edgeprune.graph.fx_utils import attribute, module_path
+from edgeprune.graph.fx_utils import attribute, describe, module_path, op_name
+from edgeprune.graph.ops import family_of
 from edgeprune.graph.trace import TracedModel
 from edgeprune.profiles.profile import Fusion
 
@@ -49,6 +50,21 @@ def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
                 count = count * Poly.variable(branch_variable(owners[name]))
             counts.append(count)
     return Poly.total(counts)
+
+
+def unpriced_ops(traced: TracedModel) -> list[str]:
+    """The ops of a graph that the registry doesn't know, each with its place: not their arithmetic
+    is priced, only the bytes that they move."""
+    return sorted(
+        {
+            describe(node)
+            for node in traced.graph_module.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload)
+            and family_of(op_name(node)) is None
+            and op_name(node) != "sym_size"
+            and torch.Tag.pointwise not in node.target.tags
+        }
+    )
 
 
 def kernel_names(traced: TracedModel, kernels: KernelGraph) -> list[str]:

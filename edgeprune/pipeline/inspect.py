@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgeprune.cost.fx_reader import kernel_graph, kernel_names, parameter_count
+from edgeprune.cost.fx_reader import kernel_graph, kernel_names, parameter_count, unpriced_ops
 from edgeprune.cost.kernels import Kernel, KernelGraph
 from edgeprune.coupling import Coupling, frozen_share
 from edgeprune.coupling.plan import Plan
@@ -64,8 +64,13 @@ def inspection(
                 kernel_names(traced, kernels), kernels.kernels, latencies, strict=True
             )
         ],
-        "remarks": list(remarks),
+        "remarks": [*remarks, *_unpriced(traced)],
     }
+
+
+def _unpriced(traced: TracedModel) -> list[str]:
+    ops = unpriced_ops(traced)
+    return [f"arithmetic not priced, only memory traffic: {', '.join(ops)}"] if ops else []
 
 
 def _frozen(

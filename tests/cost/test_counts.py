@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeprune.cost import onnx_reader
-from edgeprune.cost.fx_reader import kernel_graph
+from edgeprune.cost.fx_reader import kernel_graph, unpriced_ops
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.onnx import export
@@ -109,3 +109,11 @@ def test_the_file_counts_what_the_graph_counts(name: str, tmp_path: Path) -> Non
 def test_every_op_with_arithmetic_is_compared() -> None:
     computed = {n for f in FAMILIES if f.kernel == "computed" for n in f.names.split()}
     assert computed - UNROLLED - TWIN == MODULES.keys()
+
+
+def test_an_op_that_nobody_taught_is_named_with_its_place() -> None:
+    module = Net(lambda s, x: torch.fft.rfft(s.layer(x)).abs(), layer=nn.Linear(6, 8))
+    (told,) = unpriced_ops(traced(randomized(module), X))
+    assert "fft" in told
+    known = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 2))
+    assert unpriced_ops(traced(randomized(known), X)) == []
