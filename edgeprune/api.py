@@ -180,7 +180,7 @@ def prune(
     profile = profile or HOST
     device = profile if isinstance(profile, Profile) else known_device(profile)
     settings = options.on(device)
-    model, remarks = in_float32(model)
+    model, remarks = in_float32(type(model).__name__, model)
     inputs = check_inputs(model, _in_float32(as_example_inputs(example_inputs)))
     given = as_data(data, inputs, model)
     no_labels = given is not None and given.test is None

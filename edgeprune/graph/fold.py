@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize, remove_spectral_norm
 
+from edgeprune.graph.fidelity import in_eval
+
 
 def folded(module: nn.Module) -> nn.Module:
     """The module itself, or a copy with plain weights where some are parametrized.
@@ -26,13 +28,9 @@ def folded(module: nn.Module) -> nn.Module:
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 part.__dict__[name] = value.detach()
     plain = copy.deepcopy(module)
-    modes = [(m, m.training) for m in plain.modules()]
-    plain.eval()
-    with torch.no_grad():
+    with torch.no_grad(), in_eval(plain):
         for part in list(plain.modules()):
             _fold(part)
-    for part, training in modes:
-        part.training = training
     return plain
 
 

@@ -191,16 +191,18 @@ def keys_of(content: Any) -> str:
     return f"a {kind} of {', '.join(keys)}{', …' if len(content) > 8 else ''}"
 
 
-def in_float32(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module itself, or a copy in float32, which files compute in, and the remark that says
-    so. Raises UserError for weights that are not numbers."""
-    check_finite(type(module).__name__, module)
+def in_float32(
+    name: str, module: nn.Module, in_place: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module itself, or one in float32, which files compute in (a copy, if not in place), and
+    the remark that says so. Raises UserError for weights that are not numbers."""
+    check_finite(name, module)
     tensors = [*module.parameters(), *module.buffers()]
     types = {str(t.dtype)[6:] for t in tensors if is_odd(t)}
     if not types:
         return module, ()
     remark = f"converted from {', '.join(sorted(types))} to float32"
-    return copy.deepcopy(module).float(), (remark,)
+    return (module if in_place else copy.deepcopy(module)).float(), (remark,)
 
 
 def is_odd(tensor: Tensor) -> bool:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.fidelity import in_eval
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
 
@@ -132,16 +133,11 @@ def _checked(module: nn.Module, inputs: ExampleInputs, mend: str) -> ExampleInpu
 
 def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
     """Why a forward pass fails, None if it doesn't; leaves the module as it was."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), in_eval(module):
             module(*inputs.args, **inputs.kwargs)
     except Exception as error:
         return error
-    finally:
-        for submodule, training in modes:
-            submodule.training = training
     return None
 
 
@@ -228,7 +224,7 @@ def _found(module: nn.Module) -> tuple[ExampleInputs, tuple[str, ...]]:
 
 def _nested(module: nn.Module, values: Sequence[tuple[str | None, Any]]) -> ExampleInputs | None:
     """The call where names lead into dicts or lists: "obs.image" is obs["image"], or the only
-    argument's "obs.image". None where no name does, or nothing runs."""
+    argument's "obs.image". None where no name does. Raises UserError where none of these runs."""
     names = [name or "" for name, _ in values]
     if not any("." in name or "[" in name for name in names):
         return None

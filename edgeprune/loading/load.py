@@ -24,8 +24,8 @@ from edgeprune.graph.trace import quiet
 from edgeprune.loading.checkpoint import (
     Found,
     best_fit,
-    check_finite,
     found_in,
+    in_float32,
     is_odd,
     keys_of,
     mismatch,
@@ -456,12 +456,8 @@ def _ready(loaded: LoadedModel) -> LoadedModel:
         raise UserError(f"{loaded.name} has no parameters: there is nothing to prune")
     if any(torch.nn.parameter.is_lazy(p) or p.is_meta for p in parameters):
         raise UserError(f"{loaded.name} has parameters without values: save it once it was trained")
-    check_finite(loaded.name, module)
-    types = {str(t.dtype)[6:] for t in (*parameters, *module.buffers()) if is_odd(t)}
-    module = module.to("cpu")
-    if types:
-        module = module.float()
-        remarks = (*remarks, f"converted from {', '.join(sorted(types))} to float32")
+    module, converted = in_float32(loaded.name, module.to("cpu"), in_place=True)
+    remarks = (*remarks, *converted)
     if inputs is not None:
         inputs = inputs.map(lambda t: (t.float() if is_odd(t) else t).cpu())
     return replace(loaded, module=module.eval(), example_inputs=inputs, remarks=remarks)

@@ -180,3 +180,26 @@ def test_a_squeeze_of_what_is_not_one_is_left_out() -> None:
         op="call_function", target=torch.ops.aten.squeeze.dim
     )
     assert outputs_of(traced.graph_module, images(2))[0].shape == (2, 4)
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("memory", torch.zeros(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.memory.mul_(0.9).add_(self.layer(x))
+        return self.memory * 2
+
+
+def test_state_between_calls_is_refused_by_its_name() -> None:
+    with pytest.raises(UserError, match="writes to memory"):
+        trace(Remembering().eval(), ExampleInputs((torch.ones(1, 4),), {}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_part_is_refused_by_its_name() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.ReLU()))
+    with pytest.raises(UserError, match=r"part '?1'? is TorchScript"):
+        trace(module.eval(), ExampleInputs((torch.ones(1, 4),), {}))
