@@ -32,6 +32,8 @@ class Device:
     facts: its row of devices.csv.
     fit, group, run: which of SETS, which class, and which run of it; no run means that the device
     has no rows of its own and gets its class's figures.
+    reads, accelerators: names of targets (device_profiles/runtimes): the oldest runtime in wide use
+    there, whose files newer ones read too, and what the chip has beside it.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Device:
     peak_gflops: Given | None = None
     bandwidth_gb_s: Given | None = None
     notes: str = ""
+    reads: str = "onnxruntime"
+    accelerators: tuple[str, ...] = ()
 
     @property
     def gpu(self) -> bool:
@@ -67,6 +71,7 @@ DEVICES = (
         *("cuda", "cuda", "nano", 20.0),
         threads=None,
         notes=f"{_SHARED} No row has grouped convolutions or attention: those figures are assumed.",
+        reads="tensorrt-8.2",
     ),
     Device(
         *("jetson-tx2", "jetson-tx2"),
@@ -75,6 +80,7 @@ DEVICES = (
         threads=None,
         notes=f"{_SHARED} The rows are of an early TensorRT and include copies to and from the "
         "GPU; a later one is faster, with depthwise convolutions most of all.",
+        reads="tensorrt-8.2",
     ),
     Device(
         *("jetson-xavier-nx", "jetson-xavier-nx"),
@@ -83,6 +89,8 @@ DEVICES = (
         threads=None,
         peak_gflops=Given(6760.0, "derived: 48 tensor cores x 64 FMA x 2 x 1.1 GHz"),
         notes=f"{_SHARED} No inference-only row of its own: figures of the AGX Xavier's class.",
+        reads="tensorrt-8.5",
+        accelerators=("tensorrt-dla",),
     ),
     Device(
         *("jetson-orin-nano", "jetson-orin-nano-8gb"),
@@ -91,6 +99,7 @@ DEVICES = (
         threads=None,
         notes=f"{_SHARED} Its rows are YOLO detectors only, power mode not stated. In Super mode "
         "about 1.6 times faster.",
+        reads="tensorrt-8.5",
     ),
     Device(
         *("jetson-orin-nx", "jetson-orin-nx-16gb"),
@@ -99,6 +108,8 @@ DEVICES = (
         threads=None,
         peak_gflops=Given(14700.0, "derived: the Orin Nano's 10 TFLOPS x 918 / 625 MHz"),
         notes=f"{_SHARED} Its rows and its class's are YOLO detectors only.",
+        reads="tensorrt-8.5",
+        accelerators=("tensorrt-dla",),
     ),
     Device(
         *("jetson-nano-cpu", "jetson-nano-cpu"),
@@ -131,6 +142,7 @@ DEVICES = (
         *("arm", "a76", "rk3588", 50.0),
         ram_mb=Given(4096.0, _BOARDS),
         notes="Pin the process to the four big cores. Rows of three boards with this chip.",
+        accelerators=("rknn",),
     ),
     Device(
         *("imx8m-plus", "imx8m-plus-cpu"),

@@ -259,6 +259,8 @@ def profile_data(
         "title": device.title,
         "processor": "gpu" if device.gpu else "cpu",
         "runtime": "tensorrt" if device.gpu else "onnxruntime",
+        "reads": device.reads,
+        **({"accelerators": list(device.accelerators)} if device.accelerators else {}),
         "precision": "fp16" if device.gpu else "fp32",
         "threads": device.threads,
         "channel_multiple": device.channel_multiple,

@@ -363,15 +363,15 @@ def inspect(
 def profiles(name: str | None = None, /, *, json: _Json = False, debug: _Debug = False) -> int:
     """List the device profiles, or show one with the sources of its figures."""
     from edgeprune.calibration.named import load_profile
-    from edgeprune.cli.tables import print_json, print_profile, print_profiles
+    from edgeprune.cli.tables import print_json, print_profile, print_profiles, profile_values
     from edgeprune.profiles.profile import profile_names
 
     if name is None:
         shipped = [load_profile(n) for n in profile_names() if n != "host"]
-        print_json([p.as_dict() for p in shipped]) if json else print_profiles(shipped)
+        print_json([profile_values(p) for p in shipped]) if json else print_profiles(shipped)
     else:
         profile = load_profile(name)
-        print_json(profile.as_dict()) if json else print_profile(profile)
+        print_json(profile_values(profile)) if json else print_profile(profile)
     return 0
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgeprune.profiles.profile import HOST, Figure, Profile
+from edgeprune.profiles.target import Target
 
 
 def print_json(value: Any) -> None:
@@ -85,6 +86,38 @@ def print_profile(profile: Profile) -> None:
     console.print(table)
     if profile.notes:
         console.print(profile.notes)
+    _print_target(console, profile.target)
+
+
+def profile_values(profile: Profile) -> dict[str, Any]:
+    """A profile for --json: its own fields, and what its runtime reads."""
+    return profile.as_dict() | {"target": profile.target.as_dict()}
+
+
+def _print_target(console: Console, target: Target) -> None:
+    """What a runtime reads, with the sources."""
+    console.print(f"[bold]reads {escape(target.name)}[/bold]: {escape(target.title)}")
+    table = Table("what it reads", "value", Column("source", overflow="fold"))
+    opset, ir = target.opset, target.ir_version
+    newer = "refuses newer" if ir.refuses_newer else "warns of newer"
+    table.add_row("runtime", escape(target.full_name), "")
+    table.add_row("opset", f"{opset.oldest} to {opset.newest}", escape(opset.source))
+    table.add_row("IR version", f"up to {ir.value}, {newer}", escape(ir.source))
+    sizes = "fixed" if target.fixed_batch else "fixed or open"
+    table.add_row("sizes", sizes, escape(target.fixed_batch_source))
+    int64 = "cast to int32" if target.int64 == "cast" else "native"
+    table.add_row("int64", int64, escape(target.int64_source))
+    table.add_row("computes in", escape(", ".join(target.computes_in)), "")
+    if target.operators is None:
+        table.add_row("operators", "all of the standard", "")
+    else:
+        count, source = len(target.operators.names), target.operators.source
+        table.add_row("operators", f"{count}", escape(source))
+    for name in target.accelerators:
+        table.add_row("beside it", escape(name), "")
+    console.print(table)
+    if target.notes:
+        console.print(escape(target.notes))
 
 
 def _figures(profile: Profile) -> list[tuple[str, Figure]]:

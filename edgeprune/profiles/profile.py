@@ -7,18 +7,15 @@ import re
 from dataclasses import dataclass, replace
 from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edgeprune.core.bounded import read_yaml
 from edgeprune.core.budgets import Budgets, read_budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.resources import profiles_folder
-
-if TYPE_CHECKING:
-    pass
+from edgeprune.profiles.reading import check_schema, first_problem, read_values
+from edgeprune.profiles.target import Target, check_known, load_target
 
 #: The newest profile schema that this version reads.
 SCHEMA = 1
@@ -30,6 +27,10 @@ HOST = "host"
 _NINETY_PERCENT = 2.06
 
 _SUFFIXES = (".yaml", ".yml")
+
+# What a profile's runtime reads where it doesn't say: the oldest TensorRT of a shipped profile,
+# since a newer one reads its files too.
+_READS = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt-8.2"}
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -137,6 +138,9 @@ class Profile(_Frozen):
     memory: what the runtime takes beyond weights and activations; left out, nothing.
     tables: measured latencies by kind of kernel (`tables.py`), used instead of the figures.
     calibration: how the device was measured: runtime, provider, governor, clock and so on.
+    reads: the target (`target.py`) that says what the runtime reads, by its shipped name or with
+    all its fields; left out, it follows from the runtime.
+    accelerators: names of further targets that the device has beside: its DLA, its NPU.
     """
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -144,6 +148,8 @@ class Profile(_Frozen):
     title: str = Field(min_length=1, max_length=1000)
     processor: Literal["cpu", "gpu"]
     runtime: Literal["tensorrt", "onnxruntime"]
+    reads: str | Target | None = None
+    accelerators: tuple[str, ...] = ()
     precision: Literal["fp32", "fp16"]
     threads: Annotated[int, Field(ge=1)] | None = None
     channel_multiple: Annotated[int, Field(ge=1)]
@@ -169,6 +175,27 @@ class Profile(_Frozen):
             raise ValueError("must name a folder: no / or \\, no dot at the start, one line")
         return name
 
+    @field_validator("reads", mode="before")
+    @classmethod
+    def _target_is_known(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            check_known(value)
+            return value
+        # Checked here: pydantic would name the fields of both what it may be and what it isn't.
+        if isinstance(value, dict):
+            try:
+                return Target.model_validate(value)
+            except ValidationError as error:
+                raise ValueError(first_problem(error, "target")) from error
+        return value
+
+    @field_validator("accelerators")
+    @classmethod
+    def _accelerators_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            check_known(name)
+        return names
+
     @field_validator("budgets", mode="before")
     @classmethod
     def _read_budgets(cls, value: Any) -> Any:
@@ -178,6 +205,14 @@ class Profile(_Frozen):
     def bytes_per_element(self) -> int:
         """Bytes of one weight or activation as the runtime computes it: 2 in fp16, 4 in fp32."""
         return 2 if self.precision == "fp16" else 4
+
+    @property
+    def target(self) -> Target:
+        """What the device's runtime reads, with the device's accelerators beside it."""
+        reads = self.reads or _READS[self.runtime]
+        target = load_target(reads) if isinstance(reads, str) else reads
+        beside = tuple(dict.fromkeys((*target.accelerators, *self.accelerators)))
+        return target.model_copy(update={"accelerators": beside})
 
     @property
     def fusion(self) -> Fusion:
@@ -239,50 +274,12 @@ def parse_profile(data: Any, origin: str) -> Profile:
 
     Raises UserError, in one line, for a broken field or a schema newer than this version.
     """
-    if not isinstance(data, dict):
-        raise UserError(f"{origin}: a profile is a mapping of fields, not {type(data).__name__}")
-    schema = data.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise UserError(
-            f"{origin}: written for profile schema {schema}, this edgeprune reads up to {SCHEMA}: "
-            "upgrade edgeprune"
-        )
+    check_schema(data, SCHEMA, origin, "profile")
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_describe(error)}") from error
+        raise UserError(f"{origin}: {first_problem(error, 'profile')}") from error
 
 
 def _read(path: Path) -> Profile:
-    try:
-        data = read_yaml(path)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
-        raise UserError(f"cannot read profile {path}: {reason}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a profile: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "broken"
-        raise UserError(f"{path}: not valid YAML{where}: {problem}") from error
-    return parse_profile(data, str(path))
-
-
-def _describe(error: ValidationError) -> str:
-    """The first broken field in one line, and how many more there are."""
-    problems = error.errors()
-    first = problems[0]
-    field = ".".join(str(part) for part in first["loc"]) or "profile"
-    if first["type"] == "extra_forbidden":
-        message = "is no field of a profile (misspelt?)"
-    elif first["type"] == "missing":
-        message = "is missing"
-    else:
-        got = first["input"]
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        if not isinstance(got, (dict, list)):
-            message += f", got {got!r}"
-    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-    return " ".join(f"field {field} {message}{more}".split())
+    return parse_profile(read_values(path, "profile"), str(path))

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.resources import export_folder, profiles_folder
-from edgeprune.profiles import profile as profile_module
+from edgeprune.profiles import reading
 from edgeprune.profiles.profile import Figure, load_profile, parse_profile, profile_names
 
 SHIPPED = [name for name in profile_names() if name != "host"]
@@ -85,7 +85,7 @@ def test_listing_the_profiles_reads_none_of_them(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a file was read")
 
     monkeypatch.setattr(Path, "read_text", fail)
-    monkeypatch.setattr(profile_module.yaml, "load", fail)
+    monkeypatch.setattr(reading.yaml, "load", fail)
     assert "jetson-nano" in profile_names()
 
 
