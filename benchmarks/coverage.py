@@ -41,7 +41,7 @@ def main() -> None:
 
         timing(options.out, options.peer_limit)
         return
-    _start_server()
+    start_server()
     results = _known(options.out) if options.resume else {}
     cases, not_run = _cases(options.suite or catalogue.SUITES, options.names, options.out)
     for name, reason in not_run.items():
@@ -119,7 +119,7 @@ def key(case: Case) -> str:
     return f"{case.suite}/{case.name}"
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """Children are forked off a process that has imported the slow libraries once."""
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(

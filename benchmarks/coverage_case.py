@@ -76,7 +76,7 @@ class Facts:
 
 
 def run_child(case: Case, side: str, connection: Connection) -> None:
-    """What a process of its own does: `side` is "ours" or "peer"."""
+    """What a process of its own does: `side` is "ours", "peer" or "opsets"."""
     os.setsid()  # whoever kills it kills what it started, too
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
@@ -85,11 +85,19 @@ def run_child(case: Case, side: str, connection: Connection) -> None:
     torch.set_num_threads(1)
     facts = Facts(connection)
     try:
-        (ours if side == "ours" else peer)(case, facts)
+        _side(side)(case, facts)
     except Exception as error:
         step = facts.found.get("step", "start")
         facts.add(faults=[*facts.found.get("faults", []), f"{step}: {explained(error)}"])
     facts.add(done=True)
+
+
+def _side(name: str) -> Callable[[Case, Facts], None]:
+    if name == "opsets":
+        from targets_case import opsets
+
+        return opsets
+    return ours if name == "ours" else peer
 
 
 def explained(error: Exception) -> str:

@@ -24,6 +24,7 @@ from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Listener, Steps
 from edgeprune.coupling import Coupling
 from edgeprune.data.loaders import NO_DATA, as_data
+from edgeprune.export.form import FileForm
 from edgeprune.export.onnx import export
 from edgeprune.export.parity import validate
 from edgeprune.graph.inputs import ExampleInputs
@@ -57,6 +58,7 @@ class Result:
     facts: Report
     _example_inputs: ExampleInputs
     _dynamic_batch: bool
+    _form: FileForm
     masks: Masks | None = None
 
     @property
@@ -85,6 +87,7 @@ class Result:
                 self._dynamic_batch,
                 folder / target.name,
                 {"version": self.facts.edgeprune, "profile": self.facts.profile},
+                self._form,
             )
             proof = validate(
                 self.graph_module, self._example_inputs, self._dynamic_batch, made, folder
@@ -126,6 +129,8 @@ def prune(
     align: int | str | None = None,
     min_agreement: float = MIN_AGREEMENT,
     require: str | None = None,
+    opset: int | None = None,
+    batch: int | str | None = None,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -147,6 +152,8 @@ def prune(
     values and places. align: passes of unlabelled alignment over the data, "none", or None for as
     many as are worth it. min_agreement: percent of agreement with the original, on data that
     nothing was fitted on, below which `result.report["agreement"]["lost"]` is True; 0: never.
+    opset: of the ONNX file, 11 to 23; None for what the profile's runtime reads. batch: the only
+    size that the file takes, or "dynamic"; None for what the runtime wants.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
@@ -172,6 +179,8 @@ def prune(
         sparse_initializers=sparse_initializers,
         align=align,
         min_agreement=min_agreement,
+        opset=opset,
+        batch=batch,
     )
     if require is not None:
         asked = understand(require)
@@ -204,6 +213,7 @@ def prune(
         outcome.report,
         inputs,
         outcome.dynamic_batch,
+        outcome.exported.form,
         outcome.masks,
     )
 

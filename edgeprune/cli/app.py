@@ -74,6 +74,14 @@ _Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets."
 _Schedule = Annotated[str, Parameter(help="How far each step goes: linear, cubic or exponential.")]
 _Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
 _Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32.")]
+_Opset = Annotated[
+    int | None,
+    Parameter(help="ONNX opset of the file, 11 to 23 (what the profile's runtime reads)."),
+]
+_Batch = Annotated[
+    str | None,
+    Parameter(help="The batch that the file takes: a number, or dynamic (what the runtime wants)."),
+]
 _Align = Annotated[
     str | None,
     Parameter(help="Passes of unlabelled alignment, or none; left out: as many as help."),
@@ -144,6 +152,8 @@ def prune(
     align: _Align = None,
     min_agreement: _MinAgreement = None,
     precision: _Precision = "fp32",
+    opset: _Opset = None,
+    batch: _Batch = None,
     sparse_initializers: Annotated[
         bool,
         Parameter(negative="", help="Store weights that are mostly zeros as values and places."),
@@ -193,6 +203,8 @@ def prune(
         sparse_initializers=sparse_initializers,
         align=align,
         min_agreement=min_agreement,
+        opset=opset,
+        batch=batch,
     )
     request = Request(
         model,
@@ -238,6 +250,8 @@ def sweep(
     epochs: _Epochs = None,
     align: _Align = None,
     precision: _Precision = "fp32",
+    opset: _Opset = None,
+    batch: _Batch = None,
     output: _Output = None,
     solver_seconds: _SolverSeconds = 20.0,
     step_seconds: _StepSeconds = STEP_SECONDS,
@@ -280,6 +294,8 @@ def sweep(
         steps=steps,
         epochs=epochs,
         align=align,
+        opset=opset,
+        batch=batch,
     )
     request = Request(
         model,

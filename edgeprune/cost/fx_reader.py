@@ -20,16 +20,18 @@ from edgeprune.profiles.profile import Fusion
 
 
 def kernel_graph(
-    traced: TracedModel, coupling: Coupling, fusion: Fusion | None = None
+    traced: TracedModel, coupling: Coupling, fusion: Fusion | None = None, fixed: bool = False
 ) -> KernelGraph:
     """The kernels of a traced model under any plan.
 
-    fusion: how the device's runtime fuses ops (`Profile.fusion`).
+    fusion: how the device's runtime fuses ops (`Profile.fusion`). fixed: whether the file takes the
+    example inputs' sizes alone, though the graph takes others.
     """
     # An inner branch's bit is never 1 where an outer one's is 0, so its own bit says it all.
     scale = {b.index: Poly.variable(branch_variable(b.index)) for b in coupling.branches}
     whole = Plan.everything(coupling).variables(coupling)
-    return fuse(_read(OpReader(traced, coupling)), scale, fusion, whole)
+    graph = _read(OpReader(traced, coupling), fixed or not traced.dynamic_batch)
+    return fuse(graph, scale, fusion, whole)
 
 
 def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
@@ -79,7 +81,7 @@ def kernel_names(traced: TracedModel, kernels: KernelGraph) -> list[str]:
     return names
 
 
-def _read(reader: OpReader) -> OpGraph:
+def _read(reader: OpReader, static: bool) -> OpGraph:
     graph = reader.traced.graph_module.graph
     ops: list[Op] = []
     inputs: list[str] = []
@@ -106,5 +108,4 @@ def _read(reader: OpReader) -> OpGraph:
         and isinstance(n.meta["val"], torch.Tensor)
         and n.meta["val"].dim() == 4
     }
-    static = not reader.traced.dynamic_batch
     return OpGraph(tuple(ops), reader.elements_of, tuple(inputs), outputs, channels, static)

@@ -14,6 +14,7 @@ from onnx import helper, inliner, shape_inference
 
 from edgeprune.core.errors import UserError
 from edgeprune.core.polynomial import Poly
+from edgeprune.cost.composites import Composites, Part
 from edgeprune.cost.fusion import fuse
 from edgeprune.cost.kernels import (
     FREE,
@@ -135,7 +136,7 @@ class _Reader:
         for node in self._graph.node:
             for name in node.input:
                 self._users.setdefault(name, []).append(node)
-        self._makers = {out: node for node in self._graph.node for out in node.output}
+        self._composites = Composites(self._graph, self._weights, self._shapes)
         self._static = all(
             dim.HasField("dim_value")
             for info in model.graph.input
@@ -145,7 +146,7 @@ class _Reader:
     def run(self) -> OpGraph:
         ops = []
         outputs = tuple(o.name for o in self._graph.output)
-        composites = self._composites()
+        composites = self._composites.find()
         for node in self._graph.node:
             names = [name for name in node.input if name]
             if node.op_type in ("Constant", "Shape", "Size"):
@@ -154,7 +155,7 @@ class _Reader:
                 roots = frozenset().union(*(self._roots[name] for name in names))
                 self._roots.update(dict.fromkeys(node.output, roots))
             elif node.output[0] in composites:
-                ops.append(self._part(node, composites[node.output[0]]))
+                ops += self._part(node, composites[node.output[0]])
             else:
                 ops.append(self._read(node, outputs))
         made = [out for op in ops if op.kind != FREE or not op.inputs for out in op.outputs]
@@ -165,54 +166,24 @@ class _Reader:
         channels = {n: Poly.constant(s[1]) for n, s in shapes.items() if len(s) == 4}
         return OpGraph(tuple(ops), sizes, self._inputs, outputs, channels, self._static)
 
-    def _composites(self) -> dict[str, tuple[str, str]]:
-        """What runtimes know as one op: for each output, the whole op's name (none: a part that
-        vanishes in it) and its input."""
-        found: dict[str, tuple[str, str]] = {}
-        for node in self._graph.node:
-            parts = self._silu(node) or self._gelu(node)
-            if parts:
-                label, x, inner = parts
-                found.update({part.output[0]: ("", x) for part in inner})
-                found[node.output[0]] = (label, x)
-        return found
-
-    def _silu(self, node: Any) -> tuple[str, str, list[Any]] | None:
-        """x · sigmoid(x)."""
-        if node.op_type != "Mul":
-            return None
-        for x, gate in (node.input, reversed(node.input)):
-            maker = self._lone(gate, "Sigmoid")
-            if maker is not None and maker.input[0] == x:
-                return "Silu", x, [maker]
-        return None
-
-    def _gelu(self, node: Any) -> tuple[str, str, list[Any]] | None:
-        """(x · (1 + erf(x / sqrt 2))) · 0.5, in the order in which onnxruntime looks for it."""
-        if node.op_type != "Mul":
-            return None
-        for a in node.input:
-            whole = self._lone(a, "Mul")
-            if whole is None:
-                continue
-            for x, rest in (whole.input, reversed(whole.input)):
-                more = self._lone(rest, "Add")
-                erf = self._lone(more.input[0], "Erf") if more is not None else None
-                scaled = self._lone(erf.input[0], "Div", "Mul") if erf is not None else None
-                if scaled is not None and scaled.input[0] == x:
-                    return "Gelu", x, [scaled, erf, more, whole]
-        return None
-
-    def _lone(self, name: str, *ops: str) -> Any:
-        """The node that makes a tensor which only one other reads, if it is one of these ops."""
-        maker = self._makers.get(name)
-        alone = len(self._users.get(name, ())) == 1
-        return maker if maker is not None and alone and maker.op_type in ops else None
-
-    def _part(self, node: Any, whole: tuple[str, str]) -> Op:
-        label, x = whole
-        kind = "elementwise" if label else FREE
-        return Op(node.name or node.output[0], kind, (x,), (node.output[0],), label=label)
+    def _part(self, node: Any, part: Part) -> list[Op]:
+        """A node of an op that the file writes out in parts: its last one stands for all of it."""
+        if not part.label:
+            return []
+        new = set(part.weights) - self._held
+        self._held |= new
+        norm = part.kind == "norm"
+        whole = Op(
+            node.name or node.output[0],
+            part.kind,
+            (part.source,),
+            (node.output[0],),
+            weights=Poly.constant(sum(prod(self._shape(n)) for n in part.weights)),
+            held=Poly.constant(sum(prod(self._shape(n)) for n in new)),
+            label=part.label,
+            sizes={"last": Poly.constant(self._shape(node.output[0])[-1])} if norm else {},
+        )
+        return [whole]
 
     def _read(self, node: Any, outputs: tuple[str, ...]) -> Op:
         cost = self._cost(node)
@@ -243,7 +214,7 @@ class _Reader:
             return False
         users = self._users.get(node.output[0], [])
         feeds = bool(users) and all(user.op_type == "MatMul" for user in users)
-        return feeds or self._lone(data[0], "MatMul") is not None
+        return feeds or self._composites.lone(data[0], "MatMul") is not None
 
     def _cost(self, node: Any) -> _Cost:
         """What a node costs."""

@@ -23,7 +23,9 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
+from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
 from edgeprune.export.fusable_ops import with_fusable_forms
+from edgeprune.export.opset.convert import at_opset
 from edgeprune.export.stack_unbind import stack_whole
 from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.inputs import ExampleInputs
@@ -32,18 +34,17 @@ from edgeprune.sparse.initializers import with_sparse_initializers
 
 aten = torch.ops.aten
 
-#: The lowest that torch's exporter writes: devices' runtimes lag behind.
-OPSET = 18
-
 #: Above this, protobuf can't hold the weights: they go into a file beside the model.
 LARGEST_FILE_BYTES = 2_000_000_000
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
 class Exported:
     """An ONNX file and the names under which it takes its inputs, in the order of the tensors.
 
-    program: the torch.export program that it was made from.
+    program: the torch.export program that it was made from. form: as asked for.
     """
 
     path: Path
@@ -52,7 +53,7 @@ class Exported:
     output_names: tuple[str, ...]
     size_mb: float
     warnings: tuple[str, ...]
-    opset: int = OPSET
+    form: FileForm = USUAL_FORM
     ir_version: int = 0
 
 
@@ -62,12 +63,15 @@ def export(
     dynamic_batch: bool,
     path: Path,
     metadata: Mapping[str, Any],
+    form: FileForm = USUAL_FORM,
     sparse: bool = False,
 ) -> Exported:
-    """Writes `module` to `path`: torch.onnx, onnxsim, onnx.checker, metadata (values become JSON).
+    """Writes `module` to `path`: torch.onnx, onnxsim, the opset asked for, onnx.checker, metadata
+    (values become JSON).
 
     sparse: weights that are mostly zeros become sparse initialisers.
-    Raises onnx.checker.ValidationError if what was written isn't valid ONNX.
+    Raises UserError, naming op and layer, for what has no form in ONNX or in the opset;
+    onnx.checker.ValidationError if what was written isn't valid ONNX.
     """
     program = export_program(module, example_inputs, dynamic_batch)
     _plain_attention(program)
@@ -77,10 +81,12 @@ def export(
     outputs = _output_names(module, example_inputs, {str(name) for name in inputs})
     warnings: list[str] = []
     try:
-        model = _converted(program, outputs, example_inputs, metadata, path, warnings)
+        model = _converted(program, outputs, example_inputs, form, warnings)
+        _finished(model, example_inputs, metadata, path)
     except onnx.checker.ValidationError:
         warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
-        model = _converted(program, outputs, example_inputs, metadata, path, warnings, False)
+        model = _converted(program, outputs, example_inputs, form, warnings, False)
+        _finished(model, example_inputs, metadata, path)
     if sparse:
         stored = with_sparse_initializers(model)
         _save(model, path)
@@ -99,7 +105,8 @@ def export(
         tuple(info.name for info in model.graph.output),
         _size_mb(path),
         tuple(warnings),
-        ir_version=model.ir_version,
+        form,
+        model.ir_version,
     )
 
 
@@ -107,18 +114,17 @@ def _converted(
     program: torch.export.ExportedProgram,
     outputs: Sequence[str],
     example_inputs: ExampleInputs,
-    metadata: Mapping[str, Any],
-    path: Path,
+    form: FileForm,
     warnings: list[str],
     optimize: bool = True,
 ) -> onnx.ModelProto:
-    """The program as a valid ONNX file at `path`. Raises onnx.checker.ValidationError."""
+    """The program in ONNX, simplified, in the form asked for."""
     with quiet(), _constants_hidden(program):
         try:
             made = torch.onnx.export(
                 program,
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=max(form.opset, EXPORTED_OPSET),
                 optimize=optimize,
                 verbose=False,
                 output_names=list(outputs),
@@ -126,10 +132,46 @@ def _converted(
         except OnnxExporterError as error:
             raise UserError(_unwritable(program, error)) from error
     assert made is not None
-    model = _simplified(made.model_proto, warnings)
+    whole = made.model_proto
+    layers = _layers(whole)
+    if form.fixed:
+        _fix_sizes(whole, example_inputs)
+    model = _simplified(whole, warnings)
     with_fusable_forms(model)
     _name_inputs(model, program)
     _name_batch(model)
+    return at_opset(model, form.opset, layers)
+
+
+def _layers(model: onnx.ModelProto) -> dict[str, str]:
+    """The module that each node is of, by the node's name, as torch.onnx notes it."""
+    found = {}
+    for node in model.graph.node:
+        scopes = next((e.value for e in node.metadata_props if e.key == _SCOPES), "")
+        names = [name for name in re.findall(r"'([^']*)'", scopes) if name]
+        if len(names) > 1:  # the last one is the node itself
+            found[node.name] = names[-2]
+    return found
+
+
+def _fix_sizes(model: onnx.ModelProto, inputs: ExampleInputs) -> None:
+    """The example inputs' sizes become the only ones: what was computed of free ones is constant
+    then, and onnxsim folds it."""
+    for info, tensor in zip(model.graph.input, inputs.tensors, strict=False):
+        for dim, size in zip(info.type.tensor_type.shape.dim, tensor.shape, strict=True):
+            dim.dim_value = size
+    del model.graph.value_info[:]
+    for info in model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model)
+    del model.graph.output[:]
+    model.graph.output.extend(inferred.graph.output)
+
+
+def _finished(
+    model: onnx.ModelProto, example_inputs: ExampleInputs, metadata: Mapping[str, Any], path: Path
+) -> None:
+    """Writes a model with what it says of itself. Raises onnx.checker.ValidationError."""
     shapes = _shapes(model, example_inputs)
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
     _save(model, path)
@@ -141,7 +183,6 @@ def _converted(
             f"torch.onnx writes this model in a form that ONNX refuses ({told}): a bug in torch's "
             "exporter; write the op that it names in another way"
         ) from error
-    return model
 
 
 def _unwritable(program: torch.export.ExportedProgram, error: Exception) -> str:

@@ -45,12 +45,13 @@ def validate(
 ) -> Validation:
     """Compares `exported` with PyTorch, on the example inputs and four random batches.
 
-    compute: a module, or what is called like one. With a dynamic batch the random ones have 1, 2, 3
-    and 4 samples. scratch: a folder to write in.
+    compute: a module, or what is called like one. dynamic_batch: of the model; where the file's
+    batch is free too, the random ones have 1, 2, 3 and 4 samples. scratch: a folder to write in.
     """
     cases: dict[str, Any] = {}
     samples = 0
-    for i, inputs in enumerate(cases_for(example_inputs, dynamic_batch, seed)):
+    free = dynamic_batch and not exported.form.fixed
+    for i, inputs in enumerate(cases_for(example_inputs, free, seed)):
         samples += inputs.batch or 1
         with torch.no_grad():
             outputs = pytree.tree_leaves(compute(*inputs.args, **inputs.kwargs))

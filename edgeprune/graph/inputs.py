@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class ExampleInputs:
@@ -29,6 +31,20 @@ class ExampleInputs:
         """The common size of dimension 0, None if there is none."""
         sizes = {t.shape[0] if t.dim() else None for t in self.tensors}
         return sizes.pop() if len(sizes) == 1 else None
+
+    def of_batch(self, size: int) -> ExampleInputs:
+        """`size` samples: the first ones, or all of them over and over.
+
+        Raises UserError where there is no common batch.
+        """
+        batch = self.batch
+        if batch is None:
+            raise UserError(
+                f"--batch {size}: this model's inputs have no first dimension in common that a "
+                "batch could be: give the sizes with --input"
+            )
+        picked = torch.arange(size) % batch
+        return self if size == batch else self.map(lambda t: t[picked])
 
     def map(self, change: Any) -> ExampleInputs:
         """The same structure with `change` applied to every tensor."""

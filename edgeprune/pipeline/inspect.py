@@ -24,7 +24,7 @@ def inspection(
 ) -> dict[str, Any]:
     """The facts as a dict: totals, groups, branches, frozen dimensions, kernels."""
     values = Plan.everything(coupling).variables(coupling)
-    kernels = kernel_graph(traced, coupling, profile.fusion)
+    kernels = kernel_graph(traced, coupling, profile.fusion, profile.target.fixed_batch)
     latencies = kernels.kernel_latencies_ms(profile, values)
     total = sum(latencies)
     return {

@@ -20,8 +20,10 @@ from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.schedules import SCHEDULES
 from edgeprune.core.timeout import STEP_SECONDS
+from edgeprune.export.form import NEWEST_OPSET, OLDEST_OPSET, FileForm
 from edgeprune.pipeline.requirements import Requirements
 from edgeprune.profiles.profile import HOST, Profile
+from edgeprune.profiles.target import USUAL_OPSET
 from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
 METHODS = ("channel", "layer", "structured")
@@ -47,7 +49,9 @@ class PruneOptions(BaseModel):
     metric that may be lost; the last step that keeps it stands. sparse_initializers: weights that
     are mostly zeros are stored as values and places. align: passes of unlabelled alignment, "none",
     or None (and "auto") for as many as are worth it. min_agreement: percent of agreement with the
-    original below which a model has lost its job; 0: never; None: MIN_AGREEMENT.
+    original below which a model has lost its job; 0: never; None: MIN_AGREEMENT. opset: of the
+    file; None for what the profile's runtime reads. batch: a size that the file takes alone, or
+    "dynamic"; None for what the profile's runtime wants.
 
     Raises UserError, in one line, for what can't be or isn't there yet.
     """
@@ -71,6 +75,8 @@ class PruneOptions(BaseModel):
     sparse_initializers: bool = False
     align: int | str | None = None
     min_agreement: float | None = None
+    opset: int | None = None
+    batch: int | str | None = None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -115,6 +121,11 @@ class PruneOptions(BaseModel):
         _whole("--steps", self.steps, 1)
         _whole("--epochs", self.epochs, 0)
         _passes(self.align)
+        if self.opset is not None and not OLDEST_OPSET <= self.opset <= NEWEST_OPSET:
+            raise UserError(
+                f"--opset {self.opset}: files are written in {OLDEST_OPSET} to {NEWEST_OPSET}"
+            )
+        _samples(self.batch)
         least = self.min_agreement
         if least is not None and not (math.isfinite(least) and 0 <= least <= 100):
             raise UserError(f"--min-agreement {least:g}: give percent, from 0 to 100")
@@ -156,6 +167,7 @@ class PruneOptions(BaseModel):
                 )
         if self.cautious:
             limits = profile.lowered(limits, measured=remote or profile.name == HOST)
+        target, batch = profile.target, _samples(self.batch)
         default = 1 if self.max_drop is None else _STEPS_TO_STOP_AT
         alone = self.max_drop is not None and rate is None and self.budgets.is_empty
         return Settings(
@@ -166,6 +178,10 @@ class PruneOptions(BaseModel):
                 "steps": default if self.steps is None else self.steps,
                 "epochs": self.epochs or 0,
                 "align": _passes(self.align),
+                "opset": target.default_opset if self.opset is None else self.opset,
+                "batch": batch,
+                "fixed_batch": target.fixed_batch if self.batch is None else batch is not None,
+                "free_batch": self.batch == "dynamic",
                 "min_agreement": MIN_AGREEMENT
                 if self.min_agreement is None
                 else self.min_agreement,
@@ -180,7 +196,9 @@ class Settings(PruneOptions):
 
     budgets: what must hold, the profile's own among it, lowered where caution was asked for.
     fastest: --max-drop is the only limit asked for, so where the profile's own budgets hold already
-    latency is made small. align: None for as many passes as are worth it.
+    latency is made small. align: None for as many passes as are worth it. batch: a size that the
+    inputs are to have; None for theirs. fixed_batch: whether the file takes no other; free_batch:
+    whether it must take any.
     """
 
     profile: Profile
@@ -189,6 +207,15 @@ class Settings(PruneOptions):
     align: int | None = None
     min_agreement: float = MIN_AGREEMENT
     fastest: bool = False
+    opset: int = USUAL_OPSET
+    batch: int | None = None
+    fixed_batch: bool = False
+    free_batch: bool = False
+
+    @property
+    def form(self) -> FileForm:
+        """What the ONNX file is to look like."""
+        return FileForm(self.opset, self.fixed_batch)
 
     @property
     def measures(self) -> bool:
@@ -230,6 +257,16 @@ def _passes(align: int | str | None) -> int | None:
     if (isinstance(align, str) and not align.isdigit()) or int(align) < 0:
         raise UserError(f"--align {align}: give none, or how many passes over the samples")
     return int(align)
+
+
+def _samples(batch: int | str | None) -> int | None:
+    """--batch as a number of samples, None for any. Raises UserError."""
+    if batch is None or batch == "dynamic":
+        return None
+    number = int(batch) if str(batch).isdigit() else 0
+    if number < 1:
+        raise UserError(f"--batch {batch}: give a number of samples, at least 1, or dynamic")
+    return number
 
 
 def _positive(option: str, seconds: float) -> None:

@@ -16,6 +16,7 @@ from edgeprune.export.file_cost import Cost
 from edgeprune.export.parity import Validation
 from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
+from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import compressed_mb
 from edgeprune.pipeline.workspace import (
@@ -90,7 +91,7 @@ def build_report(
         seconds={name: round(seconds, 3) for name, seconds in workspace.steps.seconds.items()},
         warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
         obstacle=obstacle,
-        onnx=_onnx(traced, best),
+        onnx=_onnx(traced, best, settings),
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
             achieved=removed,
@@ -148,14 +149,25 @@ def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:
     )
 
 
-def _onnx(traced: TracedModel, best: Candidate) -> OnnxFacts:
+def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts:
     exported = best.exported
     return OnnxFacts(
-        opset=exported.opset,
+        opset=exported.form.opset,
         ir_version=exported.ir_version,
-        batch="dynamic" if traced.dynamic_batch else str(traced.batch),
-        batch_note=traced.fixed_because,
+        batch="dynamic" if traced.dynamic_batch and not exported.form.fixed else str(traced.batch),
+        batch_note=_batch_note(traced, settings),
     )
+
+
+def _batch_note(traced: TracedModel, settings: Settings) -> str:
+    """Why the file takes one batch alone; nothing where it doesn't."""
+    if not traced.dynamic_batch:
+        return traced.fixed_because
+    if not settings.fixed_batch:
+        return ""
+    if settings.batch is not None:
+        return "--batch asked for it"
+    return f"{settings.profile.target.full_name} wants fixed sizes (--batch dynamic leaves it free)"
 
 
 def _unused(traced: TracedModel) -> list[str]:

@@ -27,7 +27,8 @@ class Task:
     remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
     the model returns and the batch as the data give it.
 
-    Weights that are parametrized (spectral norm, say) are plain in `module`.
+    Weights that are parametrized (spectral norm, say) are plain in `module`; `example_inputs` have
+    the batch that was asked for.
     """
 
     name: str
@@ -43,6 +44,9 @@ class Task:
     makes_samples_up: bool = True
 
     def __post_init__(self) -> None:
+        if self.settings.batch is not None:
+            inputs = self.example_inputs.of_batch(self.settings.batch)
+            object.__setattr__(self, "example_inputs", inputs)
         layers = parametrized(self.module)
         if layers:
             some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")

@@ -157,7 +157,9 @@ class Workspace:
     @cached_property
     def kernels(self) -> KernelGraph:
         """What the runtime launches, for any plan."""
-        return kernel_graph(self.traced, self.coupling, self.settings.profile.fusion)
+        settings = self.settings
+        fusion, fixed = settings.profile.fusion, settings.fixed_batch
+        return kernel_graph(self.traced, self.coupling, fusion, fixed)
 
     @cached_property
     def machine(self) -> Machine | None:
@@ -319,6 +321,7 @@ class Workspace:
             self.traced.dynamic_batch,
             folder / "model.onnx",
             metadata,
+            settings.form,
             settings.sparse_initializers and folder == self.folder,
         )
 

@@ -84,6 +84,7 @@ def _baseline(task: Task, prepared: Prepared, steps: Steps) -> Figures:
                 traced.dynamic_batch,
                 scratch / "model.onnx",
                 {},
+                task.settings.form,
             )
         with steps.step("price"):
             cost = predicted(exported, parameters, profile)
@@ -104,7 +105,7 @@ def _baseline(task: Task, prepared: Prepared, steps: Steps) -> Figures:
 def _reachable(task: Task, prepared: Prepared) -> float:
     """The least latency that any choice comes to, as a share of the model's own."""
     settings, coupling = task.settings, prepared.coupling
-    kernels = kernel_graph(prepared.traced, coupling, settings.profile.fusion)
+    kernels = kernel_graph(prepared.traced, coupling, settings.profile.fusion, settings.fixed_batch)
     count = parameter_count(prepared.traced, coupling)
     keep = settings.kept_parameters(coupling.parameters)
     problem = Problem.build(

@@ -1,0 +1,1 @@
+"""ONNX files brought to an older opset, one pass an op."""

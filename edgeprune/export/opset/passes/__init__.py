@@ -1,0 +1,1 @@
+"""What each op that changed its meaning was before: one file each."""
