@@ -25,6 +25,10 @@ FOUND: dict[str, Any] = {
     "budgets": {"latency_ms": 10.0, "memory_mb": 100.0, "size_mb": 4.0},
     "met": False,
     "warnings": ["one", "two"],
+    "target": {"name": "tensorrt-8.2", "runtime": "tensorrt", "version": "8.2", "opset": [7, 13]},
+    "opset": 13,
+    "unsupported": [],
+    "runs_on_target": True,
 }
 NONE = {"latency_ms": None, "memory_mb": None, "size_mb": None}
 MEASURED = {
