@@ -410,8 +410,8 @@ def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[i
                 dim.Clear() if size is None else setattr(dim, "dim_value", size)
     inferred = shape_inference.infer_shapes(light, data_prop=True).graph
     if decided_by_data(light):  # at most as many rows as came in
-        first = next(iter(light.graph.input)).type.tensor_type.shape.dim
-        rows = first[0].dim_value if first else 1
+        first = [info.type.tensor_type.shape.dim for info in light.graph.input][:1]
+        rows = first[0][0].dim_value if first and first[0] else 1
         for info in (*inferred.value_info, *inferred.output):
             for dim in info.type.tensor_type.shape.dim:
                 if not dim.HasField("dim_value") and dim.dim_param not in symbols:

@@ -60,6 +60,10 @@ def check(
             path, lambda loaded: (_support(loaded, target), recorded_shapes(loaded))
         )
         costs = _measured(path, beside, device, shapes, remote)
+        # What ran on the device itself, in its own runtime, runs: that may be a later version.
+        there = remote is not None or device is None
+        if there and costs["measurement"]["runtime"].lower().startswith(target.runtime):
+            support = _proved(support)
     else:
         device = priced = _profile(profile)
         beside, (support, costs) = _read(
@@ -120,6 +124,12 @@ def _support(loaded: Any, target: Target) -> dict[str, Any]:
         "unsupported": [finding.as_dict() for finding in found],
         "runs_on_target": not any(finding.fatal for finding in found),
     }
+
+
+def _proved(support: dict[str, Any]) -> dict[str, Any]:
+    """What is left to say of what a runtime lacks where the file did run in it."""
+    remarks = [each | {"fatal": False} for each in support["unsupported"]]
+    return support | {"unsupported": remarks, "runs_on_target": True}
 
 
 def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:

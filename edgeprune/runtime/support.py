@@ -18,6 +18,7 @@ Kind = Literal["operator", "opset", "ir_version", "shape", "int64", "accelerator
 _STANDARD = ("", "ai.onnx")
 _INT64 = (onnx.TensorProto.INT64, onnx.TensorProto.UINT64)
 _INT32 = np.iinfo(np.int32)
+_NEWEST = 1_000_000  # far beyond any opset, and a number that onnx takes
 
 # Where an op takes how far to go, and clamps it to the tensor's size itself: "to the end" is
 # written as the largest number there is, and stays that when it is cast down.
@@ -103,7 +104,7 @@ def _scopes(model: onnx.ModelProto) -> Iterator[_Scope]:
                 continue
             seen.add(call)
             own = _opset(function.opset_import, opset)
-            within = f"{function.name}/"
+            within = f"{_text(function.name)}/"
             pending.append(_Scope(function.node, (), frozenset(function.output), own, within))
             for node in function.node:
                 pending.extend(_inner(node, own, within))
@@ -125,7 +126,12 @@ def _inner(node: onnx.NodeProto, opset: int, within: str) -> Iterator[_Scope]:
 
 
 def _name(node: onnx.NodeProto) -> str:
-    return node.name or next(filter(None, node.output), node.op_type)
+    return _text(node.name or next(filter(None, node.output), node.op_type))
+
+
+def _text(word: str | bytes) -> str:
+    """A word of a file, which protobuf gives as bytes where it isn't UTF-8."""
+    return word if isinstance(word, str) else word.decode("utf-8", "replace")
 
 
 # -- the file as a whole -------------------------------------------------------------------------
@@ -154,18 +160,18 @@ def _of_inputs(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
     for info in model.graph.input:
         if info.name in given:
             continue
-        tensor = info.type.tensor_type
+        tensor, name = info.type.tensor_type, _text(info.name)
         if target.int64 == "cast" and tensor.elem_type in _INT64:
-            words = f"input {info.name} is int64: {target.full_name} takes int32 in its place"
+            words = f"input {name} is int64: {target.full_name} takes int32 in its place"
             yield Finding(None, None, None, "int64", words, False)
         if not target.fixed_batch:
             continue
         wants = f"{target.full_name} wants fixed sizes"
         if not info.type.HasField("tensor_type"):
-            words = f"input {info.name} is no tensor: {wants}"
+            words = f"input {name} is no tensor: {wants}"
             yield Finding(None, None, None, "shape", words, True)
         elif not tensor.HasField("shape"):
-            words = f"input {info.name} has no shape: {wants}"
+            words = f"input {name} has no shape: {wants}"
             yield Finding(None, None, None, "shape", words, True)
         else:
             free = {i: dim for i, dim in enumerate(tensor.shape.dim) if dim.dim_value <= 0}
@@ -175,7 +181,7 @@ def _of_inputs(model: onnx.ModelProto, target: Target) -> Iterator[Finding]:
                 f"{i} ({dim.dim_param})" if dim.dim_param else f"{i}" for i, dim in free.items()
             ]
             many = "dimensions" if len(free) > 1 else "dimension"
-            words = f"input {info.name} leaves {many} {', '.join(named)} open: {wants}"
+            words = f"input {name} leaves {many} {', '.join(named)} open: {wants}"
             batch = set(free) == {0}
             words += ", and a free batch becomes 1" if batch else ""
             yield Finding(None, None, None, "shape", words, not batch)
@@ -198,7 +204,7 @@ def _of_nodes(
             if node.op_type == "Constant" or (node.domain, node.op_type) in functions:
                 continue
             for accelerator in beside:
-                if node.domain not in _STANDARD or not accelerator.has(node.op_type):
+                if node.domain not in _STANDARD or not accelerator.has(_text(node.op_type)):
                     words = f"{accelerator.name} has no {_op(node)}: it runs beside it"
                     yield _finding(node, scope, "accelerator", words, False)
 
@@ -215,9 +221,9 @@ def _problem(
         if node.domain in target.domains:
             return None
         return "operator", f"{target.full_name} has no {_op(node)}"
-    if not target.has(node.op_type):
+    if not target.has(_text(node.op_type)):
         return "operator", f"{target.full_name} has no {_op(node)}"
-    since = _since(node.op_type, opset)
+    since = _since(_text(node.op_type), opset)
     if since is None and target.operators is None:
         return "operator", f"the standard has no {_op(node)} in opset {opset}"
     if since is not None and since > target.opset.newest:
@@ -230,13 +236,14 @@ def _problem(
 def _since(op: str, opset: int) -> int | None:
     """The opset that an op's form in `opset` came with; None where the standard has no such op."""
     try:
-        return defs.get_schema(op, opset, "").since_version
+        return defs.get_schema(op, max(0, min(opset, _NEWEST)), "").since_version
     except defs.SchemaError:
         return None
 
 
 def _op(node: onnx.NodeProto) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+    name = _text(node.op_type)
+    return f"{_text(node.domain)}.{name}" if node.domain else name
 
 
 def _finding(node: onnx.NodeProto, scope: _Scope, kind: Kind, message: str, fatal: bool) -> Finding:
@@ -250,13 +257,13 @@ def layer_of(node: onnx.NodeProto) -> str | None:
     for entry in node.metadata_props:
         if entry.key == "pkg.torch.onnx.name_scopes":
             # A list in Python's own form, from the outermost scope ('') to the node itself.
-            parts = [part.strip(" []'\"") for part in entry.value.split(",")]
+            parts = [part.strip(" []'\"") for part in _text(entry.value).split(",")]
             return next((part for part in reversed(parts[:-1]) if part), None)
-    if not node.name.startswith("/"):
-        weights = (name for name in node.input if name.endswith((".weight", ".bias")))
+    if not _text(node.name).startswith("/"):
+        weights = (n for n in map(_text, node.input) if n.endswith((".weight", ".bias")))
         return next(weights, "").rpartition(".")[0] or None
     path: list[str] = []
-    for part in node.name.split("/")[1:-1]:
+    for part in _text(node.name).split("/")[1:-1]:
         # In /layer1/layer1.0/conv the second part says the first again.
         if path and part.startswith(f"{path[-1]}."):
             path.pop()
@@ -282,9 +289,9 @@ def _of_int64(
                 clamped += 1
             else:
                 worst = max((int(v) for v in (values.min(), values.max())), key=abs)
-                words = f"{name} holds {worst}: {target.full_name} casts int64 to int32"
-                where = scope.within + (_name(node) if node is not None else name)
-                op = node.op_type if node is not None else None
+                words = f"{_text(name)} holds {worst}: {target.full_name} casts int64 to int32"
+                where = scope.within + (_name(node) if node is not None else _text(name))
+                op = _op(node) if node is not None else None
                 layer = layer_of(node) if node is not None else None
                 yield Finding(where, op, layer, "int64", words, True)
     if fits or clamped:

@@ -198,6 +198,19 @@ def test_a_measurement_here_is_judged_by_the_profiles_target_or_by_onnxruntime(
     assert check(model, "jetson-nano", measure=True)["opset"] == 18
 
 
+def test_what_ran_on_the_device_itself_runs(model: Path, says: Any) -> None:
+    """A later onnxruntime reads more than the oldest that is promised."""
+    says()
+    later = onnx.load(model)
+    later.opset_import[0].version = 24
+    onnx.save(later, model)
+    assert check(model, "raspberry-pi-4")["runs_on_target"] is False
+    assert check(model, "raspberry-pi-4", measure=True)["runs_on_target"] is False
+    found = check(model, measure=True)
+    assert found["runs_on_target"] is True
+    assert [each["fatal"] for each in found["unsupported"]] == [False]
+
+
 def test_strict_makes_it_count_and_says_it_first(
     unreadable: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -285,6 +286,17 @@ def test_inputs_of_int64_and_damaged_numbers_are_no_crash() -> None:
     model = model_of([node("Gather", "x", "i", "y")], arrays={"i": int64(1, 2)})
     model.graph.initializer[0].raw_data = b"short"
     assert not any(f.fatal for f in findings(model, OLD))
+
+
+def test_words_that_are_no_text_are_no_crash() -> None:
+    """protobuf gives them as bytes."""
+    made = node("Detx", "inpu", "resu", name="nodename", domain="domainx")
+    data = model_of([made], {"inpu": ["freedim", 4]}).SerializeToString()
+    for word in (b"Detx", b"resu", b"nodename", b"domainx", b"inpu", b"freedim"):
+        data = data.replace(word, word[:-1] + b"\xff")
+    found = findings(onnx.ModelProto.FromString(data), OLD)
+    assert [f.kind for f in found] == ["operator", "shape"]
+    assert json.dumps([f.as_dict() for f in found]) and found[0].node == "nodenam\ufffd"
 
 
 # -- accelerators --------------------------------------------------------------------------------
