@@ -332,6 +332,9 @@ def check(
         Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
     ] = None,
     cautious: _Cautious = False,
+    strict: Annotated[
+        bool, Parameter(negative="", help="Exit status 3 too if the device's runtime can't run it.")
+    ] = False,
     json: _Json = False,
     debug: _Debug = False,
 ) -> int:
@@ -348,9 +351,9 @@ def check(
         check_junit_target(junit)
     found = check_file(model, profile, budgets, measure, device, cautious)
     if junit is not None:
-        write_junit(found, junit)
-    print_json(found) if json else print_check(found)
-    return 0 if found["met"] else 3
+        write_junit(found, junit, strict)
+    print_json(found) if json else print_check(found, strict)
+    return 0 if found["met"] and (found["runs_on_target"] or not strict) else 3
 
 
 @app.command

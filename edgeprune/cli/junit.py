@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from edgeprune.cli.tables import unsupported_lines
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.files import whole_file
@@ -34,22 +35,26 @@ def check_junit_target(path: Path) -> None:
         raise UserError(f"--junit {path}: its folder can't be written to: give another")
 
 
-def write_junit(found: dict[str, Any], path: Path) -> None:
-    """Writes what `check` returned to `path`, whole or not at all. Raises UserError if it can't."""
+def write_junit(found: dict[str, Any], path: Path, strict: bool = False) -> None:
+    """Writes what `check` returned to `path`, whole or not at all. Raises UserError if it can't.
+
+    strict: what the device's runtime can't run is a failure, as it is to the exit status.
+    """
     check_junit_target(path)
     try:
         with whole_file(path) as file:
-            file.write(junit_xml(found))
+            file.write(junit_xml(found, strict))
     except OSError as error:
         raise UserError(f"can't write --junit {path}: {error.strerror}") from error
 
 
-def junit_xml(found: dict[str, Any]) -> bytes:
-    """A suite with a test case for each budget, or with one called `runs` if there is none.
+def junit_xml(found: dict[str, Any], strict: bool = False) -> bytes:
+    """A suite with a test case for each budget, or with one called `runs` if there is none; where
+    that is `strict`, with one called `runs_on_target` too, which tells what the runtime lacks.
 
     found: what `check` returned. In the form that both Jenkins' and Ant's schemas allow.
     """
-    cases = list(_cases(found))
+    cases = [*_cases(found), *([_target_case(found)] if strict else [])]
     failures = str(sum(case.find("failure") is not None for case in cases))
     counts = {"tests": str(len(cases)), "failures": failures, "errors": "0"}
     root = ElementTree.Element("testsuites", counts)
@@ -64,7 +69,8 @@ def junit_xml(found: dict[str, Any]) -> bytes:
     for name, value in _properties(found):
         _add(properties, "property", name=name, value=value)
     suite.extend(cases)
-    _add(suite, "system-out").text = _xml("\n".join(found["warnings"]))
+    said = [*found["warnings"], *unsupported_lines(found)]
+    _add(suite, "system-out").text = _xml("\n".join(said))
     _add(suite, "system-err")
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
@@ -73,10 +79,7 @@ def junit_xml(found: dict[str, Any]) -> bytes:
 def _cases(found: dict[str, Any]) -> Iterator[ElementTree.Element]:
     budgets = {name: limit for name, limit in found["budgets"].items() if limit is not None}
     for name in budgets or ("runs",):
-        case = ElementTree.Element("testcase")
-        model = Path(found["model"]).name
-        for key, value in (("name", name), ("classname", f"{SUITE}.{model}"), ("time", "0")):
-            case.set(key, _xml(value))
+        case = _case(found, name)
         if name in budgets:
             cost = {name: found[_COSTS[name]]}
             for words in Budgets.from_dict({name: budgets[name]}).violations(**cost):
@@ -84,10 +87,34 @@ def _cases(found: dict[str, Any]) -> Iterator[ElementTree.Element]:
         yield case
 
 
+def _target_case(found: dict[str, Any]) -> ElementTree.Element:
+    """Passes where the device's runtime can run the model."""
+    case = _case(found, "runs_on_target")
+    if not found["runs_on_target"]:
+        fatal = [each for each in found["unsupported"] if each["fatal"]]
+        words = "\n".join(unsupported_lines(found | {"unsupported": fatal}))
+        name = found["target"]["name"]
+        _add(case, "failure", message=f"does not run on {name}", type="TargetError").text = _xml(
+            words
+        )
+    return case
+
+
+def _case(found: dict[str, Any], name: str) -> ElementTree.Element:
+    case = ElementTree.Element("testcase")
+    model = Path(found["model"]).name
+    for key, value in (("name", name), ("classname", f"{SUITE}.{model}"), ("time", "0")):
+        case.set(key, _xml(value))
+    return case
+
+
 def _properties(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", found["model"]
     yield "profile", found["profile"]
     yield "source", found["latency_source"]
+    yield "target", found["target"]["name"]
+    yield "opset", str(found["opset"])
+    yield "runs_on_target", str(found["runs_on_target"]).lower()
     for name in _COSTS.values():
         if found[name] is not None:
             yield name, f"{found[name]:.6g}"

@@ -14,6 +14,9 @@ from rich.table import Column, Table
 from edgeprune.profiles.profile import HOST, Figure, Profile
 from edgeprune.profiles.target import Target
 
+#: How many nodes of the same op and reason a table names.
+_NAMED = 3
+
 
 def print_json(value: Any) -> None:
     """Standard output gets the JSON and nothing else."""
@@ -21,8 +24,11 @@ def print_json(value: Any) -> None:
     print()
 
 
-def print_check(found: dict[str, Any]) -> None:
-    """One line per cost with its budget, and the verdict."""
+def print_check(found: dict[str, Any], strict: bool = False) -> None:
+    """One line per cost with its budget, what the runtime lacks, and the verdict.
+
+    strict: what the runtime can't run stands first.
+    """
     console = Console()
     budgets = found["budgets"]
     latency, memory = found.get("latency_interval_ms"), found.get("peak_memory_interval_mb")
@@ -33,6 +39,8 @@ def print_check(found: dict[str, Any]) -> None:
         ("file size", found["size_mb"], "MB", budgets["size_mb"], None),
     )
     console.print(f"[bold]{escape(found['model'])}[/bold]{escape(_where(found))}", soft_wrap=True)
+    if strict and not found["runs_on_target"]:
+        _print_unsupported(console, found)
     for name, value, unit, limit, interval in rows:
         figure = "unknown" if value is None else f"{value:.4g} {unit}"
         if interval and interval[0] < interval[1]:
@@ -41,7 +49,31 @@ def print_check(found: dict[str, Any]) -> None:
         console.print(f"  {name:<20} {figure}{verdict}")
     for warning in found["warnings"]:
         console.print(f"  {escape(warning)}", soft_wrap=True)
+    if not strict or found["runs_on_target"]:
+        _print_unsupported(console, found)
     console.print("meets its budgets" if found["met"] else "does not meet its budgets")
+
+
+def unsupported_lines(found: dict[str, Any]) -> list[str]:
+    """What the target lacks of a model, in a line for each op and reason; what is fatal first."""
+    groups: dict[tuple[str, str, bool], list[str]] = {}
+    for each in found["unsupported"]:
+        reason = (each["kind"], each["message"], each["fatal"])
+        groups.setdefault(reason, []).extend([each["node"]] if each["node"] else [])
+    lines = []
+    for (_, message, fatal), nodes in groups.items():
+        more = f" and {len(nodes) - _NAMED} more" if len(nodes) > _NAMED else ""
+        where = f" (in {', '.join(nodes[:_NAMED])}{more})" if nodes else ""
+        lines.append(f"{'' if fatal else 'remark: '}{message}{where}")
+    return lines
+
+
+def _print_unsupported(console: Console, found: dict[str, Any]) -> None:
+    name = found["target"]["name"]
+    if not found["runs_on_target"]:
+        console.print(f"[bold]does not run on {escape(name)}[/bold]", soft_wrap=True)
+    for line in unsupported_lines(found):
+        console.print(f"  {escape(line)}", soft_wrap=True)
 
 
 def _where(found: dict[str, Any]) -> str:

@@ -134,11 +134,11 @@ class _Reader:
         self._held: set[str] = set()
         self._users: dict[str, list[Any]] = {}
         for node in self._graph.node:
-            for name in node.input:
+            for name in filter(None, node.input):  # "" is an input that is left out
                 self._users.setdefault(name, []).append(node)
         self._composites = Composites(self._graph, self._weights, self._shapes)
         self._static = all(
-            dim.HasField("dim_value")
+            dim.dim_value > 0
             for info in model.graph.input
             for dim in info.type.tensor_type.shape.dim
         )
@@ -363,46 +363,87 @@ def _weights(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[
 
 
 def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor that is known: inferred, or else as the file states it."""
-    recorded = recorded_shapes(model)
-    symbols: dict[str, int] = {}
-    for info in light.graph.input:
-        wanted = recorded.get(info.name, [])
-        for i, dim in enumerate(info.type.tensor_type.shape.dim):
-            if not dim.dim_value:
-                size = int(wanted[i]) if i < len(wanted) else 1
-                symbols.setdefault(dim.dim_param, size)
-                dim.dim_value = size
+    """The shape of each tensor that is known: inferred, or else as the file states it.
+
+    Raises UserError for an input whose rank isn't stated.
+    """
+    symbols, batch = _settle_inputs(light.graph, recorded_shapes(model))
     for info in light.graph.output:
         info.type.tensor_type.ClearField("shape")
     # onnx knows nothing of foreign ops: there the file's own word is what goes on from.
     foreign = {out for n in light.graph.node if n.domain not in _OWN for out in n.output}
-    stated = (*model.graph.value_info, *model.graph.output)
+    stated = [*model.graph.value_info, *model.graph.output]
     for info in stated:
-        if info.name in foreign:
+        if info.name in foreign and info.type.tensor_type.HasField("shape"):
             light.graph.value_info.append(info)
-    for info in light.graph.value_info:
-        for dim in info.type.tensor_type.shape.dim:
-            dim.dim_value = symbols.get(dim.dim_param, dim.dim_value)
+            dims = light.graph.value_info[-1].type.tensor_type.shape.dim
+            for dim, size in zip(dims, _sizes(dims, symbols, batch), strict=True):
+                dim.Clear() if size is None else setattr(dim, "dim_value", size)
     inferred = shape_inference.infer_shapes(light, data_prop=True).graph
     if decided_by_data(light):  # at most as many rows as came in
-        first = next(iter(light.graph.input)).type.tensor_type.shape.dim
-        rows = first[0].dim_value if first else 1
+        first = [info.type.tensor_type.shape.dim for info in light.graph.input][:1]
+        rows = first[0][0].dim_value if first and first[0] else 1
         for info in (*inferred.value_info, *inferred.output):
             for dim in info.type.tensor_type.shape.dim:
                 if not dim.HasField("dim_value") and dim.dim_param not in symbols:
                     dim.dim_value = rows
     found: dict[str, tuple[int, ...]] = {}
-    for info in (*inferred.input, *inferred.value_info, *inferred.output, *stated):
+    own = [*inferred.input, *inferred.value_info, *inferred.output]
+    for info, said in [*((i, False) for i in own), *((i, True) for i in stated)]:
         shape = info.type.tensor_type
         if info.name in found or not shape.HasField("shape"):
             continue
         dims = shape.shape.dim
-        sizes = [d.dim_value if d.HasField("dim_value") else symbols.get(d.dim_param) for d in dims]
+        # An exporter that writes 0 or -1 doesn't know; what onnx infers may be empty.
+        sizes = _sizes(dims, symbols, batch) if said else [_inferred(d, symbols) for d in dims]
         known = [size for size in sizes if size is not None]
         if len(known) == len(sizes):
             found[info.name] = tuple(known)
     return found
+
+
+def _settle_inputs(
+    graph: onnx.GraphProto, recorded: Mapping[str, list[int]]
+) -> tuple[dict[str, int], int | None]:
+    """Gives each input of a graph all its sizes, and returns those of the dimensions that have a
+    name, and of the batch where it stands open. What nobody knows counts as 1."""
+    symbols: dict[str, int] = {}
+    batch: int | None = None
+    for info in graph.input:
+        wanted = recorded.get(info.name, [])
+        tensor = info.type.tensor_type
+        if not tensor.HasField("shape") and info.name not in recorded:
+            raise UserError(
+                f"{graph.name or 'this ONNX model'}: the shape of input {info.name!r} isn't stated:"
+                " export it with the input's sizes"
+            )
+        dims = tensor.shape.dim
+        if not dims and wanted:
+            dims.extend(onnx.TensorShapeProto.Dimension() for _ in wanted)
+        for i, dim in enumerate(dims):
+            if dim.dim_value > 0:
+                continue
+            size = int(wanted[i]) if i < len(wanted) else symbols.get(dim.dim_param, 1)
+            if dim.dim_param:
+                symbols.setdefault(dim.dim_param, size)
+            if i == 0 and batch is None:
+                batch = size
+            dim.dim_value = size
+    return symbols, batch
+
+
+def _sizes(dims: Any, symbols: Mapping[str, int], batch: int | None) -> list[int | None]:
+    """Sizes as a file states them: None for one that it leaves open and no input tells, but for the
+    first of all, which is the batch's if that stands open as well."""
+    found: list[int | None] = []
+    for i, dim in enumerate(dims):
+        size = symbols.get(dim.dim_param) if dim.dim_param else dim.dim_value
+        found.append(size if size and size > 0 else batch if i == 0 else None)
+    return found
+
+
+def _inferred(dim: Any, symbols: Mapping[str, int]) -> int | None:
+    return dim.dim_value if dim.HasField("dim_value") else symbols.get(dim.dim_param)
 
 
 def recorded_shapes(model: onnx.ModelProto) -> Mapping[str, list[int]]:

@@ -16,6 +16,8 @@ from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.profiles.profile import HOST, Profile
+from edgeprune.profiles.target import Target, load_target
+from edgeprune.runtime.support import findings, opset_of
 
 if TYPE_CHECKING:
     from edgeprune.runtime.ssh import Remote
@@ -39,7 +41,9 @@ def check(
     gives the threads and the budgets, and "host" is that device, without budgets of its own.
     cautious: lowers the budgets so that they hold at the upper end of the prediction's intervals.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
-    "budgets", "met", "warnings"}; of a prediction "latency_interval_ms" and
+    "budgets", "met", "warnings", "target", "opset", "unsupported", "runs_on_target"}: the last four
+    say what the profile's runtime can't read or run of the file (`runtime/support.py`), whatever
+    the budgets; of a prediction "latency_interval_ms" and
     "peak_memory_interval_mb" too, between which nine cases of ten lie; of a measurement
     "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`.
 
@@ -51,11 +55,20 @@ def check(
         raise UserError(f"{path}: no such file")
     if measure or remote is not None:
         device = None if profile == HOST else _profile(profile)
-        beside, shapes = _read(path, recorded_shapes)
+        target = device.target if device is not None else load_target("onnxruntime")
+        beside, (support, shapes) = _read(
+            path, lambda loaded: (_support(loaded, target), recorded_shapes(loaded))
+        )
         costs = _measured(path, beside, device, shapes, remote)
+        # What ran on the device itself, in its own runtime, runs: that may be a later version.
+        there = remote is not None or device is None
+        if there and costs["measurement"]["runtime"].lower().startswith(target.runtime):
+            support = _proved(support)
     else:
         device = priced = _profile(profile)
-        beside, costs = _read(path, lambda loaded: _predicted(loaded, priced))
+        beside, (support, costs) = _read(
+            path, lambda loaded: (_support(loaded, priced.target), _predicted(loaded, priced))
+        )
     limits = (device.budgets if device else Budgets()).overridden_by(budgets or Budgets())
     if cautious and device is not None and costs["latency_source"] == "predicted":
         limits = device.lowered(limits)
@@ -71,6 +84,7 @@ def check(
         "budgets": limits.as_dict(),
         "met": limits.is_satisfied_by(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb),
         **costs,
+        **support,
     }
 
 
@@ -94,6 +108,28 @@ def _read(path: Path, tell: Callable[[Any], Any]) -> tuple[list[Path], Any]:
 
 def _size(*files: Path) -> int:
     return sum(file.stat().st_size for file in files)
+
+
+def _support(loaded: Any, target: Target) -> dict[str, Any]:
+    """What a runtime can't read or run of a model."""
+    found = findings(loaded, target)
+    return {
+        "target": {
+            "name": target.name,
+            "runtime": target.runtime,
+            "version": target.version,
+            "opset": [target.opset.oldest, target.opset.newest],
+        },
+        "opset": opset_of(loaded),
+        "unsupported": [finding.as_dict() for finding in found],
+        "runs_on_target": not any(finding.fatal for finding in found),
+    }
+
+
+def _proved(support: dict[str, Any]) -> dict[str, Any]:
+    """What is left to say of what a runtime lacks where the file did run in it."""
+    remarks = [each | {"fatal": False} for each in support["unsupported"]]
+    return support | {"unsupported": remarks, "runs_on_target": True}
 
 
 def _predicted(loaded: Any, device: Profile) -> dict[str, Any]:

@@ -25,6 +25,10 @@ FOUND: dict[str, Any] = {
     "budgets": {"latency_ms": 10.0, "memory_mb": 100.0, "size_mb": 4.0},
     "met": False,
     "warnings": ["one", "two"],
+    "target": {"name": "tensorrt-8.2", "runtime": "tensorrt", "version": "8.2", "opset": [7, 13]},
+    "opset": 13,
+    "unsupported": [],
+    "runs_on_target": True,
 }
 NONE = {"latency_ms": None, "memory_mb": None, "size_mb": None}
 MEASURED = {
@@ -34,9 +38,9 @@ MEASURED = {
 }
 
 
-def suite(found: dict[str, Any]) -> ElementTree.Element:
+def suite(found: dict[str, Any], strict: bool = False) -> ElementTree.Element:
     """The one suite, after checking what every schema of the format asks."""
-    root = ElementTree.fromstring(junit_xml(found))
+    root = ElementTree.fromstring(junit_xml(found, strict))
     [only] = root
     assert (root.tag, only.tag) == ("testsuites", "testsuite")
     order = [child.tag for child in only]
@@ -86,10 +90,41 @@ def test_without_budgets_there_is_one_case_that_passes() -> None:
     assert case.attrib["classname"] == "edgeprune check.model.onnx"
 
 
+LACKS = {
+    "runs_on_target": False,
+    "unsupported": [
+        {"node": n, "op": "Det", "kind": "operator", "message": "no <Det>", "fatal": True}
+        for n in ("a", "b")
+    ]
+    + [{"node": None, "op": None, "kind": "int64", "message": "cast down", "fatal": False}],
+}
+
+
+def test_what_the_target_lacks_is_a_case_of_its_own_where_that_is_strict() -> None:
+    cases = {case.attrib["name"]: case for case in suite(FOUND | LACKS, True).iter("testcase")}
+    assert set(cases) == {"latency_ms", "memory_mb", "size_mb", "runs_on_target"}
+    [failure] = cases["runs_on_target"]
+    assert failure.attrib["message"] == "does not run on tensorrt-8.2"
+    assert failure.text == "no <Det> (in a, b)"
+    [case] = [
+        c for c in suite(FOUND, True).iter("testcase") if c.attrib["name"] == "runs_on_target"
+    ]
+    assert len(case) == 0
+
+
+def test_without_strict_it_is_told_and_fails_nothing() -> None:
+    found = suite(FOUND | LACKS)
+    assert "runs_on_target" not in {case.attrib["name"] for case in found.iter("testcase")}
+    told = found.findtext("system-out")
+    assert told == "one\ntwo\nno <Det> (in a, b)\nremark: cast down"
+    assert properties(FOUND | LACKS)["runs_on_target"] == "false"
+
+
 def test_properties_tell_the_figures_and_their_source() -> None:
     told = properties(FOUND)
     assert told["model"] == "some/model.onnx" and told["profile"] == "jetson-nano"
     assert told["source"] == "predicted" and told["latency_ms"] == "12.5"
+    assert (told["target"], told["opset"]) == ("tensorrt-8.2", "13")
     assert not {"peak_memory_mb", "interval", "measured_on"} & set(told)
     told = properties(FOUND | MEASURED | {"latency_interval_ms": [10.0, 15.25]})
     assert told["source"] == "measured" and told["interval"] == "10 to 15.25 ms"

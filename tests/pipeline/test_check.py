@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 import edgeprune.runtime.ort_subprocess
 from edgeprune.cli.app import main
+from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.pipeline.check import check
 from edgeprune.profiles.profile import load_profile
+from edgeprune.profiles.target import load_target
 from tests.calibration import tabled
 
 QUIET = {
@@ -129,3 +133,115 @@ def test_a_model_that_does_not_run_here_is_bad_input(model: Path) -> None:
     onnx.save(future, model)
     with pytest.raises(UserError, match="could not run the model"):
         check(model, measure=True)
+
+
+# -- what the device's runtime can't run ---------------------------------------------------------
+
+
+@pytest.fixture
+def unreadable(tmp_path: Path) -> Path:
+    """Somebody's file: no metadata, a free batch without a name, ops that TensorRT 8.2 lacks."""
+    nodes = [helper.make_node("Det", ["x"], ["d"], name="det0")]
+    nodes += [
+        helper.make_node("Theirs", ["x"], [f"t{i}"], name=f"own{i}", domain="theirs")
+        for i in range(5)
+    ]
+    nodes.append(helper.make_node("Add", ["t0", "w"], ["y"]))
+    stated = [helper.make_tensor_value_info(f"t{i}", TensorProto.FLOAT, [1, 8]) for i in range(5)]
+    graph = helper.make_graph(
+        nodes,
+        "theirs",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones(8, np.float32), "w")],
+        value_info=stated,
+    )
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("theirs", 1)]
+    path = tmp_path / "theirs.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=7), path)
+    return path
+
+
+def test_check_says_what_the_target_reads_and_what_it_lacks(unreadable: Path) -> None:
+    found = check(unreadable, "jetson-nano")
+    assert found["target"] == {
+        "name": "tensorrt-8.2", "runtime": "tensorrt", "version": "8.2", "opset": [7, 13],
+    }  # fmt: skip
+    assert found["opset"] == 13 and found["runs_on_target"] is False
+    keys = {"node", "op", "layer", "kind", "message", "fatal"}
+    assert all(set(each) == keys for each in found["unsupported"])
+    fatal = [(each["node"], each["op"]) for each in found["unsupported"] if each["fatal"]]
+    assert fatal == [("det0", "Det"), *[(f"own{i}", "theirs.Theirs") for i in range(5)]]
+    assert [each["kind"] for each in found["unsupported"] if not each["fatal"]] == ["shape"]
+
+
+def test_budgets_and_what_the_target_lacks_are_two_verdicts(unreadable: Path, model: Path) -> None:
+    assert check(unreadable, "jetson-nano")["met"] is True
+    found = check(model, "raspberry-pi-4", Budgets(size_mb=1e-6))
+    assert (found["met"], found["runs_on_target"], found["unsupported"]) == (False, True, [])
+
+
+def test_a_file_that_everybody_reads_has_no_finding(model: Path) -> None:
+    old = onnx.load(model)
+    old.opset_import[0].version, old.ir_version = 13, 7
+    onnx.save(old, model)
+    for name in ("jetson-nano", "jetson-orin-nx", "raspberry-pi-4", "rk3588"):
+        assert check(model, name)["unsupported"] == []
+
+
+def test_a_measurement_here_is_judged_by_the_profiles_target_or_by_onnxruntime(
+    unreadable: Path, model: Path, says: Any
+) -> None:
+    says()
+    assert check(model, measure=True)["target"]["name"] == "onnxruntime"
+    assert check(model, "jetson-nano", measure=True)["target"]["name"] == "tensorrt-8.2"
+    assert check(model, "jetson-nano", measure=True)["opset"] == 18
+
+
+def test_what_ran_on_the_device_itself_runs(model: Path, says: Any) -> None:
+    """A later onnxruntime reads more than the oldest that is promised."""
+    says()
+    later = onnx.load(model)
+    later.opset_import[0].version = 24
+    onnx.save(later, model)
+    assert check(model, "raspberry-pi-4")["runs_on_target"] is False
+    assert check(model, "raspberry-pi-4", measure=True)["runs_on_target"] is False
+    found = check(model, measure=True)
+    assert found["runs_on_target"] is True
+    assert [each["fatal"] for each in found["unsupported"]] == [False]
+
+
+def test_strict_makes_it_count_and_says_it_first(
+    unreadable: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", str(unreadable), "--profile", "jetson-nano"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("does not run on tensorrt-8.2") > 3
+    assert main([*words, "--strict"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "does not run on tensorrt-8.2"
+    # One line for an op and a reason, however many nodes.
+    [line] = [line for line in lines if line.startswith("  tensorrt 8.2 has no theirs")]
+    assert line == "  tensorrt 8.2 has no theirs.Theirs (in own0, own1, own2 and 2 more)"
+    assert any(line.startswith("  remark: input x leaves dimension 0") for line in lines)
+    assert main([*words, "--strict", "--json"]) == 3
+    assert len(json.loads(capsys.readouterr().out)["unsupported"]) == 7
+
+
+def test_strict_changes_nothing_where_the_file_runs(model: Path) -> None:
+    words = ["check", str(model), "--profile", "raspberry-pi-4", "--strict"]
+    assert main(words) == 0
+    assert main([*words, "--size-mb", "0.000001"]) == 3
+
+
+def test_a_target_of_ones_own_is_what_counts(
+    unreadable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = load_target("tensorrt-8.2").as_dict() | {"name": "mine", "domains": ["theirs"]}
+    target["operators"]["names"].append("Det")
+    data = load_profile("jetson-nano").as_dict() | {"reads": target}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert main(["check", str(unreadable), "--profile", str(path), "--strict"]) == 0
+    assert "does not run" not in capsys.readouterr().out
