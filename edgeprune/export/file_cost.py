@@ -82,4 +82,7 @@ def measured_pair(
         source="measured",
         ratio=timed["ratio"],
     )
-    return first, second if peak_mb is None else replace(second, memory_mb=peak_mb)
+    if peak_mb is None:
+        unknown = f"{machine} doesn't tell how much memory a model takes: it is predicted"
+        return first, replace(second, remarks=(*second.remarks, unknown))
+    return first, replace(second, memory_mb=peak_mb)

@@ -15,6 +15,7 @@ from edgeprune.core.errors import UserError
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.loading.sandbox import Bounds, confined
+from edgeprune.pipeline.check_engine import is_engines, measured_engine, told_of
 from edgeprune.profiles.profile import HOST, Profile
 
 if TYPE_CHECKING:
@@ -36,12 +37,14 @@ def check(
 
     budgets: override the profile's own. measure: run it on this machine instead of predicting.
     remote: run it on another device instead, `ssh://user@host[:port][/folder]`; the profile then
-    gives the threads and the budgets, and "host" is that device, without budgets of its own.
+    gives the threads and the budgets, and "host" is that device, without budgets of its own. For a
+    profile of TensorRT the device's trtexec builds and times an engine, else onnxruntime runs it.
     cautious: lowers the budgets so that they hold at the upper end of the prediction's intervals.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
     "budgets", "met", "warnings"}; of a prediction "latency_interval_ms" and
     "peak_memory_interval_mb" too, between which nine cases of ten lie; of a measurement
-    "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`.
+    "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`,
+    or of `runtime.trtexec.TensorRT.measure`, "layers" with their times among them.
 
     Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
     device that can't be reached or lacks what is needed.
@@ -51,8 +54,13 @@ def check(
         raise UserError(f"{path}: no such file")
     if measure or remote is not None:
         device = None if profile == HOST else _profile(profile)
-        beside, shapes = _read(path, recorded_shapes)
-        costs = _measured(path, beside, device, shapes, remote)
+        if device is not None and remote is not None and is_engines(device):
+            board = device
+            beside, told = _read(path, lambda loaded: told_of(loaded, board))
+            costs = measured_engine(path, beside, told, board, remote)
+        else:
+            beside, shapes = _read(path, recorded_shapes)
+            costs = _measured(path, beside, device, shapes, remote)
     else:
         device = priced = _profile(profile)
         beside, costs = _read(path, lambda loaded: _predicted(loaded, priced))
