@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from edgeprune.core.errors import UserError
 from edgeprune.cost.free_inputs import free_inputs
@@ -18,12 +17,12 @@ from edgeprune.runtime.trtexec import RUNTIME, TensorRT
 _FIGURES = ("latency_ms", "peak_memory_mb")
 
 
-@dataclass(frozen=True)
-class Told:
-    """What is to be known of a file. shapes: of its inputs with free dimensions. memory_mb: the
-    peak that the profile predicts, None where it can't."""
+class Told(TypedDict):
+    """What is to be known of a file, as plain values: a child process tells it. shapes: of its
+    inputs with free dimensions. memory_mb: the peak that the profile predicts, None where it can't.
+    """
 
-    shapes: Mapping[str, Sequence[int]]
+    shapes: dict[str, list[int]]
     memory_mb: float | None
 
 
@@ -38,7 +37,7 @@ def told_of(loaded: Any, profile: Profile) -> Told:
         memory_mb = kernel_graph(loaded, profile.fusion).peak_memory_mb(profile, {})
     except UserError:
         memory_mb = None  # sizes that can't be inferred: TensorRT may know
-    return Told(free_inputs(loaded), memory_mb)
+    return Told(shapes=free_inputs(loaded), memory_mb=memory_mb)
 
 
 def measured_engine(
@@ -51,10 +50,10 @@ def measured_engine(
     there = Remote.parse(remote) if isinstance(remote, str) else remote
     with there.bare() as device:
         tensorrt = TensorRT(device, profile.precision)
-        found = tensorrt.measure(tensorrt.build(path, beside, told.shapes))
+        found = tensorrt.measure(tensorrt.build(path, beside, told["shapes"]))
     memory_mb, remarks = found["peak_memory_mb"], []
     if memory_mb is None:
-        memory_mb = told.memory_mb
+        memory_mb = told["memory_mb"]
         remarks.append("TensorRT's log doesn't tell its memory there: peak memory is predicted")
     if found["noisy"]:
         remarks.append(

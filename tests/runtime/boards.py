@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import socket
 import subprocess
@@ -89,3 +91,11 @@ def runs(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def save_trtexec(path: Path, version: int = 8201, **settings: Any) -> Path:
+    """A program that answers as TensorRT's trtexec of this version (stand_in_trtexec.py)."""
+    words = [PYTHON, str(Path(__file__).with_name("stand_in_trtexec.py")), str(version)]
+    path.write_text(f'#!/bin/sh\nexec {shlex.join([*words, json.dumps(settings)])} "$@"\n')
+    path.chmod(0o755)
+    return path
