@@ -30,10 +30,9 @@ from edgeprune.graph.trace import trace
 from edgeprune.loading.example_inputs import describe, example_inputs, parse_input
 from edgeprune.loading.load import LoadedModel, load
 from edgeprune.pipeline.artifacts import check_target
-from edgeprune.pipeline.check_engine import is_engines
 from edgeprune.pipeline.inspect import inspection, print_inspection
 from edgeprune.pipeline.task import Task
-from edgeprune.profiles.profile import HOST, Profile
+from edgeprune.profiles.profile import HOST, TENSORRT, Profile
 from edgeprune.report import Report, print_report
 from edgeprune.report.words import lost_sentence
 from edgeprune.runtime.machines import EngineMachine, Machine, RemoteMachine
@@ -89,7 +88,7 @@ def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
                     "--profile the device's own"
                 )
         profile = load_profile(request.profile)
-        with device.bare() if is_engines(profile) else device as there:
+        with device.bare() if profile.runtime == TENSORRT else device as there:
             machine = _machine(there, profile)
             with steps.step("load"):
                 task, target = _task(request)
@@ -98,7 +97,7 @@ def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
 
 def _machine(device: Remote, profile: Profile) -> Machine:
     """What measures on a device: the runtime that the profile is of."""
-    if is_engines(profile):
+    if profile.runtime == TENSORRT:
         return EngineMachine(TensorRT(device, profile.precision), free_inputs_of)
     return RemoteMachine(device)
 

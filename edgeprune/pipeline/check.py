@@ -12,11 +12,11 @@ import onnx
 from edgeprune.calibration.named import load_profile
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
+from edgeprune.cost.free_inputs import free_inputs
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.loading.sandbox import Bounds, confined
-from edgeprune.pipeline.check_engine import is_engines, measured_engine, told_of
-from edgeprune.profiles.profile import HOST, Profile
+from edgeprune.profiles.profile import HOST, TENSORRT, Profile
 
 if TYPE_CHECKING:
     from edgeprune.runtime.ssh import Remote
@@ -54,10 +54,8 @@ def check(
         raise UserError(f"{path}: no such file")
     if measure or remote is not None:
         device = None if profile == HOST else _profile(profile)
-        if device is not None and remote is not None and is_engines(device):
-            board = device
-            beside, told = _read(path, lambda loaded: told_of(loaded, board))
-            costs = measured_engine(path, beside, told, board, remote)
+        if device is not None and remote is not None and device.runtime == TENSORRT:
+            costs, beside = _measured_engine(path, device, remote)
         else:
             beside, shapes = _read(path, recorded_shapes)
             costs = _measured(path, beside, device, shapes, remote)
@@ -146,6 +144,50 @@ def _measured(
         "measured_on": where,
         "measurement": {name: value for name, value in timed.items() if name not in _FIGURES},
     }
+
+
+def _measured_engine(
+    path: Path, device: Profile, remote: str | Remote
+) -> tuple[dict[str, Any], list[Path]]:
+    """The costs of a file as an engine that is built and timed on the board, and the files beside
+    it that hold its weights."""
+    from edgeprune.runtime.ssh import Remote
+    from edgeprune.runtime.trtexec import TensorRT
+
+    def told(loaded: Any) -> tuple[Any, float | None]:
+        try:
+            return free_inputs(loaded), kernel_graph(loaded, device.fusion).peak_memory_mb(
+                device, {}
+            )
+        except UserError:  # a size that can't be inferred: TensorRT may know it
+            return free_inputs(loaded), None
+
+    beside, (shapes, predicted_mb) = _read(path, told)
+    there = Remote.parse(remote) if isinstance(remote, str) else remote
+    with there.bare() as board:
+        tensorrt = TensorRT(board, device.precision)
+        found = tensorrt.measure(tensorrt.build(path, beside, shapes))
+    memory_mb, doubts = found["peak_memory_mb"], []
+    if memory_mb is None:
+        memory_mb = predicted_mb
+        doubts.append("TensorRT's log there doesn't tell its memory: peak memory is predicted")
+    if found["noisy"]:
+        doubts.append(
+            f"noisy measurement (half of the runs spread over {100 * found['noise']:.0f} % of the "
+            "median): end what else is running there, fix the clocks (sudo jetson_clocks) and "
+            "measure again"
+        )
+    if not found["layers"]:
+        doubts.append("trtexec's profile of the layers could not be read")
+    costs = {
+        "latency_ms": found["latency_ms"],
+        "latency_source": "measured",
+        "peak_memory_mb": memory_mb,
+        "warnings": doubts,
+        "measured_on": str(there),
+        "measurement": {name: value for name, value in found.items() if name not in _FIGURES},
+    }
+    return costs, beside
 
 
 def _doubts(timed: dict[str, Any], device: Profile | None) -> list[str]:

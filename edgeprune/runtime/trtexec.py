@@ -23,6 +23,7 @@ from typing import Any
 
 from edgeprune.core.cache import cache_folder
 from edgeprune.core.errors import UserError
+from edgeprune.profiles.profile import TENSORRT
 from edgeprune.runtime.ssh import Remote
 from edgeprune.runtime.trtexec_log import (
     Times,
@@ -35,8 +36,6 @@ from edgeprune.runtime.trtexec_log import (
     version_of,
 )
 
-#: The runtime's name in profiles.
-RUNTIME = "tensorrt"
 PRECISIONS = ("fp32", "fp16", "int8")
 #: Where JetPack puts trtexec, which is on no PATH.
 USUAL_PLACE = "/usr/src/tensorrt/bin/trtexec"
@@ -129,7 +128,7 @@ class TensorRT:
             "noise": times.noise,
             "noisy": times.noisy,
             "peak_memory_mb": self.managed_memory_mb(engine),
-            "runtime": f"{RUNTIME} {self.version}",
+            "runtime": f"{TENSORRT} {self.version}",
             "precision": self.precision,
             "dla_core": self._device.address.dla_core,
             "engine_size_mb": engine.size_mb,
@@ -288,7 +287,7 @@ class TensorRT:
 def _cache_file(device: Remote, version: str) -> Path:
     """TensorRT itself refuses a cache of another GPU or version, and begins anew."""
     host = re.sub(r"[^\w.-]", "-", str(device))
-    return cache_folder() / RUNTIME / f"{host}-{version}.timing"
+    return cache_folder() / TENSORRT / f"{host}-{version}.timing"
 
 
 def _content(model: Path, beside: Sequence[Path], shapes: Mapping[str, Sequence[int]]) -> str:

@@ -266,6 +266,11 @@ def test_a_folder_that_is_not_there_is_said_before_the_device_is_asked(
         ("ssh://pi@b/var/tmp", Address("b", "pi", folder="/var/tmp"), "pi@b"),
         ("ssh://b/a%20b", Address("b", folder="/a b"), "b"),
         ("ssh://b/~/x?python=~/v/python", Address("b", folder="./x", python="v/python"), "b"),
+        (
+            "ssh://b?trtexec=~/t/trtexec&dla=1&workspace=512",
+            Address("b", trtexec="t/trtexec", dla_core=1, workspace_mb=512),
+            "b",
+        ),
         ("ssh://a@corp@[fe80::1%eth0]:22", Address("fe80::1%eth0", "a@corp", 22), None),
     ],
 )
@@ -291,6 +296,9 @@ def test_urls_say_where_a_device_is(url: str, address: Address, label: str | Non
         ("ssh://[::1", "Invalid IPv6 URL"),
         ("ssh://board?python=-c", "no python"),
         ("ssh://board?key=x", "no setting"),
+        ("ssh://board?trtexec=-x", "no trtexec"),
+        ("ssh://board?dla=x", "dla=x is no number"),
+        ("ssh://board?python=a&workspace=-1", "workspace=-1 is no number"),
         ("ssh://board#x", "it has a #"),
     ],
 )

@@ -26,6 +26,8 @@ from edgeprune.runtime.ssh import Remote
 from edgeprune.runtime.trtexec import TensorRT
 from tests.runtime.boards import PYTHON, Board, runs, save_trtexec, wait_for
 
+PRUNE = ["tests.runtime.test_ssh:small", "--input", "1x3x48x48", "--data", "none", "--json"]
+PRUNE += ["--profile", "jetson-orin-nano"]
 # What the stand-in makes of `save_model`: 0.1 ms a layer and 1 ms per 1000 weights.
 FP32_MS = 0.1 + 0.216 + 0.1 + 1.152
 
@@ -228,10 +230,8 @@ def test_pruning_is_measured_with_the_boards_tensorrt(
     stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trtexec = save_trtexec(tmp_path / "trtexec", 100300, calls=str(tmp_path / "calls"))
-    words = ["tests.runtime.test_ssh:small", "--input", "1x3x48x48", "--data", "none"]
-    words += ["--profile", "jetson-orin-nano", "--remote", stand_in.bare_url(trtexec)]
-    words += ["-o", str(tmp_path / "out"), "--latency-ms", "7", "--json"]
-    assert main(words) == 0
+    words = [*PRUNE, "--remote", stand_in.bare_url(trtexec), "-o", str(tmp_path / "out")]
+    assert main([*words, "--latency-ms", "7"]) == 0
     report = json.loads(capsys.readouterr().out)
     before, after = report["before"], report["after"]
     assert before["latency_source"] == after["latency_source"] == "measured"
@@ -241,11 +241,25 @@ def test_pruning_is_measured_with_the_boards_tensorrt(
     weights = sum(int(np.prod(w.dims)) for w in loaded.graph.initializer)
     assert after["latency_ms"] == pytest.approx((0.3 + weights / 1000) / 2) and report["met"]
     assert after["peak_memory_mb"] == pytest.approx(20 * 2**20 / 1e6)
-    assert any("measured on board with TensorRT 10.3.0, fp16" in r for r in report["remarks"])
+    assert (
+        "latency and memory were measured on board with TensorRT 10.3.0, fp16"
+        in (report["remarks"])
+    )
     built = [call for call in calls(tmp_path / "calls") if call[0].startswith("--onnx")]
     engines = [word for call in built for word in call if word.startswith("--saveEngine")]
     assert len(set(engines)) == len(engines)  # none twice
     assert not stand_in.left
+
+
+def test_pruning_says_where_memory_is_predicted(
+    stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trtexec = save_trtexec(tmp_path / "trtexec", 100300, quiet=True)
+    words = [*PRUNE, "--remote", stand_in.bare_url(trtexec), "-o", str(tmp_path / "out")]
+    assert main([*words, "--rate", "0.5"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert any("doesn't tell how much memory" in warning for warning in report["warnings"])
+    assert "latency was measured on board with TensorRT 10.3.0, fp16" in report["remarks"]
 
 
 def test_engines_are_compared_turn_about_so_that_a_slow_moment_does_not_count(
