@@ -309,7 +309,10 @@ def check(
     ] = False,
     remote: Annotated[
         str | None,
-        Parameter(help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH]."),
+        Parameter(
+            help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH], or "
+            "?trtexec=PATH for a profile of TensorRT."
+        ),
     ] = None,
     ssh_options: _SshOptions = "",
     junit: Annotated[
@@ -402,6 +405,7 @@ def calibrate(
 ) -> int:
     """Measure this machine, or another device, with onnxruntime and write a profile of it.
 
+    TensorRT's profiles aren't made so: check and prune --remote measure each network by itself.
     A device without this program runs a kit: edgeprune calibrate --kit kit.zip; there,
     python3 kit.zip -o results.jsonl; here, edgeprune calibrate --from results.jsonl --ram-mb 4096.
     """

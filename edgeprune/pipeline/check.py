@@ -155,12 +155,11 @@ def _measured_engine(
     from edgeprune.runtime.trtexec import TensorRT
 
     def told(loaded: Any) -> tuple[Any, float | None]:
+        shapes = free_inputs(loaded)
         try:
-            return free_inputs(loaded), kernel_graph(loaded, device.fusion).peak_memory_mb(
-                device, {}
-            )
+            return shapes, kernel_graph(loaded, device.fusion).peak_memory_mb(device, {})
         except UserError:  # a size that can't be inferred: TensorRT may know it
-            return free_inputs(loaded), None
+            return shapes, None
 
     beside, (shapes, predicted_mb) = _read(path, told)
     there = Remote.parse(remote) if isinstance(remote, str) else remote

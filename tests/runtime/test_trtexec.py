@@ -38,11 +38,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def save_model(path: Path, op: str = "Relu", opset: int = 13, free: bool = False) -> Path:
-    """Two convolutions with an op between them. free: the batch is open."""
+def save_model(
+    path: Path, op: str = "Relu", opset: int = 13, free: bool = False, name: str = "x"
+) -> Path:
+    """Two convolutions with an op between them. free: the batch is open. name: the input's."""
     weights = {"w1": (8, 3, 3, 3), "w2": (16, 8, 3, 3)}
     nodes = [
-        helper.make_node("Conv", ["x", "w1"], ["a"], name="first"),
+        helper.make_node("Conv", [name, "w1"], ["a"], name="first"),
         helper.make_node(op, ["a"], ["b"], name="between"),
         helper.make_node("Conv", ["b", "w2"], ["y"], name="second"),
     ]
@@ -50,7 +52,7 @@ def save_model(path: Path, op: str = "Relu", opset: int = 13, free: bool = False
     graph = helper.make_graph(
         nodes,
         "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 12, 12])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3, 12, 12])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 16, 8, 8])],
         [numpy_helper.from_array(np.ones(s, np.float32), n) for n, s in weights.items()],
     )
@@ -138,6 +140,22 @@ def test_a_free_batch_gets_the_shape_that_the_file_was_made_for(
     assert free_inputs(loaded) == {"x": [1, 3, 12, 12]}
     loaded.metadata_props.add(key="edgeprune.input_shapes", value='{"x": [4, 3, 12, 12]}')
     assert free_inputs(loaded) == {"x": [4, 3, 12, 12]}
+
+
+def test_an_inputs_name_with_a_colon_is_quoted(stand_in: Board, tmp_path: Path) -> None:
+    trtexec = save_trtexec(tmp_path / "trtexec", calls=str(tmp_path / "calls"))
+    checked(stand_in, save_model(tmp_path / "named.onnx", free=True, name="in:0"), trtexec)
+    assert "--shapes='in:0':1x3x12x12" in calls(tmp_path / "calls")[0]
+
+
+def test_weights_in_a_file_of_their_own_go_along(board: Board, model: Path, tmp_path: Path) -> None:
+    split = tmp_path / "split.onnx"
+    data = {"save_as_external_data": True, "location": "own weights.bin", "size_threshold": 0}
+    onnx.save(onnx.load(str(model)), str(split), **data)
+    found = checked(board, split, save_trtexec(tmp_path / "trtexec"))
+    sizes = [file.stat().st_size for file in (split, tmp_path / "own weights.bin")]
+    assert found["size_mb"] == pytest.approx(sum(sizes) / 1e6)
+    assert found["latency_ms"] == pytest.approx(FP32_MS / 2) and not board.left
 
 
 @pytest.mark.parametrize(
