@@ -272,15 +272,17 @@ class Remote:
         `exec` a program that takes long: then it is what stops if this is interrupted.
         """
         # Not in the foreground: ssh tells of a program that was killed no more than that the
-        # connection ended, but `wait` gives a status. The braces' input is no terminal in any case.
-        place = shlex.quote(self._folder)
-        words = f"cd {place} && {{ ( {script}\n) </dev/null 2>&1 & echo $! > .pid; wait $!; }}"
+        # connection ended, but `wait` gives a status.
+        inside = f"( {script}\n) </dev/null & echo $! > .pid; wait $!"
+        # The user's own start-up files may have printed something before.
+        mark = secrets.token_hex(8)
+        words = f"exec 2>&1; echo {mark}; cd {shlex.quote(self._folder)} && {{ {inside}; }}"
         try:
             done = self._ssh(words)
         except BaseException:
             self._interrupted = True
             raise
-        return done.returncode, _text(done.stdout)
+        return done.returncode, _text(done.stdout).partition(f"{mark}\n")[2]
 
     def _make_folder(self) -> None:
         folder = shlex.quote(self._folder)

@@ -128,6 +128,15 @@ def test_a_shell_tar_and_trtexec_are_all_that_is_needed(
     assert not stand_in.left
 
 
+def test_what_start_up_files_print_is_no_answer(
+    stand_in: Board, model: Path, tmp_path: Path
+) -> None:
+    ssh = tmp_path / "programs" / "ssh"
+    ssh.write_text(ssh.read_text().replace("cd ", "echo welcome; cd ", 1))
+    found = checked(stand_in, model, save_trtexec(tmp_path / "trtexec"))
+    assert found["latency_ms"] == pytest.approx(FP32_MS / 2)
+
+
 def test_a_free_batch_gets_the_shape_that_the_file_was_made_for(
     stand_in: Board, tmp_path: Path
 ) -> None:
