@@ -10,6 +10,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from edgeprune.cli import parameters
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.timeout import STEP_SECONDS
 from edgeprune.core.version import __version__
@@ -21,93 +22,6 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # main answers it
 )
-
-# What several commands take.
-_Profile = Annotated[
-    str,
-    Parameter(["--profile", "-p"], help="A shipped profile, a YAML file, or `host`: this machine."),
-]
-_Inputs = Annotated[
-    list[str] | None,
-    Parameter(
-        "--input", negative="", help="Input shape, once per input: 1x3x224x224 or name=1x16:int64."
-    ),
-]
-_Arch = Annotated[
-    str | None, Parameter(help="package.module:function that builds the model of a state dict.")
-]
-_Trust = Annotated[
-    bool, Parameter(negative="", help="Run code from the file (pickles that name other classes).")
-]
-_StepSeconds = Annotated[float, Parameter(help="Give up when tracing or coupling takes longer.")]
-_Latency = Annotated[
-    float | None, Parameter("--latency-ms", help="Most milliseconds for one inference.")
-]
-_Memory = Annotated[
-    float | None, Parameter("--memory-mb", help="Most memory at run time, in MB (10^6 bytes).")
-]
-_Size = Annotated[float | None, Parameter("--size-mb", help="Largest model file, in MB.")]
-_Cautious = Annotated[
-    bool,
-    Parameter(negative="", help="Hold budgets at the upper end of the predictions' intervals."),
-]
-_Method = Annotated[
-    str,
-    Parameter(
-        help="channel, layer or structured (both); zeros: weight (per layer), unstructured, 2:4."
-    ),
-]
-_Importance = Annotated[
-    str, Parameter(help="Scoring criterion; auto takes the best that --data allows.")
-]
-_Data = Annotated[
-    str | None,
-    Parameter(
-        help="DataLoaders (module:function), an image folder, or an .npz; `none`: make nothing up."
-    ),
-]
-_Eval = Annotated[str | None, Parameter(help="module:function(model) -> float, higher is better.")]
-_Keep = Annotated[
-    list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")
-]
-_Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets.")]
-_Schedule = Annotated[str, Parameter(help="How far each step goes: linear, cubic or exponential.")]
-_Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
-_Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32.")]
-_Opset = Annotated[
-    int | None,
-    Parameter(help="ONNX opset of the file, 11 to 23 (what the profile's runtime reads)."),
-]
-_Batch = Annotated[
-    str | None,
-    Parameter(help="The batch that the file takes: a number, or dynamic (what the runtime wants)."),
-]
-_Align = Annotated[
-    str | None,
-    Parameter(help="Passes of unlabelled alignment, or none; left out: as many as help."),
-]
-_MinAgreement = Annotated[
-    float | None,
-    Parameter(
-        "--min-agreement",
-        help="Percent of agreement with the original below which the run ends with 5; 0: never.",
-    ),
-]
-_Output = Annotated[Path | None, Parameter(["--output", "-o"], help="Folder for the results.")]
-_SolverSeconds = Annotated[float, Parameter(help="Time limit of the solver.")]
-_Json = Annotated[
-    bool, Parameter("--json", negative="", help="Print JSON on standard output and nothing else.")
-]
-_SshOptions = Annotated[
-    str,
-    Parameter(
-        env_var="EDGEPRUNE_SSH_OPTIONS",
-        allow_leading_hyphen=True,
-        help="Options for ssh itself, such as '-F my_config'.",
-    ),
-]
-_Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
-_Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
 
 
 @app.command(name="prune")
@@ -123,54 +37,54 @@ def prune(
             help="A shipped profile, a YAML file, or `host`: this machine (the default).",
         ),
     ] = None,
-    input: _Inputs = None,
-    arch: _Arch = None,
-    trust: _Trust = False,
-    latency_ms: _Latency = None,
-    memory_mb: _Memory = None,
-    size_mb: _Size = None,
+    input: parameters.Inputs = None,
+    arch: parameters.Arch = None,
+    trust: parameters.Trust = False,
+    latency_ms: parameters.Latency = None,
+    memory_mb: parameters.Memory = None,
+    size_mb: parameters.Size = None,
     rate: Annotated[
         float | None, Parameter(help="Instead of budgets: share of parameters to remove.")
     ] = None,
     max_drop: Annotated[
         float | None, Parameter(help="Most points of the metric that may be lost.")
     ] = None,
-    method: _Method = "structured",
-    importance: _Importance = "auto",
-    data: _Data = None,
-    eval: _Eval = None,
+    method: parameters.Method = "structured",
+    importance: parameters.Importance = "auto",
+    data: parameters.Data = None,
+    eval: parameters.Eval = None,
     require: Annotated[
         str | None,
         Parameter(
             help='Limits in a sentence, English or Chinese: "under 20 ms, lose at most 3 %".'
         ),
     ] = None,
-    keep: _Keep = None,
-    steps: _Steps = None,
-    schedule: _Schedule = "linear",
-    epochs: _Epochs = None,
-    align: _Align = None,
-    min_agreement: _MinAgreement = None,
-    precision: _Precision = "fp32",
-    opset: _Opset = None,
-    batch: _Batch = None,
+    keep: parameters.Keep = None,
+    steps: parameters.Steps = None,
+    schedule: parameters.Schedule = "linear",
+    epochs: parameters.Epochs = None,
+    align: parameters.Align = None,
+    min_agreement: parameters.MinAgreement = None,
+    precision: parameters.Precision = "fp32",
+    opset: parameters.Opset = None,
+    batch: parameters.Batch = None,
     sparse_initializers: Annotated[
         bool,
         Parameter(negative="", help="Store weights that are mostly zeros as values and places."),
     ] = False,
-    output: _Output = None,
-    solver_seconds: _SolverSeconds = 20.0,
-    step_seconds: _StepSeconds = STEP_SECONDS,
-    cautious: _Cautious = False,
+    output: parameters.Output = None,
+    solver_seconds: parameters.SolverSeconds = 20.0,
+    step_seconds: parameters.StepSeconds = STEP_SECONDS,
+    cautious: parameters.Cautious = False,
     remote: Annotated[
         str | None,
         Parameter(help="Measure on the device itself: ssh://user@host[:port][/folder]."),
     ] = None,
-    ssh_options: _SshOptions = "",
-    json: _Json = False,
+    ssh_options: parameters.SshOptions = "",
+    json: parameters.Json = False,
     seed: int = 0,
-    quiet: _Quiet = False,
-    debug: _Debug = False,
+    quiet: parameters.Quiet = False,
+    debug: parameters.Debug = False,
 ) -> int:
     """Prune MODEL until it keeps the device's budgets; write model.onnx, pruned.pt2 and the report.
 
@@ -230,31 +144,31 @@ def sweep(
     model: str,
     /,
     *,
-    profile: _Profile = "host",
+    profile: parameters.Profile = "host",
     points: Annotated[int, Parameter(help="How many latency budgets, at least 2.")] = 6,
     least: Annotated[
         float | None,
         Parameter(help="The lowest budget, as a share of the model's latency (0.2, if reachable)."),
     ] = None,
-    input: _Inputs = None,
-    arch: _Arch = None,
-    trust: _Trust = False,
-    memory_mb: _Memory = None,
-    size_mb: _Size = None,
-    method: _Method = "structured",
-    importance: _Importance = "auto",
-    data: _Data = None,
-    eval: _Eval = None,
-    keep: _Keep = None,
-    steps: _Steps = None,
-    epochs: _Epochs = None,
-    align: _Align = None,
-    precision: _Precision = "fp32",
-    opset: _Opset = None,
-    batch: _Batch = None,
-    output: _Output = None,
-    solver_seconds: _SolverSeconds = 20.0,
-    step_seconds: _StepSeconds = STEP_SECONDS,
+    input: parameters.Inputs = None,
+    arch: parameters.Arch = None,
+    trust: parameters.Trust = False,
+    memory_mb: parameters.Memory = None,
+    size_mb: parameters.Size = None,
+    method: parameters.Method = "structured",
+    importance: parameters.Importance = "auto",
+    data: parameters.Data = None,
+    eval: parameters.Eval = None,
+    keep: parameters.Keep = None,
+    steps: parameters.Steps = None,
+    epochs: parameters.Epochs = None,
+    align: parameters.Align = None,
+    precision: parameters.Precision = "fp32",
+    opset: parameters.Opset = None,
+    batch: parameters.Batch = None,
+    output: parameters.Output = None,
+    solver_seconds: parameters.SolverSeconds = 20.0,
+    step_seconds: parameters.StepSeconds = STEP_SECONDS,
     jobs: Annotated[int, Parameter(help="Points side by side, in processes here.")] = 1,
     cluster: Annotated[
         str | None, Parameter(help="Points on a Dask cluster: its scheduler's address.")
@@ -262,10 +176,10 @@ def sweep(
     fresh: Annotated[
         bool, Parameter(negative="", help="Begin anew where the folder holds a sweep.")
     ] = False,
-    json: _Json = False,
+    json: parameters.Json = False,
     seed: int = 0,
-    quiet: _Quiet = False,
-    debug: _Debug = False,
+    quiet: parameters.Quiet = False,
+    debug: parameters.Debug = False,
 ) -> int:
     """Prune MODEL to several latencies: the curve of loss and accuracy against latency.
 
@@ -316,27 +230,30 @@ def check(
     model: Path,
     /,
     *,
-    profile: _Profile = "host",
-    latency_ms: _Latency = None,
-    memory_mb: _Memory = None,
-    size_mb: _Size = None,
+    profile: parameters.Profile = "host",
+    latency_ms: parameters.Latency = None,
+    memory_mb: parameters.Memory = None,
+    size_mb: parameters.Size = None,
     measure: Annotated[
         bool, Parameter(negative="", help="Run it here rather than predict.")
     ] = False,
     remote: Annotated[
         str | None,
-        Parameter(help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH]."),
+        Parameter(
+            help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH], or "
+            "?trtexec=PATH for a profile of TensorRT."
+        ),
     ] = None,
-    ssh_options: _SshOptions = "",
+    ssh_options: parameters.SshOptions = "",
     junit: Annotated[
         Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
     ] = None,
-    cautious: _Cautious = False,
+    cautious: parameters.Cautious = False,
     strict: Annotated[
         bool, Parameter(negative="", help="Exit status 3 too if the device's runtime can't run it.")
     ] = False,
-    json: _Json = False,
-    debug: _Debug = False,
+    json: parameters.Json = False,
+    debug: parameters.Debug = False,
 ) -> int:
     """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
     from edgeprune.cli.junit import check_junit_target, write_junit
@@ -361,13 +278,13 @@ def inspect(
     model: str,
     /,
     *,
-    profile: _Profile = "host",
-    input: _Inputs = None,
-    arch: _Arch = None,
-    trust: _Trust = False,
-    step_seconds: _StepSeconds = STEP_SECONDS,
-    json: _Json = False,
-    debug: _Debug = False,
+    profile: parameters.Profile = "host",
+    input: parameters.Inputs = None,
+    arch: parameters.Arch = None,
+    trust: parameters.Trust = False,
+    step_seconds: parameters.StepSeconds = STEP_SECONDS,
+    json: parameters.Json = False,
+    debug: parameters.Debug = False,
 ) -> int:
     """Show MODEL's groups and widths, what is frozen and by which op, and its cost per kernel."""
     from edgeprune.loading.foreign import check_exists
@@ -379,7 +296,9 @@ def inspect(
 
 
 @app.command
-def profiles(name: str | None = None, /, *, json: _Json = False, debug: _Debug = False) -> int:
+def profiles(
+    name: str | None = None, /, *, json: parameters.Json = False, debug: parameters.Debug = False
+) -> int:
     """List the device profiles, or show one with the sources of its figures."""
     from edgeprune.calibration.named import load_profile
     from edgeprune.cli.tables import print_json, print_profile, print_profiles, profile_values
@@ -411,16 +330,17 @@ def calibrate(
         str | None,
         Parameter(help="Measure another device: ssh://user@host[:port][/folder][?python=PATH]."),
     ] = None,
-    ssh_options: _SshOptions = "",
+    ssh_options: parameters.SshOptions = "",
     ram_mb: Annotated[
         float | None, Parameter(help="The other device's memory, in MB (10^6 bytes).")
     ] = None,
     threads: Annotated[int | None, Parameter(help="Threads of onnxruntime (default 1).")] = None,
     seconds: Annotated[float, Parameter(help="How long to measure.")] = 480.0,
-    debug: _Debug = False,
+    debug: parameters.Debug = False,
 ) -> int:
     """Measure this machine, or another device, with onnxruntime and write a profile of it.
 
+    TensorRT's profiles aren't made so: check and prune --remote measure each network by itself.
     A device without this program runs a kit: edgeprune calibrate --kit kit.zip; there,
     python3 kit.zip -o results.jsonl; here, edgeprune calibrate --from results.jsonl --ram-mb 4096.
     """
@@ -455,8 +375,8 @@ def demo(
         "edgeprune-demo"
     ),
     seed: int = 0,
-    quiet: _Quiet = False,
-    debug: _Debug = False,
+    quiet: parameters.Quiet = False,
+    debug: parameters.Debug = False,
 ) -> int:
     """Train a small network on scikit-learn's digits, prune it to half its latency, report."""
     from edgeprune.cli.demo import run_demo

@@ -21,6 +21,7 @@ from edgeprune.core import distributed
 from edgeprune.core.errors import UserError
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
+from edgeprune.cost.free_inputs import free_inputs_of
 from edgeprune.coupling import couple
 from edgeprune.data.loaders import NO_DATA, Data, load_data, load_metric, sample_of
 from edgeprune.graph.fold import folded
@@ -31,11 +32,12 @@ from edgeprune.loading.load import LoadedModel, load
 from edgeprune.pipeline.artifacts import check_target
 from edgeprune.pipeline.inspect import inspection, print_inspection
 from edgeprune.pipeline.task import Task
-from edgeprune.profiles.profile import HOST
+from edgeprune.profiles.profile import HOST, TENSORRT, Profile
 from edgeprune.report import Report, print_report
 from edgeprune.report.words import lost_sentence
-from edgeprune.runtime.machines import RemoteMachine
+from edgeprune.runtime.machines import EngineMachine, Machine, RemoteMachine
 from edgeprune.runtime.ssh import Remote
+from edgeprune.runtime.trtexec import TensorRT
 
 
 def prune_model(request: Request, as_json: bool, quiet: bool) -> int:
@@ -85,11 +87,19 @@ def _pruned(request: Request, silent: bool) -> tuple[Report, Path]:
                     "--remote measures another machine, and profile host is this one: give "
                     "--profile the device's own"
                 )
-        with device:
+        profile = load_profile(request.profile)
+        with device.bare() if profile.runtime == TENSORRT else device as there:
+            machine = _machine(there, profile)
             with steps.step("load"):
                 task, target = _task(request)
-            task = replace(task, machine=RemoteMachine(device))
-            return carry_out(task, target, steps).report, target
+            return carry_out(replace(task, machine=machine), target, steps).report, target
+
+
+def _machine(device: Remote, profile: Profile) -> Machine:
+    """What measures on a device: the runtime that the profile is of."""
+    if profile.runtime == TENSORRT:
+        return EngineMachine(TensorRT(device, profile.precision), free_inputs_of)
+    return RemoteMachine(device)
 
 
 def _task(request: Request) -> tuple[Task, Path]:

@@ -17,7 +17,8 @@ from edgeprune.runtime.machines import Machine
 class Cost:
     """A model's figures on a device. memory_mb: peak at run time. source: predicted or measured.
 
-    ratio: of a measured latency to that of the model as it was, timed turn about.
+    ratio: of a measured latency to that of the model as it was, timed turn about. weighed: memory
+    was measured too, which not every machine can.
     """
 
     parameters: int
@@ -28,6 +29,7 @@ class Cost:
     source: str
     remarks: tuple[str, ...] = ()
     ratio: float | None = None
+    weighed: bool = False
 
     def beside(self, before_ms: float) -> Cost:
         """With the latency that a measured ratio means where the model as it was takes so long."""
@@ -82,4 +84,7 @@ def measured_pair(
         source="measured",
         ratio=timed["ratio"],
     )
-    return first, second if peak_mb is None else replace(second, memory_mb=peak_mb)
+    if peak_mb is None:
+        unknown = f"{machine} doesn't tell how much memory a model takes: it is predicted"
+        return first, replace(second, remarks=(*second.remarks, unknown))
+    return first, replace(second, memory_mb=peak_mb, weighed=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,11 @@ import onnx
 from edgeprune.calibration.named import load_profile
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
+from edgeprune.cost.free_inputs import free_inputs
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.loading.sandbox import Bounds, confined
-from edgeprune.profiles.profile import HOST, Profile
+from edgeprune.profiles.profile import HOST, TENSORRT, Profile
 from edgeprune.profiles.target import Target, load_target
 from edgeprune.runtime.support import findings, opset_of
 
@@ -38,14 +39,16 @@ def check(
 
     budgets: override the profile's own. measure: run it on this machine instead of predicting.
     remote: run it on another device instead, `ssh://user@host[:port][/folder]`; the profile then
-    gives the threads and the budgets, and "host" is that device, without budgets of its own.
+    gives the threads and the budgets, and "host" is that device, without budgets of its own. For a
+    profile of TensorRT the device's trtexec builds and times an engine, else onnxruntime runs it.
     cautious: lowers the budgets so that they hold at the upper end of the prediction's intervals.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
     "budgets", "met", "warnings", "target", "opset", "unsupported", "runs_on_target"}: the last four
     say what the profile's runtime can't read or run of the file (`runtime/support.py`), whatever
     the budgets; of a prediction "latency_interval_ms" and
     "peak_memory_interval_mb" too, between which nine cases of ten lie; of a measurement
-    "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`.
+    "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`,
+    or of `runtime.trtexec.TensorRT.measure`, "layers" with their times among them.
 
     Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
     device that can't be reached or lacks what is needed.
@@ -56,10 +59,16 @@ def check(
     if measure or remote is not None:
         device = None if profile == HOST else _profile(profile)
         target = device.target if device is not None else load_target("onnxruntime")
-        beside, (support, shapes) = _read(
-            path, lambda loaded: (_support(loaded, target), recorded_shapes(loaded))
-        )
-        costs = _measured(path, beside, device, shapes, remote)
+
+        def told(loaded: Any) -> Any:
+            free = free_inputs(loaded), _likely_memory(loaded, device)
+            return _support(loaded, target), recorded_shapes(loaded), free
+
+        beside, (support, shapes, (free, likely_mb)) = _read(path, told)
+        if device is not None and remote is not None and device.runtime == TENSORRT:
+            costs = _measured_engine(path, beside, device, free, likely_mb, remote)
+        else:
+            costs = _measured(path, beside, device, shapes, remote)
         # What ran on the device itself, in its own runtime, runs: that may be a later version.
         there = remote is not None or device is None
         if there and costs["measurement"]["runtime"].lower().startswith(target.runtime):
@@ -173,6 +182,58 @@ def _measured(
         "warnings": _doubts(timed, device),
         "measured_on": where,
         "measurement": {name: value for name, value in timed.items() if name not in _FIGURES},
+    }
+
+
+def _likely_memory(loaded: Any, device: Profile | None) -> float | None:
+    """The peak memory that is predicted, in MB; None where no device or no size is known."""
+    if device is None:
+        return None
+    try:
+        return kernel_graph(loaded, device.fusion).peak_memory_mb(device, {})
+    except UserError:  # a size that can't be inferred: the runtime may know it
+        return None
+
+
+def _measured_engine(
+    path: Path,
+    beside: list[Path],
+    device: Profile,
+    free: Mapping[str, Sequence[int]],
+    likely_mb: float | None,
+    remote: str | Remote,
+) -> dict[str, Any]:
+    """The costs of a file as an engine that is built and timed on the board.
+
+    free: the sizes of the inputs whose sizes the file leaves open. likely_mb: its memory where
+    TensorRT doesn't tell it.
+    """
+    from edgeprune.runtime.ssh import Remote
+    from edgeprune.runtime.trtexec import TensorRT
+
+    there = Remote.parse(remote) if isinstance(remote, str) else remote
+    with there.bare() as board:
+        tensorrt = TensorRT(board, device.precision)
+        found = tensorrt.measure(tensorrt.build(path, beside, free))
+    memory_mb, doubts = found["peak_memory_mb"], []
+    if memory_mb is None:
+        memory_mb = likely_mb
+        doubts.append("TensorRT's log there doesn't tell its memory: peak memory is predicted")
+    if found["noisy"]:
+        doubts.append(
+            f"noisy measurement (half of the runs spread over {100 * found['noise']:.0f} % of the "
+            "median): end what else is running there, fix the clocks (sudo jetson_clocks) and "
+            "measure again"
+        )
+    if not found["layers"]:
+        doubts.append("trtexec's profile of the layers could not be read")
+    return {
+        "latency_ms": found["latency_ms"],
+        "latency_source": "measured",
+        "peak_memory_mb": memory_mb,
+        "warnings": doubts,
+        "measured_on": str(there),
+        "measurement": {name: value for name, value in found.items() if name not in _FIGURES},
     }
 
 

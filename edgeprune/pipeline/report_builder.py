@@ -192,7 +192,8 @@ def _predicted(task: Task, best: Candidate) -> list[str]:
             f"{high:.3g} ms"
         )
     if task.machine is not None:
-        found.append(f"latency and memory were measured on {task.machine}")
+        figures = "latency and memory were" if cost.weighed else "latency was"
+        found.append(f"{figures} measured on {task.machine}")
     if settings.cautious:
         found.append("--cautious: the budgets stand lowered to hold at the intervals' upper ends")
     return found

@@ -23,6 +23,9 @@ SCHEMA = 1
 #: The profile that measures the machine it runs on.
 HOST = "host"
 
+#: The runtime that builds an engine of a file, on the board itself.
+TENSORRT = "tensorrt"
+
 # A normal error's 90 % half-width, in units of its mean absolute value.
 _NINETY_PERCENT = 2.06
 

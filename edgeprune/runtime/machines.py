@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeprune.runtime.ort_subprocess import MEMORY_PROCESSES, run_runner
 from edgeprune.runtime.ssh import Remote
+from edgeprune.runtime.trtexec import Engine, TensorRT
 
 _SHORT = ("--seconds", "0.1", "--min-runs", "1", "--warmup", "2")  # it stands after two runs
 _FOR_MEMORY = (*_SHORT, "--processes", MEMORY_PROCESSES)
 
 
 class Machine(Protocol):
-    """Measures files with onnxruntime, in processes of their own."""
+    """Measures ONNX files, in processes of their own."""
 
     def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
         """Both files' latency, timed turn about so that noise hits both: what the runner's
@@ -58,5 +60,37 @@ class RemoteMachine:
         return found["peak_memory_mb"]  # type: ignore[no-any-return]
 
     def _put(self, model: Path) -> str:
-        weights = model.with_name(f"{model.name}.data")
-        return self._remote.put(model, *([weights] if weights.exists() else []))
+        return self._remote.put(model, *_weights_beside(model))
+
+
+class EngineMachine:
+    """A board whose TensorRT builds and times engines, for as long as the connection is open.
+
+    shapes_of: the shapes of a file's inputs that have free dimensions, by name. What is done in
+    threads elsewhere is the GPU's here.
+    """
+
+    def __init__(
+        self, tensorrt: TensorRT, shapes_of: Callable[[Path], Mapping[str, list[int]]]
+    ) -> None:
+        self._tensorrt = tensorrt
+        self._shapes_of = shapes_of
+
+    def __str__(self) -> str:
+        return str(self._tensorrt)
+
+    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+        return self._tensorrt.compare(self._engine(before), self._engine(after))
+
+    def peak_memory_mb(self, model: Path, threads: int) -> float | None:
+        """GPU memory that TensorRT manages, in MB of 10**6 bytes; None where it doesn't say."""
+        return self._tensorrt.managed_memory_mb(self._engine(model))
+
+    def _engine(self, model: Path) -> Engine:
+        return self._tensorrt.build(model, _weights_beside(model), self._shapes_of(model))
+
+
+def _weights_beside(model: Path) -> list[Path]:
+    """The file of its weights, for a model that is too large for one."""
+    weights = model.with_name(f"{model.name}.data")
+    return [weights] if weights.exists() else []

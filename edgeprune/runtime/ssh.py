@@ -6,6 +6,7 @@
 
 Only `ssh` is used, not `scp`: a file is a stream, and small boards often lack the sftp server that
 scp needs. Nothing is installed there, and the folder that is made there is removed at the end.
+`Remote.bare` is the same device without its Python: only a POSIX shell and tar are needed then.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from edgeprune.runtime.ort_subprocess import read_answer
 
 #: What a URL of a device looks like.
 FORM = "ssh://user@host[:port][/folder][?python=PATH]"
+#: What may stand behind its question mark.
+SETTINGS = ("python", "trtexec", "dla", "workspace")
 
 # Before the user's own options, because ssh takes the first value that it is given.
 _ALWAYS = ("-T", "-o", "BatchMode=yes")
@@ -63,17 +66,27 @@ print(json.dumps(answer))
 
 @dataclass(frozen=True)
 class Address:
-    """Where a device is. folder: on it, None for its /tmp; python: the interpreter there."""
+    """Where a device is, and what is to be used there.
+
+    folder: on it, None for its /tmp. python: the interpreter there. trtexec: TensorRT's program
+    there, None for where it usually is; dla_core: the accelerator that it builds for, None for the
+    GPU; workspace_mb: how much memory (MB of 2**20 bytes, as TensorRT counts) a layer may use while
+    it computes, None for what is usual.
+    """
 
     host: str
     user: str | None = None
     port: int | None = None
     folder: str | None = None
     python: str = "python3"
+    trtexec: str | None = None
+    dla_core: int | None = None
+    workspace_mb: int | None = None
 
     @classmethod
     def parse(cls, url: str) -> Address:
         """Reads `ssh://user@host[:port][/folder][?python=PATH]`; `/~/x` is x in the user's home.
+        Behind the question mark, joined by &: python=PATH, trtexec=PATH, dla=N, workspace=MB.
 
         Raises UserError, in one line, for anything else.
         """
@@ -97,7 +110,8 @@ class Address:
         port = int(found[3]) if found[3] else None
         if port is not None and not 0 < port < 65536:
             raise _bad(url, f"{port} is no port")
-        return cls(found[1] or found[2], user or None, port, _folder(parts.path), _python(url))
+        host, folder = found[1] or found[2], _folder(parts.path)
+        return cls(host, user or None, port, folder, **_settings(url))
 
     def __str__(self) -> str:
         user = f"{self.user}@" if self.user else ""
@@ -112,17 +126,26 @@ def _folder(path: str) -> str | None:
     return folder if folder.strip("/") else None
 
 
-def _python(url: str) -> str:
+def _settings(url: str) -> dict[str, Any]:
+    """What a URL says of the programs there, as fields of an Address."""
     parts = urlsplit(url)
     if parts.fragment:
         raise _bad(url, "it has a #")
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
-    python = given.pop("python", "python3").removeprefix("~/")
-    if given:
-        raise _bad(url, f"{next(iter(given))!r} is no setting, only python is")
-    if not python or python.startswith("-"):
-        raise _bad(url, f"{python!r} is no python")
-    return python
+    if unknown := next((name for name in given if name not in SETTINGS), None):
+        raise _bad(url, f"{unknown!r} is no setting, only {', '.join(SETTINGS)} are")
+    found: dict[str, Any] = {}
+    for name in ("python", "trtexec"):
+        if name in given:
+            found[name] = given[name].removeprefix("~/")
+            if not found[name] or found[name].startswith("-"):
+                raise _bad(url, f"{found[name]!r} is no {name}")
+    for name, field in (("dla", "dla_core"), ("workspace", "workspace_mb")):
+        if name in given:
+            if not re.fullmatch(r"[0-9]{1,6}", given[name]):
+                raise _bad(url, f"{name}={given[name]} is no number")
+            found[field] = int(given[name])
+    return found
 
 
 def _bad(url: str, why: str) -> UserError:
@@ -133,15 +156,19 @@ class Remote:
     """A device reached over ssh, with a folder of its own there for as long as it is open.
 
     address: where it is. ssh_options: for ssh itself, such as ["-F", "my_config"]; the user's own
-    ssh configuration holds in any case. ssh is never let ask for a password.
+    ssh configuration holds in any case. ssh is never let ask for a password. needs_python: False
+    for a device that is asked for no Python, so that `run` and `run_runner` don't work.
 
     Everything here raises UserError, in one line, if the device can't be reached, lacks what is
     needed, or a script there fails.
     """
 
-    def __init__(self, address: Address, ssh_options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, address: Address, ssh_options: Sequence[str] = (), needs_python: bool = True
+    ) -> None:
         self.address = address
         self._options = tuple(ssh_options)
+        self._needs_python = needs_python
         self._python = address.python
         folder = (address.folder or _TMP).rstrip("/")
         # Named here and not there, so that it can be removed whenever something goes wrong.
@@ -157,17 +184,23 @@ class Remote:
             raise UserError(f"--ssh-options {ssh_options}: {error}") from error
         return cls(Address.parse(url), options)
 
+    def bare(self) -> Remote:
+        """The same device, to be opened without its Python: for `put`, `fetch` and `shell`."""
+        return Remote(self.address, self._options, needs_python=False)
+
     def __str__(self) -> str:
         return str(self.address)
 
     def __enter__(self) -> Remote:
         try:
-            self._prepare()
+            self._prepare() if self._needs_python else self._make_folder()
         except UserError:
             raise  # the folder was not made
         except BaseException:
             self._remove()
             raise
+        if not self._needs_python:
+            return self
         try:
             self.put(*sorted(export_folder().glob("*.py")))  # they import one another
         except BaseException:
@@ -231,6 +264,32 @@ class Remote:
         if "error" in answer:
             raise UserError(f"on {self}: {answer['error']}")
         return answer
+
+    def shell(self, script: str) -> tuple[int, str]:
+        """Runs lines of POSIX shell in the folder there. Returns their exit status, and what they
+        printed, on standard output and standard error as it came.
+
+        `exec` a program that takes long: then it is what stops if this is interrupted.
+        """
+        # Not in the foreground: ssh tells of a program that was killed no more than that the
+        # connection ended, but `wait` gives a status.
+        inside = f"( {script}\n) </dev/null & echo $! > .pid; wait $!"
+        # The user's own start-up files may have printed something before.
+        mark = secrets.token_hex(8)
+        words = f"exec 2>&1; echo {mark}; cd {shlex.quote(self._folder)} && {{ {inside}; }}"
+        try:
+            done = self._ssh(words)
+        except BaseException:
+            self._interrupted = True
+            raise
+        return done.returncode, _text(done.stdout).partition(f"{mark}\n")[2]
+
+    def _make_folder(self) -> None:
+        folder = shlex.quote(self._folder)
+        done = self._ssh(f"mkdir -m 700 -- {folder}")
+        if done.returncode:
+            last = _last(done.stderr, done.returncode)
+            raise UserError(f"can't make a folder on {self}: {last}")
 
     def _prepare(self) -> None:
         """Asks the python there for what is needed, and has it make the folder."""
@@ -327,6 +386,8 @@ class Remote:
             raise UserError(f"on {self}: {_last(stderr, process.returncode)}")
 
     def _check_connection(self, status: int, stderr: bytes) -> None:
+        if status < 0:  # of ssh itself, here
+            raise UserError(f"the connection to {self} broke off: ssh was killed")
         if status != _CONNECTION_FAILED:
             return
         last, hint = _last(stderr, status), ""

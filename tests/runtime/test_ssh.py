@@ -5,15 +5,11 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import shlex
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,60 +29,7 @@ from edgeprune.profiles.profile import load_profile
 from edgeprune.runtime.ort_subprocess import read_answer
 from edgeprune.runtime.ssh import Address, Remote
 from tests.calibration.hasty import hasty_scripts
-
-PYTHON = sys.executable
-SSHD = shutil.which("sshd") or shutil.which("/usr/sbin/sshd")
-STAND_IN = """#!/bin/sh
-# Runs on this machine what ssh was to run on another: ssh OPTIONS -- HOST COMMAND
-printf '%s\\n' "$*" >> {log}
-while [ "$1" != -- ]; do shift; done
-if [ "$2" = nowhere ]; then
-    echo "a banner" >&2
-    echo "ssh: connect to host nowhere port 22: Connection refused" >&2
-    exit 255
-fi
-cd {home} && HOME={home} exec sh -c "$3"
-"""
-SETTINGS = """
-Host board
-HostName 127.0.0.1
-Port {port}
-User {user}
-IdentityFile {place}/key
-IdentitiesOnly yes
-UserKnownHostsFile {place}/known
-GlobalKnownHostsFile none
-StrictHostKeyChecking yes
-"""
-DAEMON = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {place}/host
-AuthorizedKeysFile {place}/authorized
-PidFile none
-StrictModes no
-UsePAM no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin prohibit-password
-"""
-
-
-@dataclass(frozen=True)
-class Board:
-    """A device to reach: its ssh alias, options for ssh, and an empty folder on it."""
-
-    host: str
-    options: str
-    folder: Path
-    log: Path
-
-    def url(self, python: str = PYTHON) -> str:
-        return f"ssh://{self.host}{self.folder}?python={python}"
-
-    @property
-    def left(self) -> list[Path]:
-        return list(self.folder.iterdir())
+from tests.runtime.boards import PYTHON, Board, runs, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -99,76 +42,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(self, [*arguments, *timing])
 
     monkeypatch.setattr(Remote, "run_runner", run_quickly)
-
-
-@pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
-    """`ssh` is a script that runs the command on this machine, in an empty home."""
-    board = Board("board", "", tmp_path / "on it's board", tmp_path / "log")
-    home, programs = tmp_path / "home", tmp_path / "programs"
-    for folder in (board.folder, home, programs):
-        folder.mkdir()
-    script = STAND_IN.format(log=shlex.quote(str(board.log)), home=shlex.quote(str(home)))
-    (programs / "ssh").write_text(script)
-    (programs / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    return board
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """An sshd of our own, with keys of its own; the folder of its files, and its port."""
-    if SSHD is None or not shutil.which("ssh") or not shutil.which("ssh-keygen"):
-        pytest.skip("needs OpenSSH's sshd and ssh: apt-get install openssh-server openssh-client")
-    if os.geteuid() == 0 and not Path("/run/sshd").is_dir():
-        pytest.skip("sshd run by root needs an empty folder /run/sshd, and it is not there")
-    place = tmp_path_factory.mktemp("sshd")
-    for name in ("key", "other", "host"):
-        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / name)]
-        subprocess.run(words, check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (place / "authorized").write_text((place / "key.pub").read_text())
-    public = (place / "host.pub").read_text()
-    (place / "known").write_text(f"[127.0.0.1]:{port} {public}")
-    names = {"port": port, "place": place, "user": getpass.getuser()}
-    (place / "settings").write_text(SETTINGS.format(**names))
-    (place / "sshd_config").write_text(DAEMON.format(**names))
-    command = [SSHD, "-D", "-e", "-f", str(place / "sshd_config")]
-    process = subprocess.Popen(command, stderr=(place / "log").open("w"))
-    try:
-        wait_for(lambda: answers(port), process)
-        yield place, port
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-@pytest.fixture
-def real(daemon: tuple[Path, int], tmp_path: Path) -> Board:
-    """A device behind the sshd."""
-    folder = tmp_path / "on it's board"
-    folder.mkdir()
-    return Board("board", f"-F {daemon[0] / 'settings'}", folder, tmp_path / "log")
-
-
-@pytest.fixture(params=["stand_in", "real"])
-def board(request: pytest.FixtureRequest) -> Board:
-    found: Board = request.getfixturevalue(request.param)
-    return found
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def wait_for(condition: Any, process: subprocess.Popen[Any]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 def save_model(path: Path, external: bool = False, opset: int = 18) -> Path:
@@ -393,6 +266,11 @@ def test_a_folder_that_is_not_there_is_said_before_the_device_is_asked(
         ("ssh://pi@b/var/tmp", Address("b", "pi", folder="/var/tmp"), "pi@b"),
         ("ssh://b/a%20b", Address("b", folder="/a b"), "b"),
         ("ssh://b/~/x?python=~/v/python", Address("b", folder="./x", python="v/python"), "b"),
+        (
+            "ssh://b?trtexec=~/t/trtexec&dla=1&workspace=512",
+            Address("b", trtexec="t/trtexec", dla_core=1, workspace_mb=512),
+            "b",
+        ),
         ("ssh://a@corp@[fe80::1%eth0]:22", Address("fe80::1%eth0", "a@corp", 22), None),
     ],
 )
@@ -418,6 +296,9 @@ def test_urls_say_where_a_device_is(url: str, address: Address, label: str | Non
         ("ssh://[::1", "Invalid IPv6 URL"),
         ("ssh://board?python=-c", "no python"),
         ("ssh://board?key=x", "no setting"),
+        ("ssh://board?trtexec=-x", "no trtexec"),
+        ("ssh://board?dla=x", "dla=x is no number"),
+        ("ssh://board?python=a&workspace=-1", "workspace=-1 is no number"),
         ("ssh://board#x", "it has a #"),
     ],
 )
@@ -544,14 +425,6 @@ def test_an_interrupted_check_stops_and_removes_everything_there(
     finally:
         if runs(number):
             os.kill(number, signal.SIGKILL)
-
-
-def runs(number: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_folder_that_can_not_be_removed_is_named(
