@@ -6,6 +6,8 @@
 brought to opset 17, 15 and 13; each file is checked, read in onnxruntime and compared with PyTorch,
 and its ops are looked up in TensorRT 8.2's list. Rows go to a file as they come: what is there is
 not done again.
+
+`time`: what export and its proof take against an earlier commit (targets_time.py).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import catalogue
 from catalogue import Case
 from coverage import start_server, supervised
+from targets_time import run_time
 
 from edgeprune.profiles.target import load_target
 
@@ -36,8 +39,12 @@ def main() -> None:
     asked.add_argument("--jobs", type=int, default=2)
     asked.add_argument("--suite", nargs="*", default=list(catalogue.SUITES))
     asked.add_argument("--out", type=Path, default=Path("targets-opsets.jsonl"))
+    timed = parts.add_parser("time")
+    timed.add_argument("--before", type=Path, required=True, help="a checkout to compare with")
+    timed.add_argument("--rounds", type=int, default=3)
+    timed.add_argument("--out", type=Path, default=Path("targets-time.jsonl"))
     options = parser.parse_args()
-    run_opsets(options)
+    {"opsets": run_opsets, "time": run_time}[options.part](options)
 
 
 def run_opsets(options: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ class Composites:
         """The parts, by the name of what they make."""
         found: dict[str, Part] = {}
         for node in self._graph.node:
-            for look in (self._gated, self._gelu, self._layer_normalization):
+            for look in (self._gated, self._mish, self._gelu, self._layer_normalization):
                 found.update(look(node))
         return found
 
@@ -65,6 +65,17 @@ class Composites:
             slope = next((a.f for a in maker.attribute if a.name == "alpha"), 0.2)
             if abs(slope - 1 / 6) < 1e-6:
                 return _whole("HardSwish", x, node, [maker])
+        return {}
+
+    def _mish(self, node: Any) -> dict[str, Part]:
+        """x · tanh(softplus(x))."""
+        if node.op_type != "Mul":
+            return {}
+        for x, bent in (node.input, reversed(node.input)):
+            tanh = self.lone(bent, "Tanh")
+            soft = self.lone(tanh.input[0], "Softplus") if tanh is not None else None
+            if soft is not None and soft.input[0] == x:
+                return _whole("Mish", x, node, [tanh, soft])
         return {}
 
     def _gelu(self, node: Any) -> dict[str, Part]:

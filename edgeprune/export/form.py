@@ -14,10 +14,12 @@ OLDEST_OPSET, NEWEST_OPSET = 11, 23
 @dataclass(frozen=True)
 class FileForm:
     """opset: of the standard's ops. fixed: the example inputs' sizes are the only ones it takes;
-    else the batch is free where the model allows it."""
+    else the batch is free where the model allows it. operators: of the standard's, those that the
+    runtime has; None for all."""
 
     opset: int = EXPORTED_OPSET
     fixed: bool = False
+    operators: tuple[str, ...] | None = None
 
 
 #: As long as nobody asks for another.

@@ -140,7 +140,11 @@ def _converted(
     with_fusable_forms(model)
     _name_inputs(model, program)
     _name_batch(model)
-    return at_opset(model, form.opset, layers)
+    model = at_opset(model, form.opset, layers, form.operators)
+    if form.opset > EXPORTED_OPSET:  # torch.onnx writes one version whatever the opset
+        least = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+        model.ir_version = max(model.ir_version, least)
+    return model
 
 
 def _layers(model: onnx.ModelProto) -> dict[str, str]:

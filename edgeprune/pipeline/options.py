@@ -215,7 +215,8 @@ class Settings(PruneOptions):
     @property
     def form(self) -> FileForm:
         """What the ONNX file is to look like."""
-        return FileForm(self.opset, self.fixed_batch)
+        has = self.profile.target.operators
+        return FileForm(self.opset, self.fixed_batch, None if has is None else has.names)
 
     @property
     def measures(self) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal, cast
 
+import onnx
+
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
 from edgeprune.cost.kernels import KernelGraph
@@ -13,6 +15,7 @@ from edgeprune.coupling import Coupling
 from edgeprune.coupling.coupling import obstacles
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
+from edgeprune.export.onnx import Exported
 from edgeprune.export.parity import Validation
 from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
@@ -44,6 +47,7 @@ from edgeprune.report import (
     Surgery,
 )
 from edgeprune.report import Validation as ValidationFacts
+from edgeprune.runtime.support import findings
 from edgeprune.surgery.write_back import WrittenBack
 
 
@@ -156,7 +160,26 @@ def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts
         ir_version=exported.ir_version,
         batch="dynamic" if traced.dynamic_batch and not exported.form.fixed else str(traced.batch),
         batch_note=_batch_note(traced, settings),
+        target=settings.profile.target.full_name,
+        unsupported_on_target=_unsupported(exported, settings),
     )
+
+
+def _unsupported(exported: Exported, settings: Settings) -> list[str]:
+    """What the device's runtime can't run of the file, each reason once with its first place."""
+    model = onnx.load(str(exported.path), load_external_data=False)
+    places: dict[str, list[str]] = {}
+    for found in findings(model, settings.profile.target):
+        if found.fatal:
+            places.setdefault(found.message, []).append(found.layer or found.node or "")
+    return [message + _where(where) for message, where in places.items()]
+
+
+def _where(places: list[str]) -> str:
+    if not places[0]:
+        return ""
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f" ({places[0]}{more})"
 
 
 def _batch_note(traced: TracedModel, settings: Settings) -> str:

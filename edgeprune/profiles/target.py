@@ -19,6 +19,9 @@ TARGET_SCHEMA = 1
 #: The opset that files are exported at where the runtime reads it.
 USUAL_OPSET = 18
 
+# Names that their makers spell in another way than files do.
+_SPELLED = {"tensorrt": "TensorRT", "rknn": "RKNN", "qnn": "QNN"}
+
 _SUFFIXES = (".yaml", ".yml")
 
 Version = Annotated[int, Field(ge=1, le=10_000)]
@@ -111,8 +114,8 @@ class Target(_Frozen):
 
     @property
     def full_name(self) -> str:
-        """The runtime with its version, as a reader knows it: "tensorrt 8.2"."""
-        return f"{self.runtime} {self.version}"
+        """The runtime with its version, as a reader knows it: "TensorRT 8.2"."""
+        return f"{_SPELLED.get(self.runtime, self.runtime)} {self.version}"
 
     def has(self, op: str) -> bool:
         """Whether the runtime has an op of the ONNX standard. A constant is none."""

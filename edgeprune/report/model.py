@@ -177,12 +177,16 @@ class Agreement(_Frozen):
 
 
 class OnnxFacts(_Frozen):
-    """What the file is. batch: "dynamic", or the size that it takes alone; batch_note: why."""
+    """What the file is. batch: "dynamic", or the size that it takes alone; batch_note: why.
+
+    target: the runtime that the profile stands for; unsupported_on_target: what it can't run.
+    """
 
     opset: Count = 18
     ir_version: Count = 10
     batch: String = "dynamic"
     batch_note: String = ""
+    target: String = ""
     unsupported_on_target: list[String] = []
 
 

@@ -252,9 +252,15 @@ def _kept(report: Report) -> list[str]:
 
 
 def good(report: Report) -> bool:
-    """Whether every budget is met, the model does its job and no proof failed."""
+    """Whether every budget is met, the model does its job, its runtime can run it and no proof
+    failed."""
     proved = all(proof.passed is not False for proof in proofs(report))
-    return report.met and not report.agreement.lost and proved
+    return report.met and not report.agreement.lost and proved and not _unsupported(report)
+
+
+def _unsupported(report: Report) -> list[str]:
+    """What the device's runtime can't run of the file."""
+    return report.onnx.unsupported_on_target if report.onnx is not None else []
 
 
 def verdict(report: Report) -> str:
@@ -265,6 +271,8 @@ def verdict(report: Report) -> str:
         told = f"{what} NOT met: {'; '.join(missed)}."
     else:
         told = "No budget was set." if report.budgets.is_empty else "Every budget is met."
+    if report.onnx is not None and _unsupported(report):
+        told = f"{report.onnx.target} can NOT run the file. {told}"
     if report.agreement.lost:
         told = f"{lost_sentence(report.agreement)}. {told}"
     failed = [proof.title for proof in proofs(report) if proof.passed is False]
@@ -274,6 +282,9 @@ def verdict(report: Report) -> str:
 def notes(report: Report) -> list[str]:
     """What the figures must be read with: the batch, and what --rate asked and got."""
     told = []
+    if report.onnx is not None:
+        told += [f"It can't run there: {each}." for each in _unsupported(report)]
+        told.append(f"The file is ONNX of opset {report.onnx.opset}.")
     if report.onnx is not None and report.onnx.batch != "dynamic":
         told.append(
             f"The file takes a batch of {report.onnx.batch} only: {report.onnx.batch_note}."

@@ -34,7 +34,7 @@ REPORT_KEYS = (
 FIGURE_KEYS = "params macs latency_ms latency_source peak_memory_mb size_mb metric"
 CHECK_KEYS = (
     "model profile latency_ms latency_source peak_memory_mb size_mb budgets met "
-    "latency_interval_ms peak_memory_interval_mb warnings"
+    "latency_interval_ms peak_memory_interval_mb warnings target opset unsupported runs_on_target"
 )
 WORDS = ("--profile", "jetson-nano", "--solver-seconds", "2")
 # Samples made up for a model without data take most of a small run.
@@ -238,7 +238,7 @@ def test_report_tells_a_smaller_proven_model_within_its_budgets(good: Run) -> No
     assert report["budgets"]["memory_mb"] == 512  # the profile's own
     assert report["validation"]["passed"] and report["validation"]["max_rel_error"] <= 1e-4
     # The example (1) and batches of 1, 2, 3 and 4.
-    assert report["validation"]["samples"] == 11
+    assert report["validation"]["samples"] == 5  # a Jetson Nano's file takes one at a time
     assert report["surgery"]["exact"] and report["surgery"]["oracle_max_abs_error"] <= 1e-4
     assert Report.from_json((good.folder / "report.json").read_text()).met
 
@@ -261,8 +261,11 @@ def test_program_loads_without_the_users_class_and_equals_the_onnx(good: Run) ->
     x = torch.randn(2, 3, 32, 32)
     program = torch.export.load(good.folder / "pruned.pt2").module(check_guards=False)
     session = onnxruntime.InferenceSession(str(good.folder / "model.onnx"))
-    [made] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    np.testing.assert_allclose(program(x).detach().numpy(), made, rtol=1e-4, atol=1e-5)
+    name = session.get_inputs()[0].name
+    made = [session.run(None, {name: each[None].numpy()})[0] for each in x]
+    np.testing.assert_allclose(
+        program(x).detach().numpy(), np.concatenate(made), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_check_agrees_with_the_report(good: Run, run: Any) -> None:
@@ -349,7 +352,7 @@ def test_method_layer_changes_no_width(model: str, run: Any) -> None:
 
 
 def test_several_inputs_and_dict_outputs_keep_their_names(models: Path, run: Any) -> None:
-    result = run(f"{models}:two_inputs", *FAST, "--rate", "0.5", "--quiet")
+    result = run(f"{models}:two_inputs", *FAST, "--rate", "0.5", "--quiet", "--batch", "dynamic")
     assert result.exit == 0
     session = onnxruntime.InferenceSession(str(result.folder / "model.onnx"))
     assert [i.name for i in session.get_inputs()] == ["image", "state"]

@@ -222,8 +222,8 @@ def test_strict_makes_it_count_and_says_it_first(
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "does not run on tensorrt-8.2"
     # One line for an op and a reason, however many nodes.
-    [line] = [line for line in lines if line.startswith("  tensorrt 8.2 has no theirs")]
-    assert line == "  tensorrt 8.2 has no theirs.Theirs (in own0, own1, own2 and 2 more)"
+    [line] = [line for line in lines if line.startswith("  TensorRT 8.2 has no theirs")]
+    assert line == "  TensorRT 8.2 has no theirs.Theirs (in own0, own1, own2 and 2 more)"
     assert any(line.startswith("  remark: input x leaves dimension 0") for line in lines)
     assert main([*words, "--strict", "--json"]) == 3
     assert len(json.loads(capsys.readouterr().out)["unsupported"]) == 7

@@ -190,7 +190,7 @@ def test_profiles_shows_the_target_with_its_sources(capsys: pytest.CaptureFixtur
     assert target == load_profile("jetson-xavier-nx").target
     assert main(["profiles", "jetson-xavier-nx"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert "tensorrt 8.5" in told and "7 to 17" in told and "142" in told and "tensorrt-dla" in told
+    assert "TensorRT 8.5" in told and "7 to 17" in told and "142" in told and "tensorrt-dla" in told
 
 
 DEVICES = Path(__file__).parents[2] / "docs" / "devices.md"

@@ -124,6 +124,7 @@ def _plain() -> dict[str, Any]:
             "ir_version": 10,
             "batch": "dynamic",
             "batch_note": "",
+            "target": "",
             "unsupported_on_target": [],
         },
     }

@@ -73,7 +73,7 @@ def test_an_op_outside_the_list_is_fatal_and_names_its_node() -> None:
     nodes = [node("Relu", "x", "a", name="first"), node("OneHot", "a", "d", "v", "y")]
     [found] = findings(model_of(nodes), OLD)
     assert told([found]) == [("y", "OneHot", "operator", True)]
-    assert found.message == "tensorrt 8.2 has no OneHot"
+    assert found.message == "TensorRT 8.2 has no OneHot"
 
 
 def test_a_list_that_holds_one_op_less_finds_that_op() -> None:
@@ -162,7 +162,7 @@ def test_a_newer_opset_is_one_finding_and_one_for_each_node_of_a_newer_form() ->
     found = findings(model_of(nodes, opset=14), OLD)
     # Relu got another form in 14; Sigmoid's is of 13.
     assert told(found) == [(None, None, "opset", True), ("r", "Relu", "opset", True)]
-    assert found[0].message == "the file is of opset 14, tensorrt 8.2 reads up to 13"
+    assert found[0].message == "the file is of opset 14, TensorRT 8.2 reads up to 13"
     assert findings(model_of(nodes, opset=13), OLD) == ()
 
 

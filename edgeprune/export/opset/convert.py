@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 import onnx_ir as ir
 from onnx import helper
-from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+from onnx_ir.passes.common import (
+    DeduplicateInitializersPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
 
 from edgeprune.core.errors import UserError
 from edgeprune.export.opset.function_bodies import FunctionBodies
@@ -29,6 +33,7 @@ from edgeprune.export.opset.passes.softmax import Softmax
 from edgeprune.export.opset.passes.split import SizesOfSplit, SplitIntoEqualParts
 from edgeprune.export.opset.passes.trilu import Trilu
 from edgeprune.export.opset.relabel import Relabel
+from edgeprune.export.opset.schemas import schema_at, standard_nodes
 
 #: One for each op that another opset gave another form.
 PASSES: tuple[type[Lowering], ...] = (
@@ -57,18 +62,26 @@ PASSES: tuple[type[Lowering], ...] = (
     NumbersOfConstant,
 )
 
+_SMALL = 256  # elements: what passes make more than once
+
 
 def at_opset(
-    model: onnx.ModelProto, version: int, layers: Mapping[str, str] | None = None
+    model: onnx.ModelProto,
+    version: int,
+    layers: Mapping[str, str] | None = None,
+    operators: Collection[str] | None = None,
 ) -> onnx.ModelProto:
     """A model of the standard's opset `version`, with the IR version that belongs to it.
 
     layers: the module that a node is of, by the node's name, for what is said of one that has no
-    form there. A model that is of this opset, or an older one, is returned as it is.
-    Raises UserError, in one line, for such a node.
+    form there. operators: those that the runtime has: what it lacks is written with older ones
+    where there is a pass for it. A model of this opset, or an older one, without such ops is
+    returned as it is.
+    Raises UserError, in one line, for a node that has no form in the opset.
     """
     converted = ir.from_proto(model)
-    if opset_of(converted) <= version:
+    lacking = _lacking(converted, operators)
+    if opset_of(converted) <= version and not lacking:
         return model
     ShapeInferencePass()(converted)
     try:
@@ -78,14 +91,28 @@ def at_opset(
                 if each.newer == newer:
                     each()(converted)
             Relabel(newer)(converted)
+        for each in PASSES:
+            if each.newer <= opset_of(converted) and each.ops & lacking:
+                each(lacking)(converted)
     except InexpressibleError as error:
         raise UserError(_refusal(error, version, layers or {})) from error
     RemoveUnusedNodesPass()(converted)
+    DeduplicateInitializersPass(size_limit=_SMALL)(converted)
     converted.ir_version = helper.find_min_ir_version_for(
         [helper.make_opsetid(domain, v) for domain, v in converted.opset_imports.items()],
         ignore_unknown=True,
     )
     return ir.to_proto(converted)
+
+
+def _lacking(model: ir.Model, operators: Collection[str] | None) -> frozenset[str]:
+    """The ops of a model that a runtime hasn't got, and that were written with others once."""
+    if operators is None:
+        return frozenset()
+    used = {node.op_type for node in standard_nodes(model)} - set(operators)
+    return frozenset(
+        op for p in PASSES for op in p.ops & used if schema_at(op, p.newer - 1) is None
+    )
 
 
 def _refusal(error: InexpressibleError, version: int, layers: Mapping[str, str]) -> str:

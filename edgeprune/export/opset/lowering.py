@@ -24,33 +24,45 @@ class Lowering(ir.passes.InPlacePass):
 
     newer: the opset that gave `ops` another form. Requires a model of that opset; ensures that each
     of the ops is valid in the opset before. Raises InexpressibleError where one can't be.
+
+    lacking: ops that a runtime hasn't got, whatever the opset: those alone are rewritten, in a
+    model of any opset from `newer` on, and none of them is left.
     """
 
     newer: ClassVar[int]
     ops: ClassVar[frozenset[str]]
+
+    def __init__(self, lacking: frozenset[str] | None = None) -> None:
+        self._lacking = lacking
+        self._ops = self.ops if lacking is None else self.ops & lacking
 
     def lower(self, node: ir.Node, rewrite: Rewrite) -> bool:
         """Brings a node into its older form; returns whether it changed."""
         raise NotImplementedError
 
     def requires(self, model: ir.Model) -> None:
-        """The model is of the opset that this pass leads away from."""
-        if opset_of(model) != self.newer:
+        """The model is of the opset that this pass leads away from, or of a newer one where it only
+        spares a runtime an op."""
+        stamp = opset_of(model)
+        if stamp < self.newer or (self._lacking is None and stamp != self.newer):
             raise ir.passes.PreconditionError(
                 f"{type(self).__name__} is for opset {self.newer}, not {opset_of(model)}"
             )
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Lowers each of the ops."""
-        found = [node for node in standard_nodes(model) if node.op_type in self.ops]
+        found = [node for node in standard_nodes(model) if node.op_type in self._ops]
         changed = [self.lower(node, Rewrite(model, node)) for node in found]
         return ir.passes.PassResult(model, any(changed))
 
     def ensures(self, model: ir.Model) -> None:
-        """None of the ops is left in a form that the older opset hasn't got."""
+        """None of the ops is left in a form that the older opset, or the runtime, hasn't got."""
         for node in standard_nodes(model):
-            if node.op_type in self.ops and (why := wrong_form(node, self.newer - 1)) is not None:
-                raise ir.passes.PostconditionError(f"{node.name}: {why}")
+            if node.op_type not in self._ops:
+                continue
+            why = wrong_form(node, self.newer - 1)
+            if why is not None or self._lacking is not None:
+                raise ir.passes.PostconditionError(f"{node.name}: {why or 'it is still there'}")
 
 
 class Rewrite:
@@ -92,6 +104,12 @@ class Rewrite:
         if like is not None:
             made.type, made.shape = like.type, like.shape
         return made
+
+    def mean(self, x: ir.Value, axes: Sequence[int]) -> ir.Value:
+        """The mean over some dimensions, which are kept, in the form of the model's opset."""
+        if opset_of(self._model) >= 18:
+            return self.op("ReduceMean", x, self.constant(list(axes)), keepdims=1)
+        return self.op("ReduceMean", x, axes=list(axes), keepdims=1)
 
     def replace(self, *values: ir.Value | None) -> bool:
         """Puts `values` in the place of the node's outputs, which keep their names; None for one

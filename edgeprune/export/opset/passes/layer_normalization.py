@@ -24,10 +24,10 @@ class LayerNormalization(Lowering):
         first = attribute(node, "axis", -1) % rank
         axes = list(range(first, rank))
         axes = [-1] if axes == [rank - 1] else axes
-        mean = rewrite.op("ReduceMean", x, axes=axes, keepdims=1)
+        mean = rewrite.mean(x, axes)
         centred = rewrite.op("Sub", x, mean, like=x)
         square = rewrite.op("Pow", centred, rewrite.number(2.0, x), like=x)
-        variance = rewrite.op("ReduceMean", square, axes=axes, keepdims=1)
+        variance = rewrite.mean(square, axes)
         epsilon = rewrite.number(attribute(node, "epsilon", 1e-5), x)
         deviation = rewrite.op("Sqrt", rewrite.op("Add", variance, epsilon))
         normal = rewrite.op("Div", centred, deviation, like=x)
