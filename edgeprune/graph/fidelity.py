@@ -22,7 +22,7 @@ from edgeprune.core.errors import UserError
 from edgeprune.graph.compare import TOLERANCE, difference
 from edgeprune.graph.fx_utils import describe, op_name
 from edgeprune.graph.inputs import ExampleInputs, random_like
-from edgeprune.graph.normalize import writes
+from edgeprune.graph.normalize import may_alias, writes
 from edgeprune.graph.ops import family_of
 
 
@@ -83,13 +83,12 @@ def batch_matters(
 
 def check_stateless(graph: GraphModule) -> None:
     """Raises UserError for a graph that writes to what the model keeps between calls."""
-    for node in graph.graph.nodes:
-        base: Any = node
-        while isinstance(base, Node) and base.op == "call_function" and base.args:
-            if base is node and not writes(node):
-                break
+    for node in filter(writes, graph.graph.nodes):
+        base: Any = node.args[0]
+        # What is copied first (clone) is the call's own.
+        while isinstance(base, Node) and base.op == "call_function" and may_alias(base):
             base = base.args[0]
-        if isinstance(base, Node) and base is not node and base.op == "get_attr":
+        if isinstance(base, Node) and base.op == "get_attr":
             raise UserError(
                 f"the model keeps state between calls: {describe(node)} writes to {base.target}, "
                 "and a file can't hold it: take the state as an input and return it"

@@ -72,14 +72,14 @@ def _written_storages(graph: Graph) -> set[Node]:
     found: set[Node] = set()
     for writer in (node for node in graph.nodes if writes(node)):
         base: Any = writer.args[0]
-        while isinstance(base, Node) and base.op == "call_function" and _is_view(base):
+        while isinstance(base, Node) and base.op == "call_function" and may_alias(base):
             base = base.args[0]
         waiting = [base]
         while waiting:
             node = waiting.pop()
             if isinstance(node, Node) and node not in found:
                 found.add(node)
-                waiting.extend(user for user in node.users if _is_view(user) or writes(user))
+                waiting.extend(user for user in node.users if may_alias(user) or writes(user))
     return found
 
 
@@ -209,7 +209,7 @@ def _functional(graph_module: GraphModule, node: Node, name: str) -> None:
         return
     order = {n: i for i, n in enumerate(node.graph.nodes)}
     later = [user for user in target.users if order[user] > order[node]]
-    if any(_is_view(user) for user in target.users if user is not node):
+    if any(may_alias(user) for user in target.users if user is not node):
         return
     node.target = overload
     for user in later:
@@ -218,10 +218,10 @@ def _functional(graph_module: GraphModule, node: Node, name: str) -> None:
 
 def _may_alias(node: Node) -> bool:
     """Whether writing to this node's tensor could be seen through another node."""
-    return node.op != "call_function" or _is_view(node)
+    return node.op != "call_function" or may_alias(node)
 
 
-def _is_view(node: Node) -> bool:
+def may_alias(node: Node) -> bool:
     """Whether a node's output may share storage with its input."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):

@@ -193,6 +193,28 @@ class Remembering(nn.Module):
         return self.memory * 2
 
 
+class Copying(nn.Module):
+    """As Swin v2 does: part of a copy of a bias is zeroed in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.layer.bias.clone()
+        bias[2:4].zero_()
+        return self.head(torch.relu(F.linear(x, self.layer.weight, bias)))
+
+
+def test_writing_to_a_copy_is_no_state() -> None:
+    module, call = Copying().eval(), ExampleInputs((torch.ones(1, 4),), {})
+    kept = module.layer.bias.clone()
+    graph = trace(module, call).graph_module
+    (want,), (got,) = outputs_of(module, call), outputs_of(graph, call)
+    torch.testing.assert_close(got, want)
+    assert torch.equal(module.layer.bias, kept) and kept[2:4].abs().min() > 0
+
+
 def test_state_between_calls_is_refused_by_its_name() -> None:
     with pytest.raises(UserError, match="writes to memory"):
         trace(Remembering().eval(), ExampleInputs((torch.ones(1, 4),), {}))
