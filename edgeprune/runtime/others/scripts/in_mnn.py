@@ -22,7 +22,15 @@ def version() -> str:
 
 def load_and_run(model_path: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The outputs by their names in the file."""
-    words = ["--modelFile", model_path, "--MNNModel", "model.mnn", "--bizCode", "x"]
+    words = [
+        "--modelFile",
+        model_path,
+        "--MNNModel",
+        "model.mnn",
+        "--bizCode",
+        "x",
+        "--useOriginRNNImpl",
+    ]
     _tools.mnnconvert(["MNNConvert", "-f", "ONNX", *words])
     if not os.path.exists("model.mnn"):
         raise RuntimeError("MNN's converter made no file")
