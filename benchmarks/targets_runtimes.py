@@ -26,7 +26,7 @@ from edgeprune.export.form import FileForm
 from edgeprune.export.onnx import export
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
-from edgeprune.pipeline.other_runtime import tried_in
+from edgeprune.pipeline.check import tried_in
 from edgeprune.runtime.others.registry import RUNTIMES, find_runtime
 from edgeprune.scoring import score
 from edgeprune.surgery.resize import resize

@@ -16,10 +16,11 @@ from edgeprune.cost.free_inputs import free_inputs
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
 from edgeprune.loading.sandbox import Bounds, confined
-from edgeprune.pipeline.other_runtime import tried_in
 from edgeprune.profiles.profile import HOST, TENSORRT, Profile
 from edgeprune.profiles.target import Target, load_target
-from edgeprune.runtime.others.registry import find_runtime
+from edgeprune.runtime.others.inputs import InputSpec, input_specs
+from edgeprune.runtime.others.registry import Runtime, find_runtime
+from edgeprune.runtime.others.run import Tried, try_in
 from edgeprune.runtime.support import findings, opset_of
 
 if TYPE_CHECKING:
@@ -103,6 +104,26 @@ def check(
         **support,
         **({} if other is None else {"runtime": tried_in(path, other).as_dict()}),
     }
+
+
+def tried_in(model: Path, runtime: Runtime) -> Tried:
+    """What another runtime makes of an ONNX file on random inputs, beside onnxruntime here.
+
+    Raises UserError where the runtime isn't installed, for a file that isn't ONNX, that takes
+    something else than tensors of numbers, or that onnxruntime itself can't run.
+    """
+    path = model.resolve()
+    bounds = Bounds.for_file(path.stat().st_size)
+    inputs, outputs = confined(lambda: _described(path), str(model), bounds)
+    specs = [InputSpec(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
+    return try_in(runtime, path, specs, outputs)
+
+
+def _described(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the file takes, as JSON holds it, and the names of what it gives."""
+    loaded: Any = onnx.load(str(path), load_external_data=False)
+    specs = input_specs(loaded, free_inputs(loaded))
+    return [vars(spec) for spec in specs], [each.name for each in loaded.graph.output]
 
 
 def _profile(profile: str | Path | Profile) -> Profile:

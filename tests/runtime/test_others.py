@@ -216,7 +216,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tried], None]:
     """`check` finds this."""
 
     def pretend(tried: Tried) -> None:
-        monkeypatch.setattr("edgeprune.pipeline.other_runtime.try_in", lambda *_: tried)
+        monkeypatch.setattr("edgeprune.pipeline.check.try_in", lambda *_: tried)
 
     return pretend
 

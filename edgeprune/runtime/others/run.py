@@ -158,7 +158,7 @@ def interpreters(runtime: Runtime) -> list[str]:
 def _ask(python: str, script: str, files: Sequence[Path], seconds: float) -> dict[str, Any]:
     """What harness.py says in an interpreter; {"error": line} for how it ended instead."""
     command = [python, str(_SCRIPTS / "harness.py"), script, *map(str, files)]
-    environment = dict(os.environ)
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     if python != sys.executable:  # what lies on this Python's path may be of no use to another
         environment.pop("PYTHONPATH", None)
         environment.pop("PYTHONHOME", None)
