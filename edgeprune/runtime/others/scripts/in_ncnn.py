@@ -31,7 +31,7 @@ def version() -> str:
 
 def load_and_run(model_path: str, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs in the file's order."""
-    script = _converted(model_path, inputs)
+    script, left_over = _converted(model_path, inputs)
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = 1
@@ -39,7 +39,8 @@ def load_and_run(model_path: str, inputs: dict[str, np.ndarray]) -> list[np.ndar
         setattr(net.opt, "use_" + name, False)
     # The text of the net comes first; it returns another number than 0 for an unknown layer.
     if net.load_param("model.ncnn.param") or net.load_model("model.ncnn.bin"):
-        raise RuntimeError("ncnn can't load what pnnx made: a layer that it doesn't know")
+        lacking = ", ".join(left_over) or "one of its ops"
+        raise RuntimeError(f"ncnn can't load what pnnx made: pnnx has no ncnn layer for {lacking}")
     extractor = net.create_extractor()
     for place, value in enumerate(inputs.values()):
         extractor.input(
@@ -50,8 +51,9 @@ def load_and_run(model_path: str, inputs: dict[str, np.ndarray]) -> list[np.ndar
     return [_extracted(extractor, place, script) for place in range(count)]
 
 
-def _converted(model_path: str, inputs: dict[str, np.ndarray]) -> str:
-    """Makes model.ncnn.param and .bin here; the text of the script that pnnx writes beside them."""
+def _converted(model_path: str, inputs: dict[str, np.ndarray]) -> tuple[str, list[str]]:
+    """Makes model.ncnn.param and .bin here. Returns the text of the script that pnnx writes beside
+    them, and the ops that it found no layer for."""
     # It writes beside what it reads: it gets the model, and files of weights, by a link here.
     folder, own = os.path.split(model_path)
     for name in os.listdir(folder):
@@ -68,11 +70,12 @@ def _converted(model_path: str, inputs: dict[str, np.ndarray]) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+    said = done.stdout.decode(errors="replace")
     if not os.path.exists("model.ncnn.param"):
-        last = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
+        last = said.strip().splitlines()[-1:]
         raise RuntimeError(f"pnnx ended with {done.returncode} and made no file: {last}")
     with open("model_ncnn.py") as file:
-        return file.read()
+        return file.read(), sorted(set(re.findall(r"^ignore (\S+) ", said, re.MULTILINE)))
 
 
 def _said(script: str, pattern: str) -> str:
