@@ -1,10 +1,18 @@
 """Whether what EdgePrune writes runs where it is to run.
 
     PYTHONPATH=. python benchmarks/targets.py opsets [--every 4] [--limit 240] [--out FILE]
+    PYTHONPATH=. python benchmarks/targets.py runtimes [--runtime NAME ...] [--out FILE]
+    PYTHONPATH=. python benchmarks/targets.py oldest [--out FILE]
 
 `opsets`: models of the coverage catalogue, one in `--every` of each suite, exported as they are and
 brought to opset 17, 15 and 13; each file is checked, read in onnxruntime and compared with PyTorch,
-and its ops are looked up in TensorRT 8.2's list. Rows go to a file as they come: what is there is
+and its ops are looked up in TensorRT 8.2's list.
+
+`runtimes`: small networks, as they are and pruned to half, in OpenVINO, ncnn, MNN, LiteRT and RKNN
+(EDGEPRUNE_RUNTIMES_PYTHON names the Pythons that have them). `oldest`: their files at opset 13 and
+15 in the oldest onnxruntime that pip has for Python 3.11. See targets_runtimes.py.
+
+Rows go to a file as they come: what is there is
 not done again.
 
 `time`: what export and its proof take against an earlier commit (targets_time.py).
@@ -23,6 +31,7 @@ from typing import Any
 import catalogue
 from catalogue import Case
 from coverage import start_server, supervised
+from targets_runtimes import add_parts
 from targets_time import run_time
 
 from edgeprune.profiles.target import load_target
@@ -39,12 +48,15 @@ def main() -> None:
     asked.add_argument("--jobs", type=int, default=2)
     asked.add_argument("--suite", nargs="*", default=list(catalogue.SUITES))
     asked.add_argument("--out", type=Path, default=Path("targets-opsets.jsonl"))
+    asked.set_defaults(run=run_opsets)
     timed = parts.add_parser("time")
     timed.add_argument("--before", type=Path, required=True, help="a checkout to compare with")
     timed.add_argument("--rounds", type=int, default=3)
     timed.add_argument("--out", type=Path, default=Path("targets-time.jsonl"))
+    timed.set_defaults(run=run_time)
+    add_parts(parts)
     options = parser.parse_args()
-    {"opsets": run_opsets, "time": run_time}[options.part](options)
+    options.run(options)
 
 
 def run_opsets(options: argparse.Namespace) -> None:

@@ -252,6 +252,13 @@ def check(
     strict: Annotated[
         bool, Parameter(negative="", help="Exit status 3 too if the device's runtime can't run it.")
     ] = False,
+    runtime: Annotated[
+        str | None,
+        Parameter(
+            help="Try it in another runtime too (exit status 3 if that fails): openvino, ncnn, "
+            "mnn, litert, rknn, or onnxruntime==1.16.3."
+        ),
+    ] = None,
     json: parameters.Json = False,
     debug: parameters.Debug = False,
 ) -> int:
@@ -266,11 +273,12 @@ def check(
     device = None if remote is None else Remote.parse(remote, ssh_options)
     if junit is not None:
         check_junit_target(junit)
-    found = check_file(model, profile, budgets, measure, device, cautious)
+    found = check_file(model, profile, budgets, measure, device, cautious, runtime)
     if junit is not None:
         write_junit(found, junit, strict)
     print_json(found) if json else print_check(found, strict)
-    return 0 if found["met"] and (found["runs_on_target"] or not strict) else 3
+    elsewhere = runtime is None or found["runtime"]["passed"]
+    return 0 if found["met"] and (found["runs_on_target"] or not strict) and elsewhere else 3
 
 
 @app.command

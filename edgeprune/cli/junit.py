@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from edgeprune.cli.tables import unsupported_lines
+from edgeprune.cli.tables import runtime_line, unsupported_lines
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.files import whole_file
@@ -50,11 +50,14 @@ def write_junit(found: dict[str, Any], path: Path, strict: bool = False) -> None
 
 def junit_xml(found: dict[str, Any], strict: bool = False) -> bytes:
     """A suite with a test case for each budget, or with one called `runs` if there is none; where
-    that is `strict`, with one called `runs_on_target` too, which tells what the runtime lacks.
+    that is `strict`, with one called `runs_on_target` too, which tells what the runtime lacks, and
+    where another runtime was asked, with one called `runs_in_` and its name.
 
     found: what `check` returned. In the form that both Jenkins' and Ant's schemas allow.
     """
     cases = [*_cases(found), *([_target_case(found)] if strict else [])]
+    if "runtime" in found:
+        cases.append(_runtime_case(found))
     failures = str(sum(case.find("failure") is not None for case in cases))
     counts = {"tests": str(len(cases)), "failures": failures, "errors": "0"}
     root = ElementTree.Element("testsuites", counts)
@@ -97,6 +100,16 @@ def _target_case(found: dict[str, Any]) -> ElementTree.Element:
         _add(case, "failure", message=f"does not run on {name}", type="TargetError").text = _xml(
             words
         )
+    return case
+
+
+def _runtime_case(found: dict[str, Any]) -> ElementTree.Element:
+    """Passes where the other runtime gives onnxruntime's outputs."""
+    tried = found["runtime"]
+    case = _case(found, f"runs_in_{tried['name']}")
+    if not tried["passed"]:
+        words = runtime_line(tried)
+        _add(case, "failure", message=words, type="RuntimeError").text = _xml(words)
     return case
 
 

@@ -51,7 +51,22 @@ def print_check(found: dict[str, Any], strict: bool = False) -> None:
         console.print(f"  {escape(warning)}", soft_wrap=True)
     if not strict or found["runs_on_target"]:
         _print_unsupported(console, found)
+    if "runtime" in found:
+        console.print(f"  {escape(runtime_line(found['runtime']))}", soft_wrap=True)
     console.print("meets its budgets" if found["met"] else "does not meet its budgets")
+
+
+def runtime_line(tried: dict[str, Any]) -> str:
+    """What another runtime made of the file, in one line."""
+    # One that was asked for by its release carries it in its name.
+    release = "" if "==" in tried["name"] else f" {tried['version'] or ''}".rstrip()
+    name = f"in {tried['name']}{release}"
+    if not tried["passed"]:
+        return f"{name} it fails: {tried['reason']} (exit status 3)"
+    return (
+        f"{name} its outputs are onnxruntime's: off by {tried['max_rel_error']:.2g} of their "
+        f"largest, computed in {tried['computes_in']}, {tried['seconds']:.1f} s"
+    )
 
 
 def unsupported_lines(found: dict[str, Any]) -> list[str]:

@@ -18,6 +18,9 @@ from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks,
 from edgeprune.loading.sandbox import Bounds, confined
 from edgeprune.profiles.profile import HOST, TENSORRT, Profile
 from edgeprune.profiles.target import Target, load_target
+from edgeprune.runtime.others.inputs import InputSpec, input_specs
+from edgeprune.runtime.others.registry import Runtime, find_runtime
+from edgeprune.runtime.others.run import Tried, try_in
 from edgeprune.runtime.support import findings, opset_of
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def check(
     measure: bool = False,
     remote: str | Remote | None = None,
     cautious: bool = False,
+    runtime: str | None = None,
 ) -> dict[str, Any]:
     """An ONNX file's latency, peak memory and size on a device, and whether they keep the budgets.
 
@@ -42,17 +46,21 @@ def check(
     gives the threads and the budgets, and "host" is that device, without budgets of its own. For a
     profile of TensorRT the device's trtexec builds and times an engine, else onnxruntime runs it.
     cautious: lowers the budgets so that they hold at the upper end of the prediction's intervals.
+    runtime: tries the file in another runtime too: openvino, ncnn, mnn, litert, rknn, or
+    `onnxruntime==1.16.3`. Random inputs, sizes as recorded, must give what onnxruntime gives here.
     Returns {"model", "profile", "latency_ms", "latency_source", "peak_memory_mb", "size_mb",
     "budgets", "met", "warnings", "target", "opset", "unsupported", "runs_on_target"}: the last four
     say what the profile's runtime can't read or run of the file (`runtime/support.py`), whatever
     the budgets; of a prediction "latency_interval_ms" and
     "peak_memory_interval_mb" too, between which nine cases of ten lie; of a measurement
     "measured_on" (which machine) and "measurement": the other keys of `export/runner.py measure`,
-    or of `runtime.trtexec.TensorRT.measure`, "layers" with their times among them.
+    or of `runtime.trtexec.TensorRT.measure`, "layers" with their times among them; with `runtime`
+    "runtime", which says what `runtime.others.run.Tried` holds.
 
     Raises UserError for a file that isn't ONNX or doesn't run there, a profile that isn't there, a
-    device that can't be reached or lacks what is needed.
+    device that can't be reached or lacks what is needed, a runtime that isn't installed.
     """
+    other = None if runtime is None else find_runtime(runtime)
     path = Path(model)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -94,7 +102,28 @@ def check(
         "met": limits.is_satisfied_by(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb),
         **costs,
         **support,
+        **({} if other is None else {"runtime": tried_in(path, other).as_dict()}),
     }
+
+
+def tried_in(model: Path, runtime: Runtime) -> Tried:
+    """What another runtime makes of an ONNX file on random inputs, beside onnxruntime here.
+
+    Raises UserError where the runtime isn't installed, for a file that isn't ONNX, that takes
+    something else than tensors of numbers, or that onnxruntime itself can't run.
+    """
+    path = model.resolve()
+    bounds = Bounds.for_file(path.stat().st_size)
+    inputs, outputs = confined(lambda: _described(path), str(model), bounds)
+    specs = [InputSpec(each["name"], tuple(each["shape"]), each["dtype"]) for each in inputs]
+    return try_in(runtime, path, specs, outputs)
+
+
+def _described(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What the file takes, as JSON holds it, and the names of what it gives."""
+    loaded: Any = onnx.load(str(path), load_external_data=False)
+    specs = input_specs(loaded, free_inputs(loaded))
+    return [vars(spec) for spec in specs], [each.name for each in loaded.graph.output]
 
 
 def _profile(profile: str | Path | Profile) -> Profile:
