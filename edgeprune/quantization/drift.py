@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from edgeprune.core.errors import UserError
-from edgeprune.quantization.layers import Layers
+from edgeprune.quantization.layers import ACTIVATIONS, LAYOUT_OPS, Layers
 from edgeprune.quantization.parts import Split, cut, splits
 from edgeprune.quantization.prepare import loaded
 from edgeprune.quantization.running import Array, Sample, answers, insides
@@ -19,6 +19,10 @@ from edgeprune.runtime.support import layer_of
 
 # Samples that each layer is looked at on: what flows between layers is much.
 _LAYER_SAMPLES = 8
+# What has neither weights nor sums: it passes on the error of what it reads.
+_ADDS_NOTHING = (
+    *ACTIVATIONS, *LAYOUT_OPS, "MaxPool", "AveragePool", "GlobalAveragePool", "Pad", "ReduceMean",
+)  # fmt: skip
 # As onnxruntime's quantiser calls what it makes of a tensor.
 _DEQUANTISED = "_DequantizeLinear_Output"
 
@@ -150,8 +154,8 @@ def layer_drifts(
     errors = {name: each.relative for name, each in sums.items() if each.count}
     found = []
     for node in original.graph.node:
-        made = node.output[0] if node.output else ""
-        if made not in errors or _is_activated(layers, node):
+        made = _activated(layers, node) if node.output else ""
+        if made not in errors or node.op_type in _ADDS_NOTHING:
             continue
         before = max((_error_before(layers, errors, n) for n in node.input), default=0.0)
         added = errors[made] if before == 0 else sqrt(max(0.0, errors[made] ** 2 - before**2))
@@ -159,10 +163,12 @@ def layer_drifts(
     return tuple(sorted(found, key=lambda each: -each.added))
 
 
-def _is_activated(layers: Layers, node: onnx.NodeProto) -> bool:
-    """Whether only an activation reads a node: what it drops of the error is no error then."""
+def _activated(layers: Layers, node: onnx.NodeProto) -> str:
+    """What a node makes, after its activation where only that reads it: what it drops of an error
+    is no error then."""
     readers = layers.after(node)
-    return len(readers) == 1 and readers[0].op_type in ("Relu", "Clip")
+    alone = len(readers) == 1 and readers[0].op_type in ACTIVATIONS
+    return readers[0].output[0] if alone else node.output[0]
 
 
 def _error_before(layers: Layers, errors: dict[str, float], name: str) -> float:

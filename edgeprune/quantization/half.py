@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeprune.core.errors import UserError
 from edgeprune.quantization.drift import Reference
 from edgeprune.quantization.layers import Layers, in_order, replace_nodes
+from edgeprune.quantization.prepare import with_shapes
 from edgeprune.quantization.running import Array, Sample, insides
 
 #: The largest number of fp16.
@@ -37,28 +38,29 @@ _ROUNDS = 4
 
 def halved(
     model: onnx.ModelProto, samples: Sequence[Sample], keep_io: bool
-) -> tuple[onnx.ModelProto, tuple[tuple[str, str], ...]]:
-    """The model in fp16, and the names of the nodes that stay in fp32, each with why.
+) -> tuple[onnx.ModelProto, tuple[tuple[str, str], ...], float]:
+    """The model in fp16, the names of the nodes that stay in fp32, each with why, and the relative
+    error of the outputs on the samples.
 
     model: each node has a name of its own, no function is local. In fp32 stays what onnxruntime's
     converter leaves there, what exceeds 65504 on the samples (in what it reads, makes, holds, or
     sums inside), and, where the outputs are off by more than `MOST_DRIFT`, the nodes that are.
     keep_io: inputs and outputs stay float32.
     """
-    kept = dict(_overflowing(model, samples))
+    kept = _overflowing(model, samples)
     reference = Reference(model, samples)
+    error = reference.error(_rounded(model, kept))
     for _ in range(_ROUNDS):
-        made = _converted(model, list(kept), keep_io)
-        # Judged with float inputs and outputs: the samples are float.
-        judged = made if keep_io else _converted(model, list(kept), True)
-        if reference.error(judged) <= MOST_DRIFT:
+        if error <= MOST_DRIFT:
             break
-        off = _off(model, judged, samples[:4], kept)
+        off = _off(model, samples[:4], kept)
         if not off:
             break
         kept |= dict.fromkeys(off, DRIFTS)
+        error = reference.error(_rounded(model, kept))
     order = {node.name: i for i, node in enumerate(model.graph.node)}
-    return made, tuple(sorted(kept.items(), key=lambda each: order[each[0]]))
+    named = tuple(sorted(kept.items(), key=lambda each: order[each[0]]))
+    return _converted(model, list(kept), keep_io), named, error
 
 
 def _overflowing(model: onnx.ModelProto, samples: Sequence[Sample]) -> dict[str, str]:
@@ -95,40 +97,55 @@ def _note(most: dict[str, float], name: str, array: Array) -> None:
         most[name] = max(most.get(name, 0.0), float(finite.max(initial=0.0)))
 
 
-def _off(
-    model: onnx.ModelProto,
-    made: onnx.ModelProto,
-    samples: Sequence[Sample],
-    kept: Mapping[str, str],
-) -> list[str]:
-    """The first nodes, in the model's order, whose results fp16 gets wrong."""
-    known = {out for node in made.graph.node for out in node.output}
-    names = [
-        (node, out)
-        for node in model.graph.node
-        for out in node.output
-        if out in known and node.name not in kept
-    ]
+def _off(model: onnx.ModelProto, samples: Sequence[Sample], kept: Container[str]) -> list[str]:
+    """The first nodes, in the model's order, whose results fp16 gets wrong, with those that they
+    read: what a difference of near numbers lacks was lost before it."""
+    layers = Layers(model)
+    made = {out: node for out, node in layers.makers.items() if node.name not in kept}
     wrong: set[str] = set()
-    tensors = [out for _, out in names]
-    pairs = zip(
-        insides(model, tensors, samples, True), insides(made, tensors, samples, True), strict=True
-    )
-    for mine, theirs in pairs:
-        for node, out in names:
-            a, b = mine[out], theirs[out]
-            if a.dtype.kind != "f":
-                continue
-            gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
-            scale = float(np.abs(a).max(initial=0.0))
-            if not np.isfinite(gap).all() or gap.max(initial=0.0) > _OFF * max(scale, 1e-6):
-                wrong.add(node.name)
-    layers, first = Layers(model), []
+    theirs = insides(_rounded(model, kept), made, samples, exactly=True)
+    for mine, other in zip(insides(model, made, samples, exactly=True), theirs, strict=True):
+        for out, node in made.items():
+            a, b = mine[out], other[out]
+            if a.dtype.kind == "f" and a.size:
+                gap = np.abs(a.astype(np.float64) - b).max()
+                if not gap <= _OFF * max(float(np.abs(a).max()), 1e-6):
+                    wrong.add(node.name)
+    found: list[str] = []
     for node in model.graph.node:
-        makers = (layers.makers.get(name) for name in node.input)
-        if node.name in wrong and not any(m is not None and m.name in wrong for m in makers):
-            first.append(node.name)
-    return first
+        makers = [layers.makers[name] for name in node.input if name in layers.makers]
+        if node.name in wrong and not any(maker.name in wrong for maker in makers):
+            found += [n.name for n in (*makers, node) if n.name not in kept]
+    return list(dict.fromkeys(found))
+
+
+def _rounded(model: onnx.ModelProto, kept: Container[str]) -> onnx.ModelProto:
+    """The fp32 model, each number of which is rounded to fp16 wherever a node not kept makes or
+    reads it. onnxruntime has few fp16 kernels for a CPU: running the fp16 file here, it computes in
+    fp32 from node to node, and what overflows or is lost on a GPU doesn't show."""
+    made = with_shapes(model)
+    layers = Layers(made)
+    infos = (*made.graph.value_info, *made.graph.input, *made.graph.output)
+    floats = {i.name for i in infos if i.type.tensor_type.elem_type == TensorProto.FLOAT}
+    floats |= {n for n, t in layers.constants.items() if t.data_type == TensorProto.FLOAT}
+    casts: dict[str, list[onnx.NodeProto]] = {}
+    for node in made.graph.node:
+        for i, name in enumerate(node.input):
+            maker = layers.makers.get(name)
+            # An input or a weight is rounded for those alone who take fp16.
+            exact = maker is None or maker.name in kept
+            if name not in floats or (exact and node.name in kept):
+                continue
+            if name not in casts:
+                half, back = f"{name}_half", f"{name}_rounded"
+                casts[name] = [
+                    helper.make_node("Cast", [name], [half], half, to=TensorProto.FLOAT16),
+                    helper.make_node("Cast", [half], [back], back, to=TensorProto.FLOAT),
+                ]
+            node.input[i] = f"{name}_rounded"
+    made.graph.node.extend(node for pair in casts.values() for node in pair)
+    in_order(made)
+    return made
 
 
 def _converted(model: onnx.ModelProto, kept: Iterable[str], keep_io: bool) -> onnx.ModelProto:

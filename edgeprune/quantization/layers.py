@@ -10,6 +10,8 @@ import onnx
 
 #: Ops whose weights become int8.
 WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: What runtimes compute with the layer before it, and quantisation's clipping replaces.
+ACTIVATIONS = ("Relu", "Clip")
 #: What moves values and leaves each as it is.
 LAYOUT_OPS = (
     "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Identity",

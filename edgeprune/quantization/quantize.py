@@ -11,7 +11,7 @@ import onnx
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.files import whole_file
 from edgeprune.quantization.bias_correction import corrected
-from edgeprune.quantization.half import halved
+from edgeprune.quantization.half import MOST_DRIFT, halved
 from edgeprune.quantization.layers import Layers
 from edgeprune.quantization.prepare import loaded, named, prepared, with_shapes
 from edgeprune.quantization.preset import Preset
@@ -19,7 +19,7 @@ from edgeprune.quantization.ranges import ranges
 from edgeprune.quantization.regions import regions
 from edgeprune.quantization.running import Sample
 from edgeprune.quantization.sensitivity import Found, sensitive_layers
-from edgeprune.quantization.static import quantised
+from edgeprune.quantization.static import quantised, shorten
 
 # Samples whose means correct biases.
 _BIAS_SAMPLES = 64
@@ -40,10 +40,11 @@ class Kept:
 class Quantized:
     """A quantised file. size_mb, original_size_mb: 10**6 bytes. kept_float: layers and nodes of the
     tail (int8), or nodes (fp16), that stay in float32. int8_layers: how many layers with weights
-    became int8. trial_error: relative error of the outputs on calibration samples, as the search
-    for sensitive layers left it, before biases were corrected; None for fp16. runs: how many
+    became int8. trial_error: relative error of the outputs on calibration samples; of int8 as the
+    search for sensitive layers left it, before biases were corrected; of fp16 with each number
+    rounded to fp16, which a CPU that computes fp16 files in fp32 doesn't show. runs: how many
     quantised models that search made and ran. within_bound: whether trial_error keeps the preset's
-    max_drift."""
+    max_drift, or fp16's own."""
 
     path: Path
     precision: str
@@ -51,7 +52,7 @@ class Quantized:
     size_mb: float
     original_size_mb: float
     int8_layers: int = 0
-    trial_error: float | None = None
+    trial_error: float = 0.0
     runs: int = 0
     within_bound: bool = True
 
@@ -98,9 +99,7 @@ def int8(path_in: Path, path_out: Path, calibration: Sequence[Sample], preset: P
         samples = calibration[:_BIAS_SAMPLES]
         base = corrected(base, made(base, floats), left, samples)
     done = made(base, floats)
-    for node in done.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            node.name = ""  # their tensors say it all, and of a small model's file it is a percent
+    shorten(done)
     _write(done, path_out)
     kept = regions(layers, preset.placement, floats).kept
     return Quantized(
@@ -128,7 +127,7 @@ def fp16(
     """
     model = loaded(path_in)
     _checked(calibration)
-    made, kept = halved(named(model), calibration, keep_io)
+    made, kept, error = halved(named(model), calibration, keep_io)
     _write(made, path_out)
     return Quantized(
         path_out,
@@ -136,6 +135,8 @@ def fp16(
         tuple(Kept(name, why) for name, why in kept),
         _size_mb(path_out),
         _size_mb(path_in),
+        trial_error=error,
+        within_bound=error <= MOST_DRIFT,
     )
 
 

@@ -23,6 +23,8 @@ _METHODS = {
 }
 # Samples that onnxruntime keeps whole at a time, all tensors of each.
 _AT_ONCE = 16
+# onnxruntime's own 128 are as many as 8 bits tell apart: it'd have nothing to choose from.
+_ENTROPY_BINS = 1024
 # A histogram needs no more, and takes the longest of all of a calibration.
 _HISTOGRAM_SAMPLES = 128
 
@@ -33,9 +35,11 @@ def ranges(model: onnx.ModelProto, samples: Sequence[Sample], preset: Preset) ->
 
     Raises UserError for samples that don't fit the model.
     """
-    extra = {"symmetric": preset.symmetric, "percentile": preset.percentile}
+    extra: dict[str, Any] = {"symmetric": preset.symmetric, "percentile": preset.percentile}
     if preset.calibration == "minmax":
         del extra["percentile"]
+    elif preset.calibration == "entropy":
+        extra = {"symmetric": preset.symmetric, "num_bins": _ENTROPY_BINS}
     else:
         samples = samples[:_HISTOGRAM_SAMPLES]
     with scratch_folder() as folder, _quietly():

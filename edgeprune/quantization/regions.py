@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from edgeprune.quantization.layers import LAYOUT_OPS, Layers
+from edgeprune.quantization.layers import ACTIVATIONS, LAYOUT_OPS, Layers
 
-_ACTIVATIONS = ("Relu", "Clip")
 # What onnxruntime computes in integers besides layers with weights, or moves as they are.
 _BESIDE = (
-    *_ACTIVATIONS, "Add", "Mul", "Sigmoid", "LeakyRelu", "Concat", "MaxPool", "AveragePool",
+    *ACTIVATIONS, "Add", "Mul", "Sigmoid", "LeakyRelu", "Concat", "MaxPool", "AveragePool",
     "GlobalAveragePool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice",
     "Split", "Pad", "Resize",
 )  # fmt: skip
@@ -88,7 +87,7 @@ def _tail(layers: Layers, expectations: set[str]) -> list[str]:
 def _follows(layers: Layers, name: str, inside: list[str]) -> bool:
     """Whether a node is the activation of a layer that becomes int8: it fuses with it."""
     node = layers.nodes[name]
-    if node.op_type not in _ACTIVATIONS:
+    if node.op_type not in ACTIVATIONS:
         return False
     maker = layers.makers.get(node.input[0])
     return maker is not None and maker.name in inside
@@ -100,7 +99,7 @@ def _beside(layers: Layers, inside: set[str], tail: set[str]) -> set[str]:
         name
         for name, node in layers.nodes.items()
         if node.op_type in _BESIDE and node.domain in ("", "ai.onnx")
-        if name not in tail or node.op_type in _ACTIVATIONS
+        if name not in tail or node.op_type in ACTIVATIONS
     }
     while True:
         every = found | inside
@@ -124,7 +123,7 @@ def _makers_within(layers: Layers, node: onnx.NodeProto, every: set[str]) -> boo
 def _read_within(layers: Layers, node: onnx.NodeProto, every: set[str]) -> bool:
     """Whether somebody takes int8 from a node. An activation costs nothing: it is the clipping that
     quantisation does."""
-    if node.op_type in _ACTIVATIONS:
+    if node.op_type in ACTIVATIONS:
         return True
     return any(reader.name in every for reader in layers.after(node))
 

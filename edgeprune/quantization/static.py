@@ -15,6 +15,7 @@ from edgeprune.quantization.preset import Preset
 from edgeprune.quantization.regions import Regions
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_Q_OUTPUT = "_QuantizeLinear_Output"
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -55,6 +56,25 @@ def quantised(
     del made.graph.value_info[:]
     made.producer_name, made.producer_version = model.producer_name, model.producer_version
     return made
+
+
+def shorten(model: onnx.ModelProto) -> None:
+    """Of a small model's file names are some percent: Q and DQ need none, and what lies between
+    them a short one. What DQ makes keeps onnxruntime's, by which `drift` finds it."""
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    short: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type == _Q and node.output[0].endswith(_Q_OUTPUT):
+            name = node.output[0].removesuffix(_Q_OUTPUT) + "_q"
+            if name not in taken:
+                short[node.output[0]] = name
+                taken.add(name)
+    for node in model.graph.node:
+        if node.op_type in (_Q, _DQ):
+            node.name = ""
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = short.get(name, name)
 
 
 def _options(preset: Preset, ops: list[str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Builder:
 
 
 def classifier(width: int = 32, opset: int = 18) -> onnx.ModelProto:
-    """Convolutions, a residual sum, a depthwise one, pooling and ten classes; input (n, 3, 8, 8)."""
+    """Convolutions, one depthwise, a residual sum, pooling, ten classes; input (n, 3, 8, 8)."""
     b = Builder((3, 8, 8))
     x = b.node("Relu", b.conv("x", 3, width, 3, name="stem"))
     y = b.node("Relu", b.conv(x, width, width, 3, name="depthwise", group=width))
