@@ -1,0 +1,162 @@
+"""int8 and fp16 of an ONNX file: a file in, calibration samples, a file out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from edgeprune.core.errors import EdgePruneError, UserError
+from edgeprune.core.files import whole_file
+from edgeprune.quantization.bias_correction import corrected
+from edgeprune.quantization.half import MOST_DRIFT, halved
+from edgeprune.quantization.layers import Layers
+from edgeprune.quantization.prepare import loaded, named, prepared, with_shapes
+from edgeprune.quantization.preset import Preset
+from edgeprune.quantization.ranges import ranges
+from edgeprune.quantization.regions import regions
+from edgeprune.quantization.running import Sample
+from edgeprune.quantization.sensitivity import Found, sensitive_layers
+from edgeprune.quantization.static import quantised, shorten
+
+# Samples whose means correct biases.
+_BIAS_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A node that stays float, by its name in the file, and why."""
+
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised file. size_mb, original_size_mb: 10**6 bytes. kept_float: layers and nodes of the
+    tail (int8), or nodes (fp16), that stay in float32. int8_layers: how many layers with weights
+    became int8. trial_error: relative error of the outputs on calibration samples; of int8 as the
+    search for sensitive layers left it, before biases were corrected; of fp16 with each number
+    rounded to fp16, which a CPU that computes fp16 files in fp32 doesn't show. runs: how many
+    quantised models that search made and ran. within_bound: whether trial_error keeps the preset's
+    max_drift, or fp16's own."""
+
+    path: Path
+    precision: str
+    kept_float: tuple[Kept, ...]
+    size_mb: float
+    original_size_mb: float
+    int8_layers: int = 0
+    trial_error: float = 0.0
+    runs: int = 0
+    within_bound: bool = True
+
+    def __str__(self) -> str:
+        share = self.size_mb / self.original_size_mb
+        return (
+            f"{self.path.name}: {self.precision}, {self.size_mb:.2f} MB ({share:.0%}), "
+            f"{len(self.kept_float)} nodes stay float"
+        )
+
+
+def int8(path_in: Path, path_out: Path, calibration: Sequence[Sample], preset: Preset) -> Quantized:
+    """Quantises a float32 file for a runtime: batch norms folded, ranges calibrated, the layers
+    that cost most found and left float, biases corrected (docs/quantization.md).
+
+    calibration: inputs by name, one mapping a run of the model; no labels. The same file, samples
+    and preset give the same bytes. `path_out` appears whole or not at all.
+    Raises UserError, in one line: no samples or samples that don't fit, an opset too old, a file
+    that is quantised already, or one with nothing to quantise.
+    """
+    model = loaded(path_in)
+    _checked(calibration)
+    base = with_shapes(prepared(model, preset.per_channel))
+    layers = Layers(base)
+    tensors = ranges(base, calibration, preset)
+
+    def made(source: onnx.ModelProto, floats: frozenset[str]) -> onnx.ModelProto:
+        return quantised(source, tensors, preset, regions(layers, preset.placement, floats))
+
+    first = regions(layers, preset.placement)
+    candidates = [name for name in layers.weighted if name in set(first.quantised)]
+    if not candidates:
+        raise UserError("nothing to quantise: each layer with weights has to stay float")
+    found: Found = sensitive_layers(
+        base,
+        calibration,
+        candidates,
+        lambda floats: made(base, floats),
+        (preset.max_drift, preset.max_runs),
+    )
+    floats = frozenset(found.floats)
+    left = [name for name in candidates if name not in floats]
+    if preset.correct_biases:
+        samples = calibration[:_BIAS_SAMPLES]
+        base = corrected(base, made(base, floats), left, samples)
+    done = made(base, floats)
+    shorten(done)
+    _write(done, path_out)
+    kept = regions(layers, preset.placement, floats).kept
+    return Quantized(
+        path_out,
+        "int8",
+        tuple(Kept(name, why) for name, why in kept),
+        _size_mb(path_out),
+        _size_mb(path_in),
+        len(left),
+        found.error,
+        found.runs,
+        found.error <= preset.max_drift,
+    )
+
+
+def fp16(
+    path_in: Path, path_out: Path, calibration: Sequence[Sample], keep_io: bool = True
+) -> Quantized:
+    """Makes an fp16 file of a float32 one; what overflows on the samples stays in fp32.
+
+    calibration: inputs by name, one mapping a run of the model. keep_io: inputs and outputs stay
+    float32. Opset and IR version stay as they are. `path_out` appears whole or not at all.
+    Raises UserError, in one line, for no samples, samples that don't fit, and what onnxruntime's
+    converter can't make fp16 of.
+    """
+    model = loaded(path_in)
+    _checked(calibration)
+    made, kept, error = halved(named(model), calibration, keep_io)
+    _write(made, path_out)
+    return Quantized(
+        path_out,
+        "fp16",
+        tuple(Kept(name, why) for name, why in kept),
+        _size_mb(path_out),
+        _size_mb(path_in),
+        trial_error=error,
+        within_bound=error <= MOST_DRIFT,
+    )
+
+
+def _checked(calibration: Sequence[Sample]) -> None:
+    if not calibration:
+        raise UserError(
+            "no calibration data: int8 and fp16 need a few real inputs (--data; no labels needed)"
+        )
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    """Raises EdgePruneError for what isn't valid ONNX: a bug here or in onnxruntime."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise EdgePruneError(f"the quantised model is no valid ONNX: {told}") from error
+    with whole_file(path) as file:
+        file.write(model.SerializeToString(deterministic=True))
+
+
+def _size_mb(path: Path) -> float:
+    return path.stat().st_size / 1e6
