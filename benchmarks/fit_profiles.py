@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 from fit_devices import DEVICES, PRIORS, Device, Given
+from fit_int8 import int8_figure
 from fit_model import (
     PARAMETERS,
     Fitted,
@@ -250,6 +251,7 @@ def profile_data(
     facts: Mapping[str, str],
     fitted: Mapping[str, dict[str, Any]],
     error: Given,
+    int8: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """A profile in the layout of its YAML file."""
     budgets = {"latency_ms": device.latency_budget_ms, "memory_mb": device.memory_budget_mb}
@@ -270,6 +272,7 @@ def profile_data(
         "efficiency": {kind: fitted[kind] for kind in COMPUTE_KINDS},
         "budgets": budgets | {"size_mb": None},
         "expected_error_percent": {"value": error.value, "source": error.source},
+        **({} if int8 is None else {"int8": int8}),
         **({} if device.gpu else runtime_of(device)),
         "notes": f"{device.notes} {_ARM_NOTE}".strip() if device.fit == "arm" else device.notes,
     }
@@ -317,6 +320,7 @@ def main() -> None:
     options = parser.parse_args()
 
     facts = by_name(read_table(options.data / "devices.csv"), "name")
+    published = read_table(options.data / "published_latency.csv")
     sets = {name: fit_set(name, options.data) for name in SETS}
     conversion = convert(sets["arm"])
     xavier = np.exp(sets["tensor"].fitted.figures("volta", "agx-xavier"))
@@ -332,7 +336,9 @@ def main() -> None:
         shown = " ".join(f"{fitted[name]['value']:g}" for name in PARAMETERS)
         print(f"  {device.name:<21} {shown}; error {error.value:g} %")
         if options.write:
-            write(profile_data(device, facts[device.facts], fitted, error), options.write)
+            int8 = int8_figure(device.name, published)
+            data = profile_data(device, facts[device.facts], fitted, error, int8)
+            write(data, options.write)
     print_asked(sets, conversion)
 
 

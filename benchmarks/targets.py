@@ -3,6 +3,7 @@
     PYTHONPATH=. python benchmarks/targets.py opsets [--every 4] [--limit 240] [--out FILE]
     PYTHONPATH=. python benchmarks/targets.py runtimes [--runtime NAME ...] [--out FILE]
     PYTHONPATH=. python benchmarks/targets.py oldest [--out FILE]
+    PYTHONPATH=. python benchmarks/targets.py time --before CHECKOUT [--out FILE]
 
 `opsets`: models of the coverage catalogue, one in `--every` of each suite, exported as they are and
 brought to opset 17, 15 and 13; each file is checked, read in onnxruntime and compared with PyTorch,
@@ -12,10 +13,9 @@ and its ops are looked up in TensorRT 8.2's list.
 (EDGEPRUNE_RUNTIMES_PYTHON names the Pythons that have them). `oldest`: their files at opset 13 and
 15 in the oldest onnxruntime that pip has for Python 3.11. See targets_runtimes.py.
 
-Rows go to a file as they come: what is there is
-not done again.
-
 `time`: what export and its proof take against an earlier commit (targets_time.py).
+
+Rows go to a file as they come: what is there is not done again.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Footprint:
 
     @staticmethod
     def of(
-        graph: Kernels, values: Mapping[int, Any] | None = None, bytes_per_element: int = 4
+        graph: Kernels, values: Mapping[int, Any] | None = None, bytes_per_element: float = 4
     ) -> Footprint:
         """The footprint of a model at a plan's widths and bits (a file's sizes need none)."""
         at = {} if values is None else values
@@ -121,7 +121,7 @@ class MemoryModel:
         self,
         graph: Kernels,
         values: Mapping[int, Any] | None = None,
-        bytes_per_element: int = 4,
+        bytes_per_element: float = 4,
     ) -> float:
         """The predicted peak of a model's kernels, in MB; see `Footprint.of`."""
         return self.peak_mb(Footprint.of(graph, values, bytes_per_element))
@@ -130,12 +130,12 @@ class MemoryModel:
         """Between which peaks, in MB, the truth lies in nine cases of ten."""
         return predicted_mb * self.low, predicted_mb * self.high
 
-    def held(self, graph: Kernels, bytes_per_element: int = 4) -> Poly:
+    def held(self, graph: Kernels, bytes_per_element: float = 4) -> Poly:
         """MB that the weights take, whatever runs. peak = base + held + the largest of `steps`."""
         taken = graph.weights * self.weights + blocked_weights(graph) * self.blocked
         return taken * (bytes_per_element / 1e6)
 
-    def steps(self, graph: Kernels, bytes_per_element: int = 4) -> tuple[Poly, ...]:
+    def steps(self, graph: Kernels, bytes_per_element: float = 4) -> tuple[Poly, ...]:
         """MB that the activations of each step take, as if it were the worst."""
         return tuple(live * (self.live * bytes_per_element / 1e6) for live in graph.live)
 

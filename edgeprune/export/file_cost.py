@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch.fx import GraphModule
 
+from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks
 from edgeprune.export.onnx import Exported
 from edgeprune.graph.fx_utils import used_parameters
@@ -48,17 +49,42 @@ def count_parameters(module: GraphModule) -> int:
 
 
 def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
-    """The cost of an exported file by a profile's model: what `edgeprune check` says of it."""
-    model = load_onnx(exported.path)
+    """The cost of an exported file by a profile's model: what `edgeprune check` says of it.
+
+    In int8 the kernels that became it take `Profile.int8` times as long as in float; where a
+    profile has no such figure, as long, and a remark says so.
+    """
+    model = load_onnx(exported.in_float.path)
     kernels = kernel_graph(model, profile.fusion)
+    times = kernels.kernel_latencies_ms(profile, {})
+    latency_ms, unit = sum(times), float(profile.bytes_per_element)
+    remarks = pricing_remarks(model)
+    made = exported.quantized
+    if made is not None and made.precision == "int8":
+        kept = {each.name for each in made.kept_float}
+        floating = [not kept.isdisjoint(kernel.ops) for kernel in kernels.kernels]
+        macs = [kernel.macs({}) for kernel in kernels.kernels]
+        left = sum(m for m, f in zip(macs, floating, strict=True) if f) / max(sum(macs), 1)
+        unit = left * unit + (1 - left)
+        if profile.int8 is None:
+            remarks.append(
+                f"profile {profile.name} has no figure for int8: its latency is that of float"
+            )
+        else:
+            share = profile.int8.value
+            remarks.append(
+                f"int8 is priced at {share:.0%} of the time of {profile.precision} "
+                f"({profile.int8.source})"
+            )
+            latency_ms = sum(ms if f else share * ms for ms, f in zip(times, floating, strict=True))
     return Cost(
         parameters,
         round(kernels.macs({})),
-        kernels.latency_ms(profile, {}),
-        kernels.peak_memory_mb(profile, {}),
+        latency_ms,
+        memory_model(profile).predict(kernels, {}, unit),
         exported.size_mb,
         "predicted",
-        tuple(pricing_remarks(model)),
+        tuple(remarks),
     )
 
 

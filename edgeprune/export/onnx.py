@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from edgeprune.export.stack_unbind import stack_whole
 from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import export_program, quiet
+from edgeprune.quantization.quantize import Quantized
 from edgeprune.sparse.initializers import with_sparse_initializers
 
 aten = torch.ops.aten
@@ -45,6 +46,7 @@ class Exported:
     """An ONNX file and the names under which it takes its inputs, in the order of the tensors.
 
     program: the torch.export program that it was made from. form: as asked for.
+    quantized: what became of the float32 file, which is at `float_path` then, in fewer bits.
     """
 
     path: Path
@@ -55,6 +57,21 @@ class Exported:
     warnings: tuple[str, ...]
     form: FileForm = USUAL_FORM
     ir_version: int = 0
+    quantized: Quantized | None = None
+    float_path: Path | None = None
+
+    @property
+    def in_float(self) -> Exported:
+        """The float32 file that this one was made from; itself where it is one."""
+        if self.float_path is None:
+            return self
+        return replace(
+            self,
+            path=self.float_path,
+            size_mb=size_mb(self.float_path),
+            quantized=None,
+            float_path=None,
+        )
 
 
 def export(
@@ -103,7 +120,7 @@ def export(
         program,
         tuple(info.name for info in model.graph.input),
         tuple(info.name for info in model.graph.output),
-        _size_mb(path),
+        size_mb(path),
         tuple(warnings),
         form,
         model.ir_version,
@@ -388,7 +405,7 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     )
 
 
-def _size_mb(path: Path) -> float:
+def size_mb(path: Path) -> float:
     """MB of the model file, weights beside it included."""
     files: Sequence[Path] = [path, path.with_name(f"{path.name}.data")]
     return sum(f.stat().st_size for f in files if f.exists()) / 1e6

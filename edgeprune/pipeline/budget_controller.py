@@ -31,24 +31,33 @@ _STEEPEST = 3.0
 # machine was busy then, and latencies count from now on beside the faster one.
 _CALMER = 0.95
 
-_BYTES = 4  # of a parameter, in the file
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of a parameter, in the file
 
 
 class BudgetController:
     """Limits for the solver, corrected by what each file turned out to cost.
 
-    own: the solver's costs of the full model. cost: what its file costs. budgets: the user's.
+    own: the solver's costs of the full model. cost: what its file costs. in_precision: what that
+    costs in the precision asked for, where it isn't float32. budgets: the user's.
     """
 
-    def __init__(self, settings: Settings, own: Mapping[str, float], cost: Cost) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        own: Mapping[str, float],
+        cost: Cost,
+        in_precision: Cost | None = None,
+    ) -> None:
         self.budgets = settings.budgets
         self._rate = settings.rate
         self._full = dict(own)
         self._whole = cost
+        self._start = cost if in_precision is None else in_precision
+        self._bytes = _BYTES[settings.precision]
         self._misses = 0
         self._beside = 0.0  # MB of a file that are no parameters
         self._seen: dict[str, list[tuple[float, float]]] = {"latency_ms": [], "memory_mb": []}
-        self.learn(own, cost)
+        self.learn(own, self._start)
         self._misses = 0
 
     def limits(self) -> Limits:
@@ -63,7 +72,7 @@ class BudgetController:
         """A choice of these costs, by the solver, made a file of those."""
         for name, seen in self._seen.items():
             seen.append((own[name], cost.figure(name)))
-        self._beside = max(cost.size_mb - _megabytes(own["parameters"]), 0.0)
+        self._beside = max(cost.size_mb - own["parameters"] * self._bytes / 1e6, 0.0)
         self._misses += bool(over(cost, self.budgets))
 
     @property
@@ -77,6 +86,7 @@ class BudgetController:
         factor = whole.latency_ms / self._whole.latency_ms
         if factor < _CALMER:
             self._seen["latency_ms"] = [(x, ms * factor) for x, ms in self._seen["latency_ms"]]
+            self._start = whole if self._start is self._whole else self._start
             self._whole = whole
 
     def leaves_room(self, limits: Limits, own: Mapping[str, float], cost: Cost) -> bool:
@@ -109,7 +119,7 @@ class BudgetController:
         else:
             near, *others = under or above
             limit = near[0] * (target / near[1]) ** (1 / _steepness(near, *others[:1]))
-        if self._whole.figure(name) <= budget:  # nothing to do here, and no margin to keep
+        if self._start.figure(name) <= budget:  # nothing to do here, and no margin to keep
             return max(limit, self._full[name])
         return limit
 
@@ -120,9 +130,9 @@ class BudgetController:
         size = self.budgets.size_mb
         if size is None:
             return None
-        if self._whole.size_mb <= size:
+        if self._start.size_mb <= size:
             return self._full["parameters"]
-        return max((size * self._share - self._beside) * 1e6 / _BYTES, 1.0)
+        return max((size * self._share - self._beside) * 1e6 / self._bytes, 1.0)
 
 
 def over(cost: Cost, budgets: Budgets) -> dict[str, float]:
@@ -140,7 +150,3 @@ def _steepness(near: tuple[float, float], far: tuple[float, float] | None = None
         return 1.0
     power = log(far[1] / near[1]) / log(far[0] / near[0])
     return min(max(power, 1 / _STEEPEST), _STEEPEST)
-
-
-def _megabytes(parameters: float) -> float:
-    return parameters * _BYTES / 1e6

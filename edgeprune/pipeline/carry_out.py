@@ -185,12 +185,18 @@ def milder_plans(
 
 
 def priced(
-    workspace: Workspace, draft: Draft, baseline: Baseline, controller: BudgetController
+    workspace: Workspace,
+    draft: Draft,
+    baseline: Baseline,
+    controller: BudgetController,
+    final: bool = False,
 ) -> tuple[Exported, Cost]:
-    """The draft's file, and what it costs: predicted, or measured beside the model as it was."""
+    """The draft's file, and what it costs: predicted, or measured beside the model as it was.
+
+    final: the file is the one that is kept."""
     with workspace.steps.step("export"):
-        exported = workspace.export(draft.module, draft.plan, baseline)
-    if draft.plan.removes_nothing:
+        exported = workspace.export(draft.module, draft.plan, baseline, final)
+    if draft.plan.removes_nothing and exported.quantized is None:
         return exported, controller.whole
     with workspace.steps.step("price"):
         parameters = count_parameters(draft.module)

@@ -24,11 +24,12 @@ from edgeprune.export.form import NEWEST_OPSET, OLDEST_OPSET, FileForm
 from edgeprune.pipeline.requirements import Requirements
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.profiles.target import USUAL_OPSET
+from edgeprune.quantization.preset import preset_for
 from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
 METHODS = ("channel", "layer", "structured")
-PRECISIONS = ("fp32",)
-PLANNED_PRECISIONS = ("fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8")
+PLANNED_PRECISIONS = ("auto",)
 
 
 #: Percent of agreement with the original below which a model has lost its job.
@@ -167,6 +168,7 @@ class PruneOptions(BaseModel):
                 )
         if self.cautious:
             limits = profile.lowered(limits, measured=remote or profile.name == HOST)
+        _check_computed(self.precision, profile)
         target, batch = profile.target, _samples(self.batch)
         default = 1 if self.max_drop is None else _STEPS_TO_STOP_AT
         alone = self.max_drop is not None and rate is None and self.budgets.is_empty
@@ -258,6 +260,12 @@ def _passes(align: int | str | None) -> int | None:
     if (isinstance(align, str) and not align.isdigit()) or int(align) < 0:
         raise UserError(f"--align {align}: give none, or how many passes over the samples")
     return int(align)
+
+
+def _check_computed(precision: str, profile: Profile) -> None:
+    """Raises UserError for int8 where the device has none."""
+    if precision == "int8":
+        preset_for(profile)
 
 
 def _samples(batch: int | str | None) -> int | None:

@@ -31,14 +31,17 @@ from edgeprune.pipeline.workspace import (
     rate_kept,
 )
 from edgeprune.profiles.profile import Profile
+from edgeprune.reconstruction.samples import counted
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.report import (
     Agreement,
     Figures,
     GroupWidth,
     KernelCost,
+    LayerError,
     LayerZeros,
     OnnxFacts,
+    Quantization,
     Rate,
     Report,
     SolverFacts,
@@ -49,6 +52,8 @@ from edgeprune.report import (
 from edgeprune.report import Validation as ValidationFacts
 from edgeprune.runtime.support import findings
 from edgeprune.surgery.write_back import WrittenBack
+
+_WORST_LAYERS = 10
 
 
 def build_report(
@@ -105,6 +110,7 @@ def build_report(
         method=settings.method,
         importance=result.criterion,
         precision=settings.precision,
+        quantization=_quantization(best),
         module="graph" if written.module is None else "user class",
         module_note=written.note,
         input_shapes={
@@ -133,7 +139,7 @@ def build_report(
         metric_name=task.metric_name,
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
-        agreement=_agreement(task, result),
+        agreement=_agreement(workspace, result),
     )
 
 
@@ -162,6 +168,30 @@ def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts
         batch_note=_batch_note(traced, settings),
         target=settings.profile.target.full_name,
         unsupported_on_target=_unsupported(exported, settings),
+    )
+
+
+def _quantization(best: Candidate) -> Quantization | None:
+    """What the file in fewer bits computes; None of a file in float32."""
+    made, found = best.exported.quantized, best.drift
+    if made is None or found is None:
+        return None
+    return Quantization(
+        relative_error=found.relative_error,
+        agreement=found.agreement,
+        samples=found.samples,
+        size_mb_float32=made.original_size_mb,
+        int8_layers=made.int8_layers,
+        kept_float=[str(each) for each in made.kept_float],
+        layers=[
+            LayerError(
+                layer=each.layer or each.name,
+                op=each.op,
+                error=each.relative_error,
+                added=each.added,
+            )
+            for each in found.layers[:_WORST_LAYERS]
+        ],
     )
 
 
@@ -372,18 +402,19 @@ def _seen_in_training(best: Candidate) -> list[str]:
     return ["fine-tuning saw the samples that agreement is measured on"]
 
 
-def _agreement(task: Task, result: PruningResult) -> Agreement:
+def _agreement(workspace: Workspace, result: PruningResult) -> Agreement:
     """How far the model agrees with the original where nothing was fitted, and whether it lost
     its job."""
-    best = result.best
-    if best.removes_nothing or best.recovery is None or not best.recovery.judged:
+    best, task, samples = result.best, workspace.task, workspace.samples
+    recovery = best.recovery if best.recovery is not None and best.recovery.judged else None
+    found = best.agreement or (None if recovery is None else recovery.after)
+    if best.computes_the_same or found is None or samples is None:
         return Agreement()
-    found = best.agreement or best.recovery.after
     return Agreement(
-        kind=best.recovery.kind,
-        before_recovery=best.recovery.before.agreement,
+        kind=workspace.judge.kind,
+        before_recovery=None if recovery is None else recovery.before.agreement,
         after=found.agreement,
-        samples=best.recovery.judged,
+        samples=counted(samples.judged) if recovery is None else recovery.judged,
         lost=lost(task, best),
         least=task.settings.min_agreement,
         made_up=task.data is None,

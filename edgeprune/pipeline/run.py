@@ -23,6 +23,7 @@ from edgeprune.coupling.coupling import obstacles
 from edgeprune.data.batches import as_batches
 from edgeprune.export.onnx import Exported, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
+from edgeprune.export.precision import FileModule, samples_of
 from edgeprune.export.program import save_program
 from edgeprune.graph.fidelity import in_eval, outputs_of
 from edgeprune.graph.inputs import ExampleInputs
@@ -42,8 +43,9 @@ from edgeprune.pipeline.workspace import (
     lost,
     rate_kept,
 )
+from edgeprune.quantization import drift
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
-from edgeprune.reconstruction.samples import Samples
+from edgeprune.reconstruction.samples import Samples, counted
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
 from edgeprune.report import Report, write_html
 from edgeprune.scoring import Scores, score
@@ -93,6 +95,8 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
     baseline = workspace.baseline()
     if _fits_already(task.settings, baseline):
+        if task.settings.precision != "fp32":  # what it is calibrated on
+            workspace = _with_made(workspace, made_for(task, traced, steps))
         return _finished(workspace, left_as_it_was(workspace, baseline))
     _check_prunable(traced, coupling, task.settings)
     made = made_for(task, traced, steps)
@@ -126,6 +130,7 @@ def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
 
 def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     """What is proved, written and said of the file that pruning came to."""
+    result = _judged_in_precision(workspace, result)
     best = result.best
     _mark(workspace, result)
     validation = _validated(workspace, best)
@@ -213,7 +218,10 @@ def _for_detectors(traced: TracedModel, samples: Samples, seed: int) -> Samples:
 
 def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
     """Samples made up for a model where the user gives none; None where they don't help."""
-    if task.data is not None or not task.makes_samples_up or task.settings.rate == 0:
+    in_float = task.settings.precision == "fp32"
+    if task.data is not None or not task.makes_samples_up:
+        return None
+    if task.settings.rate == 0 and in_float:
         return None
     with steps.step("make samples up"):
         return from_first(
@@ -244,6 +252,26 @@ def _check_prunable(traced: TracedModel, coupling: Coupling, settings: Settings)
         f"{', '.join(reasons[:3]) or 'its inputs and outputs'} (edgeprune inspect lists them; "
         "--rate 0 exports it as it is)"
     )
+
+
+def _judged_in_precision(workspace: Workspace, result: PruningResult) -> PruningResult:
+    """With what the file in fewer bits computes, where there is one: agreement and metric are its
+    own, on samples that nothing was fitted or calibrated on."""
+    best, samples = result.best, workspace.samples
+    if best.exported.quantized is None or best.exported.float_path is None or samples is None:
+        return result
+    with workspace.steps.step("evaluate"):
+        file = FileModule(best.exported.path, best.module, workspace.file_batch)
+        agreement = workspace.agreement(file)
+        names = best.exported.input_names
+        calls = samples_of(samples.judged, names, workspace.file_batch)
+        drifted = replace(
+            drift(best.exported.float_path, best.exported.path, calls),
+            samples=counted(samples.judged),
+        )
+        metric = workspace.metric(file)
+        best = replace(best, agreement=agreement, metric=metric, drift=drifted)
+    return replace(result, best=best)
 
 
 def _mark(workspace: Workspace, result: PruningResult) -> None:
@@ -280,7 +308,7 @@ def _validated(workspace: Workspace, best: Candidate) -> Validation:
                 reference,
                 traced.example_inputs,
                 traced.dynamic_batch,
-                best.exported,
+                best.exported.in_float,
                 workspace.folder,
                 workspace.settings.seed,
             )

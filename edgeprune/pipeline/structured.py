@@ -14,7 +14,7 @@ from edgeprune.core.distributed import from_first
 from edgeprune.core.schedules import share_at
 from edgeprune.cost.fx_reader import parameter_count
 from edgeprune.coupling.plan import Plan
-from edgeprune.export.file_cost import count_parameters
+from edgeprune.export.file_cost import Cost, count_parameters
 from edgeprune.pipeline.budget_controller import BudgetController, over
 from edgeprune.pipeline.carry_out import (
     Draft,
@@ -60,7 +60,8 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
         settings.method,
         settings.kept_parameters(coupling.parameters),
     )
-    controller = BudgetController(settings, problem.costs(problem.full), baseline.cost)
+    start = _in_precision(workspace, baseline)
+    controller = BudgetController(settings, problem.costs(problem.full), baseline.cost, start)
     fastest = settings.fastest and not over(baseline.cost, settings.budgets)
     limits = _half_way(problem, controller) if fastest else controller.limits()
     choice = _best_loss_model(workspace, problem, limits, scores.criterion)
@@ -79,6 +80,16 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
     )
 
 
+def _in_precision(workspace: Workspace, baseline: Baseline) -> Cost | None:
+    """What the model as it was costs in the precision asked for; None in float32."""
+    if workspace.settings.precision == "fp32":
+        return None
+    module, plan = workspace.traced.graph_module, Plan.everything(workspace.coupling)
+    exported = workspace.export(module, plan, baseline, final=False)
+    with workspace.steps.step("price"):
+        return workspace.cost(exported, module, baseline)
+
+
 def left_as_it_was(workspace: Workspace, baseline: Baseline) -> PruningResult:
     """The model as it was, proved and exported: where nothing has to go."""
     plan, nothing = Plan.everything(workspace.coupling), Solution({}, "optimal", 0.0, 0.0, 0.0)
@@ -86,13 +97,15 @@ def left_as_it_was(workspace: Workspace, baseline: Baseline) -> PruningResult:
     proof = prove(workspace.traced, workspace.coupling, plan, module)
     with workspace.steps.step("export"):
         exported = workspace.export(module, plan, baseline)
+    with workspace.steps.step("price"):
+        cost = workspace.cost(exported, module, baseline)
     candidate = Candidate(
         plan,
         nothing,
         module,
         proof,
         exported,
-        baseline.cost,
+        cost,
         reachable=None,
         recovery=None,
         trained=(),
@@ -336,8 +349,9 @@ class _Search:
     def as_file(self, draft: Draft) -> Candidate:
         """The draft's file; what its sizes cost is known if they were priced before."""
         workspace = self.workspace
-        if draft.cost is None or workspace.machine is None:
-            exported, cost = priced(workspace, draft, self.baseline, self.controller)
+        quantized = workspace.settings.precision != "fp32"  # for good now, with other layers left
+        if draft.cost is None or workspace.machine is None or quantized:
+            exported, cost = priced(workspace, draft, self.baseline, self.controller, final=True)
         else:  # measured already, and its sizes are the same
             with workspace.steps.step("export"):
                 exported = workspace.export(draft.module, draft.plan, self.baseline)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune.core.budgets import Budgets
@@ -24,11 +24,13 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.data.batches import accuracy, as_batches
 from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, predicted
 from edgeprune.export.onnx import Exported, export
+from edgeprune.export.precision import in_precision, samples_of
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
-from edgeprune.reconstruction.outputs import streamed
+from edgeprune.quantization import Drift
+from edgeprune.reconstruction.outputs import floating, streamed
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found, Yardstick
 from edgeprune.recovery import (
@@ -73,6 +75,7 @@ class Candidate:
 
     reachable: None where no solver chose. masks: which single weights stay, where some went.
     agreement: with the original, on samples that nothing was fitted on, once all was done.
+    drift: of a file in fewer bits from the one in float32.
     remarks: how the plan was chosen, for the report. obstacle: what stopped it short of what was
     asked, where that isn't the solver's limits.
     """
@@ -94,11 +97,17 @@ class Candidate:
     agreement: Found | None = None
     remarks: tuple[str, ...] = ()
     obstacle: str | None = None
+    drift: Drift | None = None
 
     @property
     def removes_nothing(self) -> bool:
         """Whether the model is what it was."""
         return self.plan.removes_nothing and not (self.masks and self.masks.zeros)
+
+    @property
+    def computes_the_same(self) -> bool:
+        """Whether the file is the model as it was, in float32."""
+        return self.removes_nothing and self.exported.quantized is None
 
     def met(self, budgets: Budgets) -> bool:
         """Whether the file keeps every budget."""
@@ -111,7 +120,7 @@ def lost(task: Task, best: Candidate) -> bool:
     return (
         task.data is not None
         and best.agreement is not None
-        and not best.removes_nothing
+        and not best.computes_the_same
         and best.agreement.agreement < least
     )
 
@@ -176,14 +185,19 @@ class Workspace:
         assert self.samples is not None
         return judge_of(self.traced, self.samples)
 
-    def agreement(self, module: GraphModule) -> Found | None:
-        """How far a module is from the original now; None where no samples can tell."""
+    def agreement(self, module: nn.Module) -> Found | None:
+        """How far a module, or a file called like one, is from the original now; None where no
+        samples can tell."""
         samples = self.samples
         if samples is None or not samples.held:
             return None
-        return from_first(lambda: self.judge.measure(streamed(module, samples.held)))
+        held = samples.held
+        if isinstance(module, GraphModule):
+            return from_first(lambda: self.judge.measure(streamed(module, held)))
+        calls = (floating(module(*call.args, **call.kwargs)) for call in held)
+        return from_first(lambda: self.judge.measure(calls))
 
-    def metric(self, module: GraphModule) -> float | None:
+    def metric(self, module: nn.Module) -> float | None:
         """The user's metric or accuracy; without either, where --max-drop needs one, the percent of
         agreement with the original."""
         metric, data = self.task.metric, self.task.data
@@ -290,18 +304,44 @@ class Workspace:
         with self.steps.step("evaluate"):
             return Baseline(exported, cost, self.metric(module))
 
-    def export(self, module: GraphModule, plan: Plan, baseline: Baseline) -> Exported:
-        """The plan's file; the model as it was is exported already."""
+    def export(
+        self, module: GraphModule, plan: Plan, baseline: Baseline, final: bool = True
+    ) -> Exported:
+        """The plan's file; the model as it was is exported already. final: for good, else for its
+        costs alone."""
         if not plan.removes_nothing:
-            return self._written(module, self.folder, plan)
+            return self._in_precision(self._written(module, self.folder, plan), final)
         whole = baseline.exported
         for file in whole.path.parent.iterdir():
             shutil.copyfile(file, self.folder / file.name)
-        return replace(whole, path=self.folder / whole.path.name)
+        return self._in_precision(replace(whole, path=self.folder / whole.path.name), final)
 
     def export_zeroed(self, module: GraphModule) -> Exported:
         """The file of a model in which weights are zero and none is gone."""
-        return self._written(module, self.folder, Plan.everything(self.coupling))
+        whole = self._written(module, self.folder, Plan.everything(self.coupling))
+        return self._in_precision(whole, True)
+
+    def _in_precision(self, exported: Exported, final: bool) -> Exported:
+        """The file in the precision that was asked for."""
+        settings = self.settings
+        if settings.precision == "fp32":
+            return exported
+        samples = self.samples
+        if samples is None:
+            raise UserError(
+                f"--precision {settings.precision} needs calibration data: give --data (no labels "
+                "needed)"
+            )
+        with self.steps.step("quantize"):
+            calls = samples_of(samples.fit, exported.input_names, self.file_batch)
+            return in_precision(exported, settings.precision, settings.profile, calls, final)
+
+    @property
+    def file_batch(self) -> int | None:
+        """The batch that the file takes alone; None where it takes any, or where the samples are
+        of the model's own batch already."""
+        fixed = self.settings.fixed_batch and self.traced.dynamic_batch
+        return self.traced.batch if fixed else None
 
     def _written(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
         settings = self.settings
@@ -324,6 +364,16 @@ class Workspace:
             settings.form,
             settings.sparse_initializers and folder == self.folder,
         )
+
+    def cost(self, exported: Exported, module: GraphModule, baseline: Baseline) -> Cost:
+        """What the file of the model as it was costs, in the precision that was asked for."""
+        if exported.quantized is None:
+            return baseline.cost
+        parameters = count_parameters(module)
+        if self.machine is None:
+            return predicted(exported, parameters, self.settings.profile)
+        _, after = self.measured(baseline, exported, parameters)
+        return after.beside(baseline.cost.latency_ms)
 
     def measured(self, baseline: Baseline, after: Exported, parameters: int) -> tuple[Cost, Cost]:
         """What the model as it was and a file cost, timed alternately, on the machine that there

@@ -139,6 +139,7 @@ class Profile(_Frozen):
     expected_error_percent: mean relative error of the predicted latency, as measured.
     interval: where 90 % of the truth lies; left out, it is drawn from the expected error.
     memory: what the runtime takes beyond weights and activations; left out, nothing.
+    int8: how long a network takes in int8, as a share of what it takes in `precision`.
     tables: measured latencies by kind of kernel (`tables.py`), used instead of the figures.
     calibration: how the device was measured: runtime, provider, governor, clock and so on.
     reads: the target (`target.py`) that says what the runtime reads, by its shipped name or with
@@ -168,6 +169,7 @@ class Profile(_Frozen):
     interval: Interval | None = None
     notes: str = ""
     memory: Memory | None = None
+    int8: Figure | None = None
     calibration: Calibration | None = None
     tables: str | None = Field(default=None, repr=False)
 

@@ -176,6 +176,33 @@ class Agreement(_Frozen):
     works_at_ms: float | None = None
 
 
+class LayerError(_Frozen):
+    """What one layer of a file in fewer bits adds to the error. error: of what it makes, relative;
+    added: what of it was not in what it reads."""
+
+    layer: String
+    op: String
+    error: Number
+    added: Number
+
+
+class Quantization(_Frozen):
+    """What became of the file in fewer bits, against the float32 one, on samples put aside.
+
+    relative_error: of the outputs. agreement: percent of rows with the same largest entry, None
+    where outputs are no class scores. size_mb_float32: of the file that it was made from.
+    kept_float: what stays in float32, and why. layers: those that add most to the error, first.
+    """
+
+    relative_error: Number
+    agreement: float | None = None
+    samples: Count = 0
+    size_mb_float32: Number
+    int8_layers: Count = 0
+    kept_float: list[String] = []
+    layers: list[LayerError] = []
+
+
 class OnnxFacts(_Frozen):
     """What the file is. batch: "dynamic", or the size that it takes alone; batch_note: why.
 
@@ -223,6 +250,7 @@ class Report(_Frozen):
     method: String = "structured"
     importance: String = "auto"
     precision: String = "fp32"
+    quantization: Quantization | None = None
     module: Literal["user class", "graph"] = "graph"
     module_note: String = ""
     input_shapes: dict[String, list[int]] = {}

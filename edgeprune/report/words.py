@@ -21,7 +21,7 @@ from edgeprune.report.digits import (
     ratio,
     significant,
 )
-from edgeprune.report.model import Agreement, GroupWidth, KernelCost, Report
+from edgeprune.report.model import Agreement, GroupWidth, KernelCost, Quantization, Report
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,8 @@ def lost_sentence(facts: Agreement) -> str:
 def _kept(report: Report) -> list[str]:
     """What is left of the model's accuracy, or that nobody measured it."""
     facts = report.agreement
-    if changed(report) or report.removed_layers or report.sparsity is not None:
+    other = report.removed_layers or report.sparsity is not None or report.quantization is not None
+    if changed(report) or other:
         if facts.kind is not None and facts.after is not None and not facts.made_up:
             return [f"{facts.after:.0f} % agreement with the original"]
         if report.after.metric is None:
@@ -279,12 +280,26 @@ def verdict(report: Report) -> str:
     return f"{told} NOT proved: {', '.join(failed)}." if failed else told
 
 
+def _in_fewer_bits(precision: str, facts: Quantization) -> str:
+    """What a file in fewer bits computes, against the one in float32."""
+    off = f"its outputs are off by {significant(100 * facts.relative_error)} %"
+    same = "" if facts.agreement is None else f", {facts.agreement:.1f} % of its answers are alike"
+    kept = len(facts.kept_float)
+    left = f"; {kept} layers and ops stay in float32" if kept else ""
+    return (
+        f"In {precision}, against the float32 file on {facts.samples} samples put aside, "
+        f"{off}{same}{left}."
+    )
+
+
 def notes(report: Report) -> list[str]:
     """What the figures must be read with: the batch, and what --rate asked and got."""
     told = []
     if report.onnx is not None:
         told += [f"It can't run there: {each}." for each in _unsupported(report)]
-        told.append(f"The file is ONNX of opset {report.onnx.opset}.")
+        told.append(f"The file is ONNX of opset {report.onnx.opset}, {report.precision}.")
+    if report.quantization is not None:
+        told.append(_in_fewer_bits(report.precision, report.quantization))
     if report.onnx is not None and report.onnx.batch != "dynamic":
         told.append(
             f"The file takes a batch of {report.onnx.batch} only: {report.onnx.batch_note}."

@@ -1,0 +1,146 @@
+"""An exported file in fewer bits, and what it computes then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgeprune.export.onnx import Exported, size_mb
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.profiles.profile import Profile
+from edgeprune.quantization import fp16, int8, preset_for
+from edgeprune.quantization.running import Sample
+
+#: Calibration samples beyond these no longer move a range.
+MOST_SAMPLES = 400
+_FEW_SAMPLES = 32  # where a file is one of several that are priced
+
+
+def in_precision(
+    exported: Exported,
+    precision: str,
+    profile: Profile,
+    calibration: Sequence[Sample],
+    final: bool,
+) -> Exported:
+    """The file in fp16 or int8, at its own path; the float32 one goes into a folder beside it.
+
+    calibration: inputs by name, one mapping a run of the file. final: for good; else for its costs:
+    a few samples, no search for sensitive layers.
+    Raises UserError for a device that doesn't compute in it, and for what can't be quantised.
+    """
+    folder = exported.path.parent / "float32"
+    folder.mkdir(exist_ok=True)
+    source = folder / exported.path.name
+    data = exported.path.with_name(f"{exported.path.name}.data")
+    if data.exists():
+        data.replace(folder / data.name)
+    exported.path.replace(source)
+    samples = calibration[: MOST_SAMPLES if final else _FEW_SAMPLES]
+    if precision == "fp16":
+        made = fp16(source, exported.path, samples)
+    else:
+        preset = preset_for(profile)
+        if not final:
+            preset = replace(preset, max_runs=1, correct_biases=False, calibration="minmax")
+        made = int8(source, exported.path, samples, preset)
+    return replace(
+        exported,
+        size_mb=size_mb(exported.path),
+        quantized=made,
+        float_path=source,
+        warnings=(*exported.warnings, *_doubts(made, profile)),
+    )
+
+
+def _doubts(made: Any, profile: Profile) -> Iterator[str]:
+    computes = profile.target.computes_in
+    if made.precision not in computes:
+        yield (
+            f"{profile.target.full_name} on {profile.name} computes {made.precision} in "
+            f"{computes[0]}: the file is smaller, not faster"
+        )
+    if not made.within_bound:
+        yield (
+            f"int8 costs more than it should: the outputs are off by {made.trial_error:.0%} on the "
+            "calibration data even with the most sensitive layers left in float"
+        )
+
+
+def samples_of(
+    calls: Sequence[ExampleInputs], names: Sequence[str], batch: int | None
+) -> list[Sample]:
+    """Calls as the file takes them: arrays by input name. batch: of a file that takes one alone;
+    what is left over is dropped."""
+    if batch is not None:
+        calls = list(_of_batch(calls, batch))
+    return [
+        {name: t.detach().cpu().numpy() for name, t in zip(names, call.tensors, strict=True)}
+        for call in calls
+    ]
+
+
+def _of_batch(calls: Sequence[ExampleInputs], size: int) -> Iterator[ExampleInputs]:
+    waiting: list[ExampleInputs] = []
+    for call in calls:
+        if call.batch == size:
+            yield call
+            continue
+        for i in range(call.batch or 0):
+            waiting.append(call.map(lambda t, i=i: t[i : i + 1]))
+            if len(waiting) == size:
+                columns = zip(*(one.tensors for one in waiting), strict=True)
+                values = iter([torch.cat(column) for column in columns])
+                yield waiting[0].map(lambda _, values=values: next(values))
+                waiting = []
+
+
+class FileModule(nn.Module):
+    """A file, called like the module that it was made from; onnxruntime computes.
+
+    like: that module. batch: of a file that takes one size alone, None for any.
+    """
+
+    def __init__(self, path: Path, like: nn.Module, batch: int | None) -> None:
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self._like, self._batch = [like], batch  # in a list: its weights are none of this module's
+        self._spec: Any = None
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        call = ExampleInputs(args, kwargs)
+        if self._spec is None:
+            with torch.no_grad():
+                leaves, self._spec = pytree.tree_flatten(self._like[0](*args, **kwargs))
+            self._places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+            self._leaves = leaves
+        made = iter(self._tensors(call))
+        leaves = [next(made) if i in self._places else x for i, x in enumerate(self._leaves)]
+        return pytree.tree_unflatten(leaves, self._spec)
+
+    def _tensors(self, call: ExampleInputs) -> list[Tensor]:
+        size, count = self._batch, call.batch
+        if size is None or count is None or count == size:
+            return self._run(call)
+        parts = []
+        for start in range(0, count, size):  # the last one is filled up with the first samples
+            places = torch.arange(start, start + size) % count
+            parts.append(self._run(call.map(lambda t, places=places: t[places])))
+        return [torch.cat(column)[:count] for column in zip(*parts, strict=True)]
+
+    def _run(self, call: ExampleInputs) -> list[Tensor]:
+        names = [info.name for info in self._session.get_inputs()]
+        feeds = {n: t.detach().cpu().numpy() for n, t in zip(names, call.tensors, strict=False)}
+        return [torch.from_numpy(array) for array in self._session.run(None, feeds)]

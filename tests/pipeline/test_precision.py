@@ -1,0 +1,178 @@
+"""--precision: an int8 or fp16 file; the float32 one is proved, the drift from it measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import edgeprune
+from edgeprune.core.errors import UserError
+from edgeprune.export.precision import FileModule, samples_of
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.profiles.profile import load_profile
+from edgeprune.runtime.support import findings
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.b = nn.Conv2d(32, 64, 3, padding=1, stride=2)
+        self.c, self.head = nn.Conv2d(64, 64, 3, padding=1), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.b(F.relu(self.n(self.a(x)))))
+        return self.head(F.relu(self.c(x)).mean((2, 3)))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return Small().eval()
+
+
+def images(count: int = 96) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 3, 12, 12, generator=generator)
+    return DataLoader(TensorDataset(x), batch_size=16)
+
+
+IMAGE = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def pruned(tmp_path: Path, profile: str, precision: str, **options: Any) -> Any:
+    asked = {"rate": 0.3, "data": images(), "align": "none", **options}
+    return edgeprune.prune(
+        small(), IMAGE, profile, precision=precision, output=tmp_path / "out", **asked
+    )
+
+
+def types_of(path: Path) -> set[int]:
+    return {tensor.data_type for tensor in onnx.load(str(path)).graph.initializer}
+
+
+def test_int8_is_a_quarter_of_the_size_and_does_the_job(tmp_path: Path) -> None:
+    report = pruned(tmp_path, "raspberry-pi-5", "int8").report
+    path, facts = tmp_path / "out" / "model.onnx", report["quantization"]
+    assert report["precision"] == "int8" and onnx.TensorProto.INT8 in types_of(path)
+    assert report["after"]["size_mb"] == path.stat().st_size / 1e6
+    assert report["after"]["size_mb"] < 0.45 * facts["size_mb_float32"]
+    assert 0 < facts["relative_error"] < 0.1 and facts["samples"] == 24
+    assert facts["int8_layers"] == 4 and facts["layers"]
+    assert report["validation"]["passed"] and report["validation"]["max_rel_error"] < 1e-4
+
+
+def test_the_agreement_is_the_files_own(tmp_path: Path) -> None:
+    """Not that of the PyTorch model beside it."""
+    result = pruned(tmp_path, "raspberry-pi-5", "int8", rate=0.0)
+    file = FileModule(tmp_path / "out" / "model.onnx", small(), None)
+    held = torch.cat([batch[0] for batch in images()])
+    alike = (file(held).argmax(1) == small()(held).argmax(1)).float().mean().item()
+    assert result.report["agreement"]["after"] == pytest.approx(100 * alike, abs=10)
+    assert result.report["quantization"]["agreement"] >= 90
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_jetsons_file_is_one_that_it_reads(tmp_path: Path, precision: str) -> None:
+    profile = "jetson-nano" if precision == "fp16" else "jetson-xavier-nx"
+    report = pruned(tmp_path, profile, precision).report
+    model = onnx.load(str(tmp_path / "out" / "model.onnx"))
+    assert not [f for f in findings(model, load_profile(profile).target) if f.fatal]
+    assert report["onnx"]["batch"] == "1" and report["onnx"]["unsupported_on_target"] == []
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    assert session.get_inputs()[0].type == "tensor(float)"
+    assert np.isfinite(session.run(None, {"x": IMAGE.numpy()})[0]).all()
+
+
+def test_fp16_halves_the_file(tmp_path: Path) -> None:
+    report = pruned(tmp_path, "jetson-nano", "fp16").report
+    share = report["after"]["size_mb"] / report["quantization"]["size_mb_float32"]
+    assert share < 0.65 and report["quantization"]["relative_error"] < 0.01
+
+
+def test_the_pytorch_program_stays_float(tmp_path: Path) -> None:
+    result = pruned(tmp_path, "raspberry-pi-5", "int8")
+    program = torch.export.load(tmp_path / "out" / "pruned.pt2").module()
+    torch.testing.assert_close(program(IMAGE), result.graph_module(IMAGE), rtol=1e-4, atol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "model.onnx",
+        "pruned.pt2",
+        "report.html",
+        "report.json",
+    ]
+
+
+def test_a_size_budget_is_of_the_int8_file(tmp_path: Path) -> None:
+    """The float32 model is over it, its int8 file isn't: nothing has to go for size."""
+    budgets = edgeprune.Budgets(size_mb=0.12)
+    report = pruned(tmp_path, "raspberry-pi-5", "int8", rate=None, budgets=budgets).report
+    assert report["before"]["size_mb"] > 0.12 >= report["after"]["size_mb"] and report["met"]
+    assert report["after"]["params"] > 0.8 * report["before"]["params"]
+
+
+def test_a_profile_with_a_figure_for_int8_prices_it(tmp_path: Path) -> None:
+    in_float = pruned(tmp_path, "jetson-orin-nano", "fp32", rate=0.0).report
+    in_int8 = pruned(tmp_path, "jetson-orin-nano", "int8", rate=0.0).report
+    share = in_int8["after"]["latency_ms"] / in_float["after"]["latency_ms"]
+    figure = load_profile("jetson-orin-nano").int8
+    assert figure is not None and share == pytest.approx(figure.value, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "told"),
+    [
+        ("jetson-nano", {}, "jetson-nano computes nothing in int8"),
+        ("raspberry-pi-5", {"data": "none"}, "needs calibration data"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    tmp_path: Path, profile: str, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        pruned(tmp_path, profile, "int8", **options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_wrong_scale_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose numbers are wrong agrees with nothing, and that is what the report says."""
+    from edgeprune.export import precision
+
+    made = precision.int8
+
+    def wrong(source: Path, target: Path, *rest: Any) -> Any:
+        found = made(source, target, *rest)
+        model = onnx.load(str(target))
+        for tensor in model.graph.initializer:
+            if "scale" in tensor.name:
+                scale = onnx.numpy_helper.to_array(tensor)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(scale * 0 + 7, tensor.name))
+        onnx.save(model, str(target))
+        return found
+
+    monkeypatch.setattr(precision, "int8", wrong)
+    report = pruned(tmp_path, "raspberry-pi-5", "int8").report
+    assert report["quantization"]["relative_error"] > 0.5
+    assert report["agreement"]["lost"]
+
+
+def test_samples_are_of_the_files_batch() -> None:
+    calls = [ExampleInputs((torch.arange(5.0)[:, None],), {})] * 2
+    made = samples_of(calls, ["x"], 4)
+    assert [sample["x"].ravel().tolist() for sample in made] == [[0, 1, 2, 3], [4, 0, 1, 2]]
+    assert len(samples_of(calls, ["x"], None)) == 2
+
+
+def test_a_file_of_one_batch_takes_any(tmp_path: Path) -> None:
+    pruned(tmp_path, "jetson-nano", "fp32", rate=0.0)
+    module = small()
+    file = FileModule(tmp_path / "out" / "model.onnx", module, 1)
+    x = torch.randn(3, 3, 12, 12)
+    torch.testing.assert_close(file(x), module(x), rtol=1e-4, atol=1e-5)
