@@ -92,6 +92,7 @@ def export(
     """
     program = export_program(module, example_inputs, dynamic_batch)
     _plain_attention(program)
+    _plain_means(program)
     stack_whole(program.graph)
     program.graph_module.recompile()
     inputs = list(program.graph_signature.user_inputs)
@@ -256,6 +257,16 @@ def _plain_attention(program: torch.export.ExportedProgram) -> None:
         plain = _after(node, plain, aten.clone.default, (), memory_format=torch.contiguous_format)
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default
+    program.graph_module.recompile()
+
+
+def _plain_means(program: torch.export.ExportedProgram) -> None:
+    """Writes a pool over the whole picture as the mean that it is: of a tensor that lies with its
+    channels last, torch would make a mean and a gather of each of its numbers."""
+    graph = program.graph
+    for node in graph.find_nodes(op="call_function", target=aten.adaptive_avg_pool2d.default):
+        if list(node.args[1]) == [1, 1]:
+            node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
     program.graph_module.recompile()
 
 

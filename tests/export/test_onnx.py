@@ -278,3 +278,23 @@ def test_nothing_of_other_libraries_is_printed(
     exported(Net(grouped, **layers), tmp_path / "m.onnx", torch.randn(1, 8, 16))
     streams = capfd.readouterr()
     assert streams.out == "" and streams.err == ""
+
+
+class ChannelsLast(nn.Module):
+    """As ConvNeXt: what a pool reads lies in memory with its channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.LayerNorm(8)
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.pool(x).flatten(1))
+
+
+def test_a_pool_over_all_is_no_gather(tmp_path: Path) -> None:
+    made, proof = exported(ChannelsLast(), tmp_path / "m.onnx", torch.randn(1, 3, 8, 8))
+    ops = {node.op_type for node in onnx.load(str(made.path)).graph.node}
+    assert "GlobalAveragePool" in ops and not ops & {"Gather", "Range"}
+    assert proof()[0].passed
