@@ -16,17 +16,21 @@ from edgeprune.runtime.support import opset_of
 
 #: Scales per channel came with it.
 PER_CHANNEL_OPSET = 13
+_LARGEST = 2_000_000_000
 #: QuantizeLinear and DequantizeLinear came with it.
 OLDEST_OPSET = 10
 
 
 def loaded(path: Path) -> onnx.ModelProto:
-    """The model of a file. Raises UserError, in one line, for what isn't one."""
+    """The model of a file. Raises UserError, in one line, for what isn't one, or over 2 GB."""
     try:
-        return onnx.load(str(path))
+        model = onnx.load(str(path))
     except Exception as error:  # a DecodeError of protobuf, or an OSError
         told = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: can't be read as ONNX ({told})") from error
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _LARGEST:
+        raise UserError(f"{path}: has weights of over 2 GB, more than one ONNX file holds")
+    return model
 
 
 def prepared(model: onnx.ModelProto, per_channel: bool) -> onnx.ModelProto:

@@ -22,7 +22,7 @@ from edgeprune.quantization.sensitivity import Found, sensitive_layers
 from edgeprune.quantization.static import quantised, shorten
 
 # Samples whose means correct biases.
-_BIAS_SAMPLES = 64
+_BIAS_SAMPLES = 32
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,19 +17,20 @@ Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
 
 
-def opened(model: onnx.ModelProto, exactly: bool = False) -> ort.InferenceSession:
-    """A session on the CPU. exactly: nothing is fused, so that each node computes what it says.
+def opened(model: onnx.ModelProto | Path, exactly: bool = False) -> ort.InferenceSession:
+    """A session on the CPU, of a model or its file. exactly: nothing is fused, so that each node computes what it says.
 
     Raises UserError, in one line, for a model that onnxruntime can't load.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    # Threads that wait busily slow each other down where others compute on this machine too.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exactly:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        held = str(model) if isinstance(model, Path) else model.SerializeToString()
+        return ort.InferenceSession(held, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class but Exception
         told = " ".join(str(error).split())[:200]
         raise UserError(f"onnxruntime can't load the model: {told}") from error
