@@ -24,7 +24,6 @@ from edgeprune.export.form import NEWEST_OPSET, OLDEST_OPSET, FileForm
 from edgeprune.pipeline.requirements import Requirements
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.profiles.target import USUAL_OPSET
-from edgeprune.quantization.preset import preset_for
 from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
 METHODS = ("channel", "layer", "structured")
@@ -265,6 +264,8 @@ def _passes(align: int | str | None) -> int | None:
 def _check_computed(precision: str, profile: Profile) -> None:
     """Raises UserError for int8 where the device has none."""
     if precision == "int8":
+        from edgeprune.quantization.preset import preset_for  # onnxruntime comes with it
+
         preset_for(profile)
 
 

@@ -12,6 +12,7 @@ was how fast) is kept here between runs, as building takes minutes on a small bo
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -54,18 +55,20 @@ _OLD_WORKSPACE_MB = 1024
 @dataclass(frozen=True)
 class Engine:
     """An engine on the board. name: its file there; shapes: of the inputs that are free in the
-    file; size_mb: of its file, in MB of 10**6 bytes."""
+    file; size_mb: of its file, in MB of 10**6 bytes; precision: what its layers may compute in."""
 
     name: str
     shapes: Mapping[str, Sequence[int]]
     size_mb: float
+    precision: str
 
 
 class TensorRT:
     """TensorRT of a device that stays open.
 
     precision: what its layers may compute in besides fp32: fp32 (nothing else), fp16, int8. int8
-    ranges aren't calibrated: its times are valid, what such an engine computes isn't.
+    ranges aren't calibrated: its times are valid, what such an engine computes isn't. A file that
+    is quantised itself (QuantizeLinear) is built in int8 whatever this says, with its own ranges.
 
     Everything here raises UserError, in one line: there is no trtexec, it is older than TensorRT
     8.0, the model can't be parsed or built, the connection broke.
@@ -88,7 +91,7 @@ class TensorRT:
         #: Such as "8.2.1".
         self.version = ".".join(map(str, found))
         self._known = options_of(text)
-        self._build_options = self._options_for_building()
+        self._build_options = {precision: self._options_for_building(precision)}
         self._dla_options = self._options_for_dla()
         self._cache = _cache_file(device, self.version)
         self._cache_is_there = False
@@ -129,7 +132,7 @@ class TensorRT:
             "noisy": times.noisy,
             "peak_memory_mb": self.managed_memory_mb(engine),
             "runtime": f"{TENSORRT} {self.version}",
-            "precision": self.precision,
+            "precision": engine.precision,
             "dla_core": self._device.address.dla_core,
             "engine_size_mb": engine.size_mb,
             "layers": self._layers(engine),
@@ -192,7 +195,10 @@ class TensorRT:
             self._bring_cache()
         # Not --buildOnly, which is called --skipInference from 8.6 on: one inference is short.
         brief = ["--warmUp=0", "--duration=0", "--iterations=1"]
-        words = [f"--onnx={there}", f"--saveEngine={name}", *self._build_options]
+        precision = "int8" if _is_quantised(model) else self.precision
+        if precision not in self._build_options:
+            self._build_options[precision] = self._options_for_building(precision)
+        words = [f"--onnx={there}", f"--saveEngine={name}", *self._build_options[precision]]
         words += [f"--timingCacheFile={self._cache.name}"] if caching else []
         self._run([*words, *self._for_every_run(shapes), *brief])
         if caching:
@@ -200,7 +206,7 @@ class TensorRT:
         status, size = self._device.shell(f"wc -c < {name}")
         if status or not size.strip().isdigit():
             raise UserError(f"on {self._device}: trtexec wrote no engine")
-        return Engine(name, dict(shapes), int(size) / 1e6)
+        return Engine(name, dict(shapes), int(size) / 1e6, precision)
 
     def _put(self, key: str, model: Path, beside: Sequence[Path]) -> str:
         """Brings a model, in a folder of its own: another of the same name may be there."""
@@ -240,15 +246,15 @@ class TensorRT:
 
     # -- its options ----------------------------------------------------------------------------
 
-    def _options_for_building(self) -> list[str]:
+    def _options_for_building(self, precision: str) -> list[str]:
         found = []
-        if self.precision != "fp32":
+        if precision != "fp32":
             # int8 alone would leave fp32 for layers without it, where fp16 is faster.
-            wanted = ["--fp16"] if self.precision == "fp16" else ["--int8", "--fp16"]
+            wanted = ["--fp16"] if precision == "fp16" else ["--int8", "--fp16"]
             if missing := next((o for o in wanted if o not in self._known), None):
                 raise UserError(
                     f"TensorRT {self.version} on {self._device} has no {missing}: it can't be "
-                    f"measured in {self.precision}"
+                    f"measured in {precision}"
                 )
             found += wanted
         size = self._device.address.workspace_mb
@@ -288,6 +294,13 @@ def _cache_file(device: Remote, version: str) -> Path:
     """TensorRT itself refuses a cache of another GPU or version, and begins anew."""
     host = re.sub(r"[^\w.-]", "-", str(device))
     return cache_folder() / TENSORRT / f"{host}-{version}.timing"
+
+
+def _is_quantised(model: Path) -> bool:
+    """Whether a file has scales of its own: the op's name stands in it. It is not parsed here, as
+    it may be anybody's."""
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        return text.find(b"QuantizeLinear") >= 0
 
 
 def _content(model: Path, beside: Sequence[Path], shapes: Mapping[str, Sequence[int]]) -> str:

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import onnx
 
 OPS = {"Add", "Conv", "Relu", "Gemm", "MatMul", "GlobalAveragePool", "Flatten", "Reshape"}
+OPS |= {"QuantizeLinear", "DequantizeLinear"}
 OPSETS = {8: 17, 10: 21}  # the newest that each major version reads, 8.2 apart
 STEMS = (
     "onnx saveEngine loadEngine fp16 int8 shapes warmUp duration iterations exportTimes "

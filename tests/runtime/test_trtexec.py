@@ -278,6 +278,36 @@ def test_pruning_is_measured_with_the_boards_tensorrt(
     assert not stand_in.left
 
 
+def test_a_jetson_nanos_own_trtexec_reads_the_file(
+    stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorRT 8.2 reads opset 13, and that is what its profile's file is of."""
+    trtexec = save_trtexec(tmp_path / "trtexec", 8201)
+    words = ["jetson-nano" if word == "jetson-orin-nano" else word for word in PRUNE]
+    words += ["--remote", stand_in.bare_url(trtexec), "-o", str(tmp_path / "out"), "--rate", "0.5"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["onnx"]["opset"] == 13 and report["after"]["latency_source"] == "measured"
+    assert main([*words, "--opset", "17"]) == 2
+    assert "Conv" in capsys.readouterr().err  # the node that it stops at
+
+
+def test_a_quantised_file_is_built_in_int8(
+    stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own scales need --int8; the float32 file beside it is built as the profile says."""
+    trtexec = save_trtexec(tmp_path / "trtexec", 100300, calls=str(tmp_path / "calls"))
+    words = [*PRUNE, "--remote", stand_in.bare_url(trtexec), "-o", str(tmp_path / "out")]
+    at = words.index("--data")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((24, 3, 48, 48), np.float32))
+    words[at + 1] = str(tmp_path / "x.npz")
+    assert main([*words, "--rate", "0.5", "--precision", "int8"]) == 0
+    capsys.readouterr()
+    built = [call for call in calls(tmp_path / "calls") if call[0].startswith("--onnx")]
+    in_int8 = ["--int8" in call for call in built]
+    assert not in_int8[0] and any(in_int8)
+
+
 def test_pruning_says_where_memory_is_predicted(
     stand_in: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
