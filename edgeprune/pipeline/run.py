@@ -48,6 +48,7 @@ from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples, counted
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
 from edgeprune.report import Report, write_html
+from edgeprune.runtime.machines import Machine
 from edgeprune.scoring import Scores, score
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.sparse.masks import Masks
@@ -270,8 +271,31 @@ def _judged_in_precision(workspace: Workspace, result: PruningResult) -> Pruning
             samples=counted(samples.judged),
         )
         metric = workspace.metric(file)
-        best = replace(best, agreement=agreement, metric=metric, drift=drifted)
+        slower = slower_than_float(workspace.machine, best.exported, workspace.settings)
+        best = replace(
+            best,
+            agreement=agreement,
+            metric=metric,
+            drift=drifted,
+            warnings=(*best.warnings, *slower),
+        )
     return replace(result, best=best)
+
+
+def slower_than_float(machine: Machine | None, exported: Exported, settings: Settings) -> list[str]:
+    """What to say where a file in fewer bits takes longer than its float32 one on the machine that
+    costs are measured on: some processors have no dot product for it."""
+    if machine is None or exported.float_path is None:
+        return []
+    threads = settings.profile.threads or 1
+    timed = from_first(lambda: machine.compare(exported.in_float.path, exported.path, threads))
+    if timed["ratio"] <= 1:
+        return []
+    before, after = timed["a"]["latency_ms"], timed["b"]["latency_ms"]
+    return [
+        f"{settings.precision} is slower than fp32 on {machine}: {after:.3g} ms against "
+        f"{before:.3g} ms with the same widths: leave --precision out unless the size counts"
+    ]
 
 
 def _mark(workspace: Workspace, result: PruningResult) -> None:

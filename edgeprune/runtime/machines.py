@@ -29,6 +29,9 @@ class Machine(Protocol):
 class Here:
     """This machine."""
 
+    def __str__(self) -> str:
+        return "this machine"
+
     def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
         return run_runner(["compare", before, after, "--threads", threads])
 

@@ -16,8 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
 from edgeprune.core.errors import UserError
+from edgeprune.export.onnx import Exported
 from edgeprune.export.precision import FileModule, samples_of
 from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.pipeline.options import PruneOptions
+from edgeprune.pipeline.run import slower_than_float
 from edgeprune.profiles.profile import load_profile
 from edgeprune.runtime.support import findings
 
@@ -161,6 +164,41 @@ def test_a_wrong_scale_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     report = pruned(tmp_path, "raspberry-pi-5", "int8").report
     assert report["quantization"]["relative_error"] > 0.5
     assert report["agreement"]["lost"]
+
+
+class Timing:
+    """A machine on which the second of two files takes `ratio` times as long."""
+
+    def __init__(self, ratio: float) -> None:
+        self.ratio = ratio
+
+    def __str__(self) -> str:
+        return "the board"
+
+    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+        assert before.parent.name == "float32" and after.parent == before.parent.parent
+        return {
+            "a": {"latency_ms": 10.0},
+            "b": {"latency_ms": 10.0 * self.ratio},
+            "ratio": self.ratio,
+        }
+
+    def peak_memory_mb(self, model: Path, threads: int) -> float | None:
+        return None
+
+
+@pytest.mark.parametrize(("ratio", "said"), [(1.3, "13 ms against 10 ms"), (0.6, "")])
+def test_bits_that_make_it_slower_are_said(tmp_path: Path, ratio: float, said: str) -> None:
+    folder = tmp_path / "float32"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"")
+    exported = Exported(
+        tmp_path / "model.onnx", None, (), (), 0.0, (), float_path=folder / "model.onnx"
+    )
+    settings = PruneOptions(precision="int8", rate=0.5).on(load_profile("raspberry-pi-5"))
+    told = slower_than_float(Timing(ratio), exported, settings)
+    assert [said in line and "the board" in line for line in told] == ([True] if said else [])
+    assert slower_than_float(None, exported, settings) == []
 
 
 def test_samples_are_of_the_files_batch() -> None:
