@@ -45,7 +45,7 @@ def _cases() -> Mapping[str, list[Any]]:
         if model is None or len(model.graph.node) != 1:
             continue
         stamps = {entry.domain: entry.version for entry in model.opset_import}
-        if set(stamps) == {""} and stamps[""] > OLDEST_OPSET:
+        if set(stamps) == {""} and OLDEST_OPSET < stamps[""]:
             cases[model.graph.node[0].op_type].append(case)
     return cases
 
