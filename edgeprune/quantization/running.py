@@ -18,8 +18,7 @@ Sample: TypeAlias = Mapping[str, Array]
 
 
 def opened(model: onnx.ModelProto | Path, exactly: bool = False) -> ort.InferenceSession:
-    """A session on the CPU, of a model or its file. exactly: nothing is fused, so that each node
-    computes what it says.
+    """A session on the CPU, of a model or its file.
 
     exactly: nothing is fused, so that each node computes what it says.
     Raises UserError, in one line, for a model that onnxruntime can't load.
