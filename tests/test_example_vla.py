@@ -209,7 +209,13 @@ def test_a_pruned_policy_acts_in_the_world_as_its_onnx_file_does(
 ) -> None:
     policy, inputs = small
     result = edgeprune.prune(
-        policy, inputs, profile="jetson-nano", rate=0.3, data="none", output=tmp_path
+        policy,
+        inputs,
+        profile="jetson-nano",
+        rate=0.3,
+        data="none",
+        batch="dynamic",
+        output=tmp_path,
     )
     before = sum(p.numel() for p in policy.parameters())
     assert result.report["met"] and result.report["after"]["params"] <= 0.7 * before

@@ -59,7 +59,7 @@ def test_a_shipped_profile_loads_under_its_own_name(name: str) -> None:
 def test_every_shipped_figure_is_positive_and_names_its_source(name: str) -> None:
     profile = load_profile(name)
     found = figures(profile.as_dict())
-    assert len(found) == (17 if profile.memory else 12)
+    assert len(found) == (17 if profile.memory else 12) + (profile.int8 is not None)
     for path, figure in found:
         # Runtimes that keep no filters in blocks take nothing for them.
         assert figure["value"] > 0 or path == ".memory.blocked", path

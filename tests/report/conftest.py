@@ -93,6 +93,7 @@ def _plain() -> dict[str, Any]:
         "method": "structured",
         "importance": "saliency",
         "precision": "fp32",
+        "quantization": None,
         "module": "user class",
         "module_note": "",
         "input_shapes": {"x": [1, 3, 224, 224]},
