@@ -301,7 +301,7 @@ def test_a_quantised_file_is_built_in_int8(
     at = words.index("--data")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((24, 3, 48, 48), np.float32))
     words[at + 1] = str(tmp_path / "x.npz")
-    assert main([*words, "--rate", "0.5", "--precision", "int8"]) == 0
+    assert main([*words, "--rate", "0", "--precision", "int8"]) == 0
     capsys.readouterr()
     built = [call for call in calls(tmp_path / "calls") if call[0].startswith("--onnx")]
     in_int8 = ["--int8" in call for call in built]
