@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import onnxsim
 import torch
+from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
 from torch.export.graph_signature import ConstantArgument
 from torch.fx import GraphModule, Node
@@ -185,9 +187,13 @@ def _fix_sizes(model: onnx.ModelProto, inputs: ExampleInputs) -> None:
     del model.graph.value_info[:]
     for info in model.graph.output:
         info.type.tensor_type.ClearField("shape")
-    inferred = onnx.shape_inference.infer_shapes(model)
-    del model.graph.output[:]
-    model.graph.output.extend(inferred.graph.output)
+    # onnx's own inference takes no model over 2 GB; this one leaves the weights out.
+    inferred = ShapeInferencePass()(ir.from_proto(model)).model
+    for info, value in zip(model.graph.output, inferred.graph.outputs, strict=True):
+        if value.shape is not None:
+            sizes = [size if isinstance(size, int) else None for size in value.shape]
+            kind = info.type.tensor_type.elem_type
+            info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, sizes))
 
 
 def _finished(
