@@ -89,7 +89,7 @@ def _checked(op: str, opset: int) -> tuple[int, int]:
 
 def _with_constants(case: Any) -> tuple[onnx.ModelProto, list[Any]]:
     """A case with all inputs but the first in the file, as weights and axes are in models."""
-    model, inputs = onnx.ModelProto(), list(case.data_sets[0][0])
+    model, inputs = onnx.ModelProto(), [_array(each) for each in case.data_sets[0][0]]
     model.CopyFrom(case.model)
     stamp = model.opset_import[0]
     stamp.version = min(stamp.version, NEWEST_OPSET)
@@ -102,11 +102,18 @@ def _with_constants(case: Any) -> tuple[onnx.ModelProto, list[Any]]:
     return model, inputs[:1]
 
 
+def _array(value: Any) -> Any:
+    """An input as onnxruntime takes it: some cases hold numbers, or tensors of the standard's."""
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
+
+
 def defs_have(op: str, opset: int) -> bool:
     return onnx.defs.has(op) and onnx.defs.get_schema(op, opset, "").since_version <= opset
 
 
-@pytest.mark.parametrize("opset", [17, 15, 13, 12, 11])
+@pytest.mark.parametrize("opset", [17, 13, 11])
 @pytest.mark.parametrize("each", PASSES, ids=lambda p: p.__name__)
 def test_the_standards_cases_of_what_a_pass_rewrites(each: type[Lowering], opset: int) -> None:
     for op in each.ops:
@@ -121,7 +128,7 @@ def test_a_common_op_comes_through_at_13(op: str) -> None:
 
 @pytest.mark.parametrize("op", sorted(WRITTEN_OUT))
 def test_an_op_with_a_body_in_the_standard_is_written_out(op: str) -> None:
-    assert _checked(op, 14 if op == "CastLike" else 16)[0] > 0
+    assert _checked(op, 14)[0] > 0
 
 
 def test_the_cases_are_there() -> None:
