@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -16,7 +15,8 @@ from edgeprune.export.onnx import Exported, size_mb
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.profiles.profile import Profile
 from edgeprune.quantization import fp16, int8, preset_for
-from edgeprune.quantization.running import Sample
+from edgeprune.quantization.running import Sample, opened
+from edgeprune.reconstruction.samples import joined
 
 #: Calibration samples beyond these no longer move a range.
 MOST_SAMPLES = 400
@@ -80,26 +80,18 @@ def samples_of(
     """Calls as the file takes them: arrays by input name. batch: of a file that takes one alone;
     what is left over is dropped."""
     if batch is not None:
-        calls = list(_of_batch(calls, batch))
+        calls = _of_batch(calls, batch)
     return [
         {name: t.detach().cpu().numpy() for name, t in zip(names, call.tensors, strict=True)}
         for call in calls
     ]
 
 
-def _of_batch(calls: Sequence[ExampleInputs], size: int) -> Iterator[ExampleInputs]:
-    waiting: list[ExampleInputs] = []
-    for call in calls:
-        if call.batch == size:
-            yield call
-            continue
-        for i in range(call.batch or 0):
-            waiting.append(call.map(lambda t, i=i: t[i : i + 1]))
-            if len(waiting) == size:
-                columns = zip(*(one.tensors for one in waiting), strict=True)
-                values = iter([torch.cat(column) for column in columns])
-                yield waiting[0].map(lambda _, values=values: next(values))
-                waiting = []
+def _of_batch(calls: Sequence[ExampleInputs], size: int) -> list[ExampleInputs]:
+    singles = [
+        call.map(lambda t, i=i: t[i : i + 1]) for call in calls for i in range(call.batch or 0)
+    ]
+    return [call for call in joined(singles, size) if call.batch == size]
 
 
 class FileModule(nn.Module):
@@ -110,11 +102,7 @@ class FileModule(nn.Module):
 
     def __init__(self, path: Path, like: nn.Module, batch: int | None) -> None:
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        self._session = opened(path)
         self._like, self._batch = [like], batch  # in a list: its weights are none of this module's
         self._spec: Any = None
         self.eval()

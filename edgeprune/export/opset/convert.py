@@ -14,10 +14,9 @@ from onnx_ir.passes.common import (
 )
 
 from edgeprune.core.errors import UserError
-from edgeprune.export.opset.function_bodies import FunctionBodies
 from edgeprune.export.opset.lowering import InexpressibleError, Lowering, opset_of
 from edgeprune.export.opset.passes.activations import Celu, Gelu, HardSwish, Mish
-from edgeprune.export.opset.passes.arithmetic import Comparisons, ExponentOfPow
+from edgeprune.export.opset.passes.arithmetic import CastLike, Comparisons, ExponentOfPow
 from edgeprune.export.opset.passes.axes import AxesOfReduceSum, AxesOfReductions, AxesOfViews
 from edgeprune.export.opset.passes.constant import NumbersOfConstant
 from edgeprune.export.opset.passes.dropout import Dropout
@@ -48,6 +47,7 @@ PASSES: tuple[type[Lowering], ...] = (
     Mish,
     LayerNormalization,
     PartOfShape,
+    CastLike,
     HardSwish,
     Trilu,
     Softmax,
@@ -86,7 +86,6 @@ def at_opset(
     ShapeInferencePass()(converted)
     try:
         for newer in range(opset_of(converted), version, -1):
-            FunctionBodies(newer)(converted)
             for each in PASSES:
                 if each.newer == newer:
                     each()(converted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -36,9 +37,9 @@ class Lowering(ir.passes.InPlacePass):
         self._lacking = lacking
         self._ops = self.ops if lacking is None else self.ops & lacking
 
+    @abstractmethod
     def lower(self, node: ir.Node, rewrite: Rewrite) -> bool:
         """Brings a node into its older form; returns whether it changed."""
-        raise NotImplementedError
 
     def requires(self, model: ir.Model) -> None:
         """The model is of the opset that this pass leads away from, or of a newer one where it only
@@ -151,6 +152,20 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """The value of an attribute, or `default` where the node doesn't state it."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def second_input_as(name: str, node: ir.Node, what: str) -> bool:
+    """Makes the whole numbers that a node reads as its second input its attribute `name`, if there
+    are any; returns whether that input is left out. Raises InexpressibleError where they are
+    computed. what: they, for that."""
+    stated = node.inputs[1] if len(node.inputs) > 1 else None
+    numbers = constant_of(stated)
+    if stated is not None and numbers is None:
+        raise InexpressibleError(node, f"{what} computed")
+    if numbers is not None and numbers.size:
+        node.attributes[name] = ir.AttrInt64s(name, [int(number) for number in numbers.ravel()])
+    node.resize_inputs(1)
+    return stated is None
 
 
 def rank_of(node: ir.Node, value: ir.Value | None) -> int:

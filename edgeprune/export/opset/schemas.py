@@ -28,6 +28,13 @@ _TYPES = {
     ir.DataType.UINT16: "tensor(uint16)",
     ir.DataType.UINT32: "tensor(uint32)",
     ir.DataType.UINT64: "tensor(uint64)",
+    ir.DataType.FLOAT8E4M3FN: "tensor(float8e4m3fn)",
+    ir.DataType.FLOAT8E4M3FNUZ: "tensor(float8e4m3fnuz)",
+    ir.DataType.FLOAT8E5M2: "tensor(float8e5m2)",
+    ir.DataType.FLOAT8E5M2FNUZ: "tensor(float8e5m2fnuz)",
+    ir.DataType.FLOAT4E2M1: "tensor(float4e2m1)",
+    ir.DataType.INT4: "tensor(int4)",
+    ir.DataType.UINT4: "tensor(uint4)",
 }
 
 

@@ -11,7 +11,6 @@ from onnx import defs, helper
 
 from edgeprune.export.form import NEWEST_OPSET, OLDEST_OPSET
 from edgeprune.export.opset.convert import PASSES
-from edgeprune.export.opset.function_bodies import WRITTEN_OUT
 from edgeprune.export.opset.rules import NEW_ATTRIBUTES, ONE_SCALE_BEFORE_13
 
 #: Ops that another opset gave another form, and that are refused where they stand in it.
@@ -76,9 +75,3 @@ def test_every_pass_is_for_an_op_that_changed_then() -> None:
     for each in PASSES:
         for op in each.ops:
             assert defs.get_schema(op, each.newer, "").since_version == each.newer
-
-
-def test_what_is_written_out_has_a_body_in_the_standard() -> None:
-    for op in WRITTEN_OUT:
-        schema: Any = defs.get_schema(op, NEWEST_OPSET, "")
-        assert schema.has_function or schema.has_context_dependent_function

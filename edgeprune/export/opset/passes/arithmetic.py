@@ -1,10 +1,10 @@
-"""GreaterOrEqual and LessOrEqual, and Pow with an exponent of another type, are of opset 12."""
+"""CastLike is of opset 15; GreaterOrEqual, LessOrEqual, mixed types in Pow are of 12."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeprune.export.opset.lowering import Lowering, Rewrite
+from edgeprune.export.opset.lowering import InexpressibleError, Lowering, Rewrite
 
 
 class Comparisons(Lowering):
@@ -36,3 +36,16 @@ class ExponentOfPow(Lowering):
         cast.dtype, cast.shape = x.dtype, exponent.shape
         node.replace_input_with(1, cast)
         return True
+
+
+class CastLike(Lowering):
+    """A cast to the type of the second input."""
+
+    newer = 15
+    ops = frozenset(["CastLike"])
+
+    def lower(self, node: ir.Node, rewrite: Rewrite) -> bool:
+        like = node.inputs[1]
+        if like is None or like.dtype is None:
+            raise InexpressibleError(node, "the type that it casts to isn't known")
+        return rewrite.replace(rewrite.op("Cast", node.inputs[0], to=int(like.dtype)))

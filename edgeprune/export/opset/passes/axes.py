@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeprune.export.opset.lowering import (
-    InexpressibleError,
-    Lowering,
-    Rewrite,
-    attribute,
-    constant_of,
-)
+from edgeprune.export.opset.lowering import Lowering, Rewrite, attribute, second_input_as
 
 
 class _Reductions(Lowering):
@@ -19,15 +13,9 @@ class _Reductions(Lowering):
     def lower(self, node: ir.Node, rewrite: Rewrite) -> bool:
         keep_all = bool(attribute(node, "noop_with_empty_axes", 0))
         node.attributes.pop("noop_with_empty_axes", None)
-        stated = node.inputs[1] if len(node.inputs) > 1 else None
-        axes = constant_of(stated)
-        if stated is not None and axes is None:
-            raise InexpressibleError(node, "its axes are computed")
-        if axes is not None and axes.size:
-            node.attributes["axes"] = ir.AttrInt64s("axes", [int(axis) for axis in axes.ravel()])
-        elif keep_all:
+        second_input_as("axes", node, "its axes are")
+        if keep_all and "axes" not in node.attributes:
             return rewrite.replace(rewrite.op("Identity", node.inputs[0]))
-        node.resize_inputs(1)
         return True
 
 
@@ -55,12 +43,4 @@ class AxesOfViews(Lowering):
     ops = frozenset(["Squeeze", "Unsqueeze"])
 
     def lower(self, node: ir.Node, rewrite: Rewrite) -> bool:
-        stated = node.inputs[1] if len(node.inputs) > 1 else None
-        if stated is None:
-            return False  # Squeeze of whatever is 1
-        axes = constant_of(stated)
-        if axes is None:
-            raise InexpressibleError(node, "its axes are computed")
-        node.attributes["axes"] = ir.AttrInt64s("axes", [int(axis) for axis in axes.ravel()])
-        node.resize_inputs(1)
-        return True
+        return not second_input_as("axes", node, "its axes are")  # left out: whatever is 1

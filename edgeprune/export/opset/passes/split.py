@@ -9,7 +9,7 @@ from edgeprune.export.opset.lowering import (
     Lowering,
     Rewrite,
     attribute,
-    constant_of,
+    second_input_as,
     sizes_of,
 )
 
@@ -45,12 +45,4 @@ class SizesOfSplit(Lowering):
     ops = frozenset(["Split"])
 
     def lower(self, node: ir.Node, rewrite: Rewrite) -> bool:
-        stated = node.inputs[1] if len(node.inputs) > 1 else None
-        if stated is None:
-            return False
-        sizes = constant_of(stated)
-        if sizes is None:
-            raise InexpressibleError(node, "the sizes of its parts are computed")
-        node.attributes["split"] = ir.AttrInt64s("split", [int(size) for size in sizes.ravel()])
-        node.resize_inputs(1)
-        return True
+        return not second_input_as("split", node, "the sizes of its parts are")
