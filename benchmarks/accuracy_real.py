@@ -27,7 +27,7 @@ import torch
 import edgeprune
 from benchmarks import accuracy_peer as peer
 from benchmarks.real_networks import CASES, Case
-from edgeprune.pipeline.plan_search import Choice, PlanSearch, at_share, uniform
+from edgeprune.solve.plan_search import Choice, PlanSearch, at_share, uniform
 
 PROFILE = "raspberry-pi-4"
 Row = dict[str, Any]

@@ -57,7 +57,10 @@ Keep = Annotated[
 Steps = Annotated[int | None, Parameter(help="Steps on the way to the budgets.")]
 Schedule = Annotated[str, Parameter(help="How far each step goes: linear, cubic or exponential.")]
 Epochs = Annotated[int | None, Parameter(help="Fine-tuning epochs, in all.")]
-Precision = Annotated[str, Parameter(help="Numeric type of the file: fp32, fp16 or int8.")]
+Precision = Annotated[
+    str,
+    Parameter(help="Numeric type of the file: fp32, fp16, int8, or auto: int8 where it pays."),
+]
 Opset = Annotated[
     int | None,
     Parameter(help="ONNX opset of the file, 11 to 23 (what the profile's runtime reads)."),

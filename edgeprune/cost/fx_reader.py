@@ -36,12 +36,17 @@ def kernel_graph(
 
 def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
     """How many trainable parameters stay under a plan (buffers are not among them)."""
+    return Poly.total(parameter_counts(traced, coupling).values())
+
+
+def parameter_counts(traced: TracedModel, coupling: Coupling) -> dict[str, Poly]:
+    """How many elements of each trainable parameter stay under a plan."""
     owners = {
         name: b.index
         for b in sorted(coupling.branches, key=lambda b: -len(b.nodes))
         for name in b.parameters
     }
-    counts = []
+    counts = {}
     for name, labels in coupling.parameters.items():
         tensor = attribute(traced.graph_module, name)
         if isinstance(tensor, torch.nn.Parameter):
@@ -50,8 +55,8 @@ def parameter_count(traced: TracedModel, coupling: Coupling) -> Poly:
                 count = count * (float(size) if label is None else coupling.size(label))
             if name in owners:
                 count = count * Poly.variable(branch_variable(owners[name]))
-            counts.append(count)
-    return Poly.total(counts)
+            counts[name] = count
+    return counts
 
 
 def unpriced_ops(traced: TracedModel) -> list[str]:

@@ -48,9 +48,10 @@ def count_parameters(module: GraphModule) -> int:
     return sum(parameter.numel() for parameter in used_parameters(module).values())
 
 
-def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
+def predicted(exported: Exported, parameters: int, profile: Profile, timed: bool = False) -> Cost:
     """The cost of an exported file by a profile's model: what `edgeprune check` says of it.
 
+    timed: its latency is measured besides, so that nothing need be said of how it is priced.
     In int8 the kernels that became it take `Profile.int8` times as long as in float; where a
     profile has no such figure, as long, and a remark says so.
     """
@@ -66,16 +67,17 @@ def predicted(exported: Exported, parameters: int, profile: Profile) -> Cost:
         macs = [kernel.macs({}) for kernel in kernels.kernels]
         left = sum(m for m, f in zip(macs, floating, strict=True) if f) / max(sum(macs), 1)
         unit = left * unit + (1 - left)
-        if profile.int8 is None:
+        if profile.int8 is None and not timed:
             remarks.append(
                 f"profile {profile.name} has no figure for int8: its latency is that of float"
             )
-        else:
+        elif profile.int8 is not None:
             share = profile.int8.value
-            remarks.append(
-                f"int8 is priced at {share:.0%} of the time of {profile.precision} "
-                f"({profile.int8.source})"
-            )
+            if not timed:
+                remarks.append(
+                    f"int8 is priced at {share:.0%} of the time of {profile.precision} "
+                    f"({profile.int8.source})"
+                )
             latency_ms = sum(ms if f else share * ms for ms, f in zip(times, floating, strict=True))
     return Cost(
         parameters,
@@ -105,7 +107,7 @@ def measured_pair(
     peak_mb = machine.peak_memory_mb(after.path, threads)
     first = replace(known, latency_ms=timed["a"]["latency_ms"], source="measured")
     second = replace(
-        predicted(after, parameters, profile),
+        predicted(after, parameters, profile, timed=True),
         latency_ms=timed["b"]["latency_ms"],
         source="measured",
         ratio=timed["ratio"],

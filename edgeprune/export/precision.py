@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.export.onnx import Exported, size_mb
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.profiles.profile import Profile
 from edgeprune.quantization import fp16, int8, preset_for
+from edgeprune.quantization.layers import Layers
 from edgeprune.quantization.running import Sample, opened
 from edgeprune.reconstruction.samples import joined
+
+#: Names of a file's layers, chosen.
+Floats = Callable[[Layers], Iterable[str]]
 
 #: Calibration samples beyond these no longer move a range.
 MOST_SAMPLES = 400
@@ -29,11 +36,13 @@ def in_precision(
     profile: Profile,
     calibration: Sequence[Sample],
     final: bool,
+    floats: Floats | None = None,
 ) -> Exported:
     """The file in fp16 or int8, at its own path; the float32 one goes into a folder beside it.
 
     calibration: inputs by name, one mapping a run of the file. final: for good; else for its costs:
-    a few samples, no search for sensitive layers.
+    a few samples, no search for sensitive layers. floats: the layers that stay float in int8, where
+    that is decided.
     Raises UserError for a device that doesn't compute in it, and for what can't be quantised.
     """
     folder = exported.path.parent / "float32"
@@ -50,7 +59,7 @@ def in_precision(
         preset = preset_for(profile)
         if not final:
             preset = replace(preset, max_runs=1, correct_biases=False, calibration="minmax")
-        made = int8(source, exported.path, samples, preset)
+        made = int8(source, exported.path, samples, preset, floats)
     return replace(
         exported,
         size_mb=size_mb(exported.path),
@@ -74,6 +83,41 @@ def _doubts(made: Any, profile: Profile) -> Iterator[str]:
         )
 
 
+def layer_parameters(layers: Layers, module: GraphModule) -> dict[str, str]:
+    """The parameter that is the weight of each of a file's layers, by the layer's name; without
+    those whose weight can't be told.
+
+    module: the graph that the file was made from. A weight keeps its parameter's name unless it was
+    computed with; then the tensor that the layer makes has its op's.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    parameters = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    found = {}
+    for name in layers.weighted:
+        node = layers.nodes[name]
+        weight = layers.weight_of(node)
+        assert weight is not None
+        if weight.name in parameters:
+            found[name] = weight.name
+            continue
+        maker = nodes.get(node.output[0])
+        read = [] if maker is None else [n for n in maker.all_input_nodes if n.op == "get_attr"]
+        matrices = [str(n.target) for n in read if attribute(module, str(n.target)).dim() > 1]
+        if len(matrices) == 1:
+            found[name] = matrices[0]
+    return found
+
+
+def staying_float(parameters: Container[str], module: GraphModule) -> Floats:
+    """The layers of a file whose weights are these parameters, or are none of the graph's."""
+
+    def chosen(layers: Layers) -> list[str]:
+        known = layer_parameters(layers, module)
+        return [n for n in layers.weighted if n not in known or known[n] in parameters]
+
+    return chosen
+
+
 def samples_of(
     calls: Sequence[ExampleInputs], names: Sequence[str], batch: int | None
 ) -> list[Sample]:
@@ -95,14 +139,15 @@ def _of_batch(calls: Sequence[ExampleInputs], size: int) -> list[ExampleInputs]:
 
 
 class FileModule(nn.Module):
-    """A file, called like the module that it was made from; onnxruntime computes.
+    """A file, or a model in memory, called like the module that it was made from; onnxruntime
+    computes.
 
     like: that module. batch: of a file that takes one size alone, None for any.
     """
 
-    def __init__(self, path: Path, like: nn.Module, batch: int | None) -> None:
+    def __init__(self, model: Path | onnx.ModelProto, like: nn.Module, batch: int | None) -> None:
         super().__init__()
-        self._session = opened(path)
+        self._session = opened(model)
         self._like, self._batch = [like], batch  # in a list: its weights are none of this module's
         self._spec: Any = None
         self.eval()

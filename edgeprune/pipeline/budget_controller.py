@@ -31,7 +31,8 @@ _STEEPEST = 3.0
 # machine was busy then, and latencies count from now on beside the faster one.
 _CALMER = 0.95
 
-_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}  # of a parameter, in the file
+# Of a parameter, in the file; where layers differ, they are counted in float's worth of each.
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1, "auto": 4}
 
 
 class BudgetController:

@@ -14,13 +14,13 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost, count_parameters, predicted
 from edgeprune.export.onnx import Exported
 from edgeprune.pipeline.budget_controller import BudgetController
-from edgeprune.pipeline.plan_search import SAMPLES
 from edgeprune.pipeline.workspace import Baseline, Workspace
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.recovery import Alignment, Recovery
 from edgeprune.scoring.sensitivity import joint
 from edgeprune.solve import Limits, Problem, Solution, solve
+from edgeprune.solve.plan_search import SAMPLES
 from edgeprune.surgery.oracle import SurgeryProof, prove
 from edgeprune.surgery.resize import inherit, resize
 
@@ -29,7 +29,8 @@ _STAGE = 0.72  # of its cost: a deeper cut is recovered by way of milder ones
 
 @dataclass(frozen=True)
 class Draft:
-    """One plan carried out, not yet for good as a file. cost: of its sizes, if priced."""
+    """One plan carried out, not yet for good as a file. cost: of its sizes, if priced. floats: the
+    layers that stay float where others become int8, as `Problem.floats` says."""
 
     plan: Plan
     solution: Solution
@@ -41,6 +42,7 @@ class Draft:
     metric: float | None = None
     alignment: Alignment | None = None
     agreement: Found | None = None
+    floats: frozenset[str] | None = None
 
 
 def solved(
@@ -73,7 +75,7 @@ def carried_out(workspace: Workspace, problem: Problem, solution: Solution) -> D
         with deadline("resize", workspace.settings.step_seconds):
             module = resize(traced, coupling, plan)
         proof = prove(traced, coupling, plan, module)
-    return Draft(plan, solution, module, proof)
+    return Draft(plan, solution, module, proof, floats=problem.floats(solution.values))
 
 
 def untouched(workspace: Workspace, problem: Problem, baseline: Baseline) -> Draft:
@@ -195,7 +197,7 @@ def priced(
 
     final: the file is the one that is kept."""
     with workspace.steps.step("export"):
-        exported = workspace.export(draft.module, draft.plan, baseline, final)
+        exported = workspace.export(draft.module, draft.plan, baseline, final, draft.floats)
     if draft.plan.removes_nothing and exported.quantized is None:
         return exported, controller.whole
     with workspace.steps.step("price"):

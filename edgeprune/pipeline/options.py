@@ -27,9 +27,7 @@ from edgeprune.profiles.target import USUAL_OPSET
 from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
 METHODS = ("channel", "layer", "structured")
-PRECISIONS = ("fp32", "fp16", "int8")
-PLANNED_PRECISIONS = ("auto",)
-
+PRECISIONS = ("fp32", "fp16", "int8", "auto")
 
 #: Percent of agreement with the original below which a model has lost its job.
 MIN_AGREEMENT = 50.0
@@ -117,7 +115,7 @@ class PruneOptions(BaseModel):
         else:
             _zeroing_rate(self.pattern, self.rate, self.budgets)
         _one_of("--schedule", self.schedule, SCHEDULES)
-        _one_of("--precision", self.precision, PRECISIONS, PLANNED_PRECISIONS)
+        _one_of("--precision", self.precision, PRECISIONS)
         _whole("--steps", self.steps, 1)
         _whole("--epochs", self.epochs, 0)
         _passes(self.align)
@@ -167,7 +165,7 @@ class PruneOptions(BaseModel):
                 )
         if self.cautious:
             limits = profile.lowered(limits, measured=remote or profile.name == HOST)
-        _check_computed(self.precision, profile)
+        _check_computed(self.precision, profile, limits)
         target, batch = profile.target, _samples(self.batch)
         default = 1 if self.max_drop is None else _STEPS_TO_STOP_AT
         alone = self.max_drop is not None and rate is None and self.budgets.is_empty
@@ -261,9 +259,14 @@ def _passes(align: int | str | None) -> int | None:
     return int(align)
 
 
-def _check_computed(precision: str, profile: Profile) -> None:
-    """Raises UserError for int8 where the device has none."""
-    if precision == "int8":
+def _check_computed(precision: str, profile: Profile, limits: Budgets) -> None:
+    """Raises UserError where the device has no int8, and for bits that no budget asks for."""
+    if precision == "auto" and limits.is_empty:
+        raise UserError(
+            "--precision auto gives each layer the bits that the budgets ask for: give "
+            "--latency-ms, --memory-mb or --size-mb, or choose --precision int8, fp16 or fp32"
+        )
+    if precision in ("int8", "auto"):
         from edgeprune.quantization.preset import preset_for  # onnxruntime comes with it
 
         preset_for(profile)
@@ -305,8 +308,6 @@ def _zeroing_rate(pattern: Pattern, rate: float | None, asked: Budgets) -> float
     return pattern.rate
 
 
-def _one_of(option: str, value: str, known: tuple[str, ...], planned: tuple[str, ...] = ()) -> None:
-    if value in planned:
-        raise UserError(f"{option} {value} is not supported yet: use {', '.join(known)}")
+def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"{option} {value}: choose from {', '.join(known)}")

@@ -109,7 +109,7 @@ def build_report(
         sparsity=_sparsity(baseline, best),
         method=settings.method,
         importance=result.criterion,
-        precision=settings.precision,
+        precision=_precision(settings, best),
         quantization=_quantization(best),
         module="graph" if written.module is None else "user class",
         module_note=written.note,
@@ -169,6 +169,13 @@ def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts
         target=settings.profile.target.full_name,
         unsupported_on_target=_unsupported(exported, settings),
     )
+
+
+def _precision(settings: Settings, best: Candidate) -> str:
+    """The numeric type of the file."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "fp32" if best.exported.quantized is None else best.exported.quantized.precision
 
 
 def _quantization(best: Candidate) -> Quantization | None:

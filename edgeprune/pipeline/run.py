@@ -96,7 +96,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
     baseline = workspace.baseline()
     if _fits_already(task.settings, baseline):
-        if task.settings.precision != "fp32":  # what it is calibrated on
+        if task.settings.precision not in ("fp32", "auto"):  # what it is calibrated on
             workspace = _with_made(workspace, made_for(task, traced, steps))
         return _finished(workspace, left_as_it_was(workspace, baseline))
     _check_prunable(traced, coupling, task.settings)
@@ -287,13 +287,14 @@ def slower_than_float(machine: Machine | None, exported: Exported, settings: Set
     costs are measured on: some processors have no dot product for it."""
     if machine is None or exported.float_path is None:
         return []
-    threads = settings.profile.threads or 1
+    threads, made = settings.profile.threads or 1, exported.quantized
     timed = from_first(lambda: machine.compare(exported.in_float.path, exported.path, threads))
     if timed["ratio"] <= 1:
         return []
     before, after = timed["a"]["latency_ms"], timed["b"]["latency_ms"]
+    precision = settings.precision if made is None else made.precision
     return [
-        f"{settings.precision} is slower than fp32 on {machine}: {after:.3g} ms against "
+        f"{precision} is slower than fp32 on {machine}: {after:.3g} ms against "
         f"{before:.3g} ms with the same widths: leave --precision out unless the size counts"
     ]
 

@@ -15,6 +15,7 @@ from edgeprune.core.schedules import share_at
 from edgeprune.cost.fx_reader import parameter_count
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost, count_parameters
+from edgeprune.export.onnx import Exported
 from edgeprune.pipeline.budget_controller import BudgetController, over
 from edgeprune.pipeline.carry_out import (
     Draft,
@@ -26,7 +27,7 @@ from edgeprune.pipeline.carry_out import (
     untouched,
     won_back,
 )
-from edgeprune.pipeline.plan_search import Choice, PlanSearch, chosen, portable, searched
+from edgeprune.pipeline.mixed_precision import choices_of, file_loss
 from edgeprune.pipeline.workspace import (
     Baseline,
     Candidate,
@@ -39,6 +40,7 @@ from edgeprune.pipeline.workspace import (
 from edgeprune.recovery import share_of_epochs
 from edgeprune.scoring import Scores
 from edgeprune.solve import Limits, Problem, Solution
+from edgeprune.solve.plan_search import Choice, PlanSearch, chosen, portable, searched
 from edgeprune.surgery.oracle import prove
 from edgeprune.surgery.resize import resize
 
@@ -62,11 +64,18 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
     )
     start = _in_precision(workspace, baseline)
     controller = BudgetController(settings, problem.costs(problem.full), baseline.cost, start)
+    bits = None
+    if settings.precision == "auto":
+        bits = choices_of(workspace, baseline, problem)
+        problem = problem.with_bits(bits.bits, dict.fromkeys(bits.losses, 0.0)).in_int8()
+        controller.learn(problem.costs(problem.full), bits.cost)
     fastest = settings.fastest and not over(baseline.cost, settings.budgets)
     limits = _half_way(problem, controller) if fastest else controller.limits()
     choice = _best_loss_model(workspace, problem, limits, scores.criterion)
     if choice is not None:
         problem = choice.problem
+    if bits is not None:
+        problem = problem.with_bits(bits.bits, bits.losses)
     search = _Search(workspace, baseline, problem, controller, choice)
     best = search.fastest() if fastest else search.in_steps()
     if best is not None and not fastest:
@@ -82,7 +91,7 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
 
 def _in_precision(workspace: Workspace, baseline: Baseline) -> Cost | None:
     """What the model as it was costs in the precision asked for; None in float32."""
-    if workspace.settings.precision == "fp32":
+    if workspace.settings.precision in ("fp32", "auto"):
         return None
     module, plan = workspace.traced.graph_module, Plan.everything(workspace.coupling)
     exported = workspace.export(module, plan, baseline, final=False)
@@ -194,6 +203,7 @@ class _Search:
     choice: Choice | None
     works_at_ms: float | None = None
     obstacle: str | None = None
+    bits_tried: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     history: list[StepRecord] = field(default_factory=list)
 
@@ -296,6 +306,8 @@ class _Search:
             solution = self._solve(problem, limits, before.solution if before else None)
             if before is None:
                 solution = self._judged(problem, solution)
+                if problem.bits is not None:
+                    solution = self._best_bits(problem, solution, limits)
             draft = carried_out(self.workspace, problem, solution)
             _, cost = priced(self.workspace, draft, self.baseline, self.controller)
             return replace(draft, cost=cost)
@@ -324,6 +336,21 @@ class _Search:
         objective = problem.loss(choice.values)
         return replace(solution, values=choice.values, status="feasible", objective=objective)
 
+    def _best_bits(self, problem: Problem, solution: Solution, limits: Limits) -> Solution:
+        """The solver's choice, or the best one with every layer in int8, whichever's file loses
+        less on samples: losses of widths and of bits needn't add up."""
+        every = problem.in_int8()
+        others = [] if self.choice is None else [self.choice.values]
+        if every.within(every.smallest, limits):
+            others.append(self._solve(every, limits).values)
+        candidates = [solution.values, *(v for v in others if every.within(v, limits))]
+        found = []
+        for values in {tuple(sorted(v.items())): v for v in candidates}.values():
+            made = replace(solution, values=values, objective=problem.loss(values))
+            found.append((file_loss(self.workspace, self.baseline, problem, made), made))
+        self.bits_tried = [loss for loss, _ in found]
+        return min(found, key=lambda pair: pair[0])[1]
+
     def _solve(self, problem: Problem, limits: Limits, before: Solution | None = None) -> Solution:
         solution = solved(self.workspace, problem, limits, before)
         if solution.remark is not None:
@@ -343,6 +370,18 @@ class _Search:
         count = count_parameters(draft.module)
         removed = 1 - count / max(self.baseline.cost.parameters, 1)
         return StepRecord(number, count, removed, draft.metric)
+
+    def _bits_chosen(self, exported: Exported) -> list[str]:
+        """What was decided of bits, for the report."""
+        if self.problem.bits is None:
+            return []
+        made = exported.quantized
+        count = 0 if made is None else made.int8_layers
+        told = f"bits were decided with widths: {count} layers in int8"
+        if len(self.bits_tried) > 1:
+            lost = ", ".join(f"{loss:.3g}" for loss in self.bits_tried)
+            told += f"; the solver's file and those all in int8, judged, lose {lost}"
+        return [told]
 
     # -- the file -------------------------------------------------------------------------------
 
@@ -372,6 +411,6 @@ class _Search:
             draft.metric,
             alignment=draft.alignment,
             agreement=draft.agreement,
-            remarks=tuple(_plans_tried(self.choice)),
+            remarks=(*_plans_tried(self.choice), *self._bits_chosen(exported)),
             obstacle=self.obstacle,
         )

@@ -24,7 +24,7 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.data.batches import accuracy, as_batches
 from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, predicted
 from edgeprune.export.onnx import Exported, export
-from edgeprune.export.precision import in_precision, samples_of
+from edgeprune.export.precision import Floats, in_precision, samples_of, staying_float
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
@@ -305,36 +305,52 @@ class Workspace:
             return Baseline(exported, cost, self.metric(module))
 
     def export(
-        self, module: GraphModule, plan: Plan, baseline: Baseline, final: bool = True
+        self,
+        module: GraphModule,
+        plan: Plan,
+        baseline: Baseline,
+        final: bool = True,
+        floats: frozenset[str] | None = None,
     ) -> Exported:
         """The plan's file; the model as it was is exported already. final: for good, else for its
-        costs alone."""
+        costs alone. floats: see `_in_precision`."""
+        chosen = None if floats is None else staying_float(floats, module)
         if not plan.removes_nothing:
-            return self._in_precision(self._written(module, self.folder, plan), final)
+            return self._in_precision(self._written(module, self.folder, plan), final, chosen)
         whole = baseline.exported
         for file in whole.path.parent.iterdir():
             shutil.copyfile(file, self.folder / file.name)
-        return self._in_precision(replace(whole, path=self.folder / whole.path.name), final)
+        copied = replace(whole, path=self.folder / whole.path.name)
+        return self._in_precision(copied, final, chosen)
 
     def export_zeroed(self, module: GraphModule) -> Exported:
         """The file of a model in which weights are zero and none is gone."""
         whole = self._written(module, self.folder, Plan.everything(self.coupling))
         return self._in_precision(whole, True)
 
-    def _in_precision(self, exported: Exported, final: bool) -> Exported:
-        """The file in the precision that was asked for."""
-        settings = self.settings
-        if settings.precision == "fp32":
+    def _in_precision(
+        self, exported: Exported, final: bool, floats: Floats | None = None
+    ) -> Exported:
+        """The file in the precision that was asked for. floats: the layers that stay float in int8,
+        where the solver decides; without it all of them do."""
+        settings, precision = self.settings, self.settings.precision
+        if precision == "auto":
+            precision = "fp32" if floats is None else "int8"
+        if precision == "fp32":
             return exported
-        samples = self.samples
-        if samples is None:
-            raise UserError(
-                f"--precision {settings.precision} needs calibration data: give --data (no labels "
-                "needed)"
-            )
+        samples = self.calibration()
         with self.steps.step("quantize"):
             calls = samples_of(samples.fit, exported.input_names, self.file_batch)
-            return in_precision(exported, settings.precision, settings.profile, calls, final)
+            return in_precision(exported, precision, settings.profile, calls, final, floats)
+
+    def calibration(self) -> Samples:
+        """The samples that fewer bits are calibrated on. Raises UserError where there are none."""
+        if self.samples is None:
+            raise UserError(
+                f"--precision {self.settings.precision} needs calibration data: give --data (no "
+                "labels needed)"
+            )
+        return self.samples
 
     @property
     def file_batch(self) -> int | None:

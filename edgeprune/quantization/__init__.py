@@ -2,12 +2,13 @@
 
 from edgeprune.quantization.drift import Drift, LayerDrift, OutputDrift, drift
 from edgeprune.quantization.preset import PRESETS, Preset, has_vnni, preset_for
-from edgeprune.quantization.quantize import Kept, Quantized, fp16, int8
+from edgeprune.quantization.quantize import Kept, LayerByLayer, Quantized, fp16, int8
 
 __all__ = [
     "PRESETS",
     "Drift",
     "Kept",
+    "LayerByLayer",
     "LayerDrift",
     "OutputDrift",
     "Preset",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from edgeprune.quantization.layers import Layers
 from edgeprune.quantization.prepare import loaded, named, prepared, with_shapes
 from edgeprune.quantization.preset import Preset
 from edgeprune.quantization.ranges import ranges
-from edgeprune.quantization.regions import regions
+from edgeprune.quantization.regions import SENSITIVE, regions
 from edgeprune.quantization.running import Sample
 from edgeprune.quantization.sensitivity import Found, sensitive_layers
 from edgeprune.quantization.static import quantised, shorten
+
+CHOSEN = "chosen: the budgets hold with it in float"
 
 # Samples whose means correct biases.
 _BIAS_SAMPLES = 32
@@ -64,48 +66,73 @@ class Quantized:
         )
 
 
-def int8(path_in: Path, path_out: Path, calibration: Sequence[Sample], preset: Preset) -> Quantized:
+class LayerByLayer:
+    """A float32 file of which any layers can be made int8, its ranges calibrated once.
+
+    layers: what is prepared: batch norms folded, nodes named. candidates: names of the nodes that
+    may be int8, in order.
+    Raises UserError as `int8` does.
+    """
+
+    def __init__(self, path: Path, calibration: Sequence[Sample], preset: Preset) -> None:
+        _checked(calibration)
+        self._preset = preset
+        self.base = with_shapes(prepared(loaded(path), preset.per_channel))
+        self.layers = Layers(self.base)
+        self._tensors = ranges(self.base, calibration, preset)
+        first = set(regions(self.layers, preset.placement).quantised)
+        self.candidates = [name for name in self.layers.weighted if name in first]
+        if not self.candidates:
+            raise UserError("nothing to quantise: each layer with weights has to stay float")
+
+    def made(
+        self, floats: Iterable[str] = (), source: onnx.ModelProto | None = None
+    ) -> onnx.ModelProto:
+        """The model in int8 but for some layers. source: one that differs from `base` in its
+        weights alone."""
+        chosen = regions(self.layers, self._preset.placement, frozenset(floats))
+        return quantised(source or self.base, self._tensors, self._preset, chosen)
+
+    def kept(self, floats: Iterable[str], why: str = SENSITIVE) -> tuple[Kept, ...]:
+        """What stays float then, and why."""
+        kept = regions(self.layers, self._preset.placement, frozenset(floats)).kept
+        return tuple(Kept(name, why if told == SENSITIVE else told) for name, told in kept)
+
+
+def int8(
+    path_in: Path,
+    path_out: Path,
+    calibration: Sequence[Sample],
+    preset: Preset,
+    floats: Callable[[Layers], Iterable[str]] | None = None,
+) -> Quantized:
     """Quantises a float32 file for a runtime: batch norms folded, ranges calibrated, the layers
     that cost most found and left float, biases corrected (docs/quantization.md).
 
     calibration: inputs by name, one mapping a run of the model; no labels. The same file, samples
-    and preset give the same bytes. `path_out` appears whole or not at all.
+    and preset give the same bytes. `path_out` appears whole or not at all. floats: which layers are
+    to stay float, by name; where it isn't given, they are looked for.
     Raises UserError, in one line: no samples or samples that don't fit, an opset too old, a file
     that is quantised already, or one with nothing to quantise.
     """
-    model = loaded(path_in)
-    _checked(calibration)
-    base = with_shapes(prepared(model, preset.per_channel))
-    layers = Layers(base)
-    tensors = ranges(base, calibration, preset)
-
-    def made(source: onnx.ModelProto, floats: frozenset[str]) -> onnx.ModelProto:
-        return quantised(source, tensors, preset, regions(layers, preset.placement, floats))
-
-    first = regions(layers, preset.placement)
-    candidates = [name for name in layers.weighted if name in set(first.quantised)]
-    if not candidates:
-        raise UserError("nothing to quantise: each layer with weights has to stay float")
-    found: Found = sensitive_layers(
-        base,
-        calibration,
-        candidates,
-        lambda floats: made(base, floats),
-        (preset.max_drift, preset.max_runs),
-    )
-    floats = frozenset(found.floats)
-    left = [name for name in candidates if name not in floats]
+    each = LayerByLayer(path_in, calibration, preset)
+    if floats is None:
+        limits = preset.max_drift, preset.max_runs
+        found = sensitive_layers(each.base, calibration, each.candidates, each.made, limits)
+    else:
+        found = Found(tuple(floats(each.layers)), 0.0, 0)
+    left = [name for name in each.candidates if name not in found.floats]
+    base = each.base
     if preset.correct_biases:
         samples = calibration[:_BIAS_SAMPLES]
-        base = corrected(base, made(base, floats), left, samples)
-    done = made(base, floats)
+        base = corrected(base, each.made(found.floats), left, samples)
+    done = each.made(found.floats, base)
     shorten(done)
     _write(done, path_out)
-    kept = regions(layers, preset.placement, floats).kept
     return Quantized(
         path_out,
         "int8",
-        tuple(Kept(name, why) for name, why in kept),
+        each.kept(found.floats, SENSITIVE if floats is None else CHOSEN),
         _size_mb(path_out),
         _size_mb(path_in),
         len(left),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,9 +14,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgeprune.core.errors import UserError
+from edgeprune.core.scratch import scratch_folder
 
 Array: TypeAlias = NDArray[Any]
 Sample: TypeAlias = Mapping[str, Array]
+
+_KERNEL = "_kernel_time"  # how a profile of onnxruntime calls the run of a node
 
 
 def opened(model: onnx.ModelProto | Path, exactly: bool = False) -> ort.InferenceSession:
@@ -41,6 +46,35 @@ def answers(model: onnx.ModelProto, samples: Sequence[Sample]) -> list[list[Arra
     """Each sample's outputs, in the model's order. Raises UserError for samples that don't fit."""
     session = opened(model)
     return [_run(session, None, sample) for sample in samples]
+
+
+def node_times(model: Path, sample: Sample, threads: int, runs: int) -> dict[str, float]:
+    """Median milliseconds of each kernel that onnxruntime launches, by the names of the nodes or
+    tensors that it tells, in the order in which they run.
+
+    threads: 0 for as many as there are cores. runs: of which the medians are.
+    """
+    with scratch_folder() as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "times")
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        for _ in range(runs):
+            _run(session, None, sample)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    found: dict[str, list[float]] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith(_KERNEL):
+            found.setdefault(_bare(name.removesuffix(_KERNEL)), []).append(event["dur"] / 1000)
+    return {name: float(np.median(times)) for name, times in found.items()}
+
+
+def _bare(name: str) -> str:
+    """Without what onnxruntime appends to the names of nodes that it makes itself."""
+    return re.sub(r"(_nchwc|_token_\d+)+$", "", name)
 
 
 def insides(

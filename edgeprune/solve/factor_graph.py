@@ -152,6 +152,8 @@ class Factors:
         sums = self._seen.get(term.kernel, [])
         within = {v for weights in sums for v, _ in weights}
         read = {v for poly in self._read(term) for v in poly.variables}
+        if term.factor is not None:
+            read |= term.factor.variables
         totals = [self._sums[weights] for weights in sums]
         scope = self._free([*(read - within - set(term.implied)), *totals])
         only_moves = not self._tabled and term.kernel.kind in MEMORY_KINDS

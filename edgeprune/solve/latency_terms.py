@@ -8,9 +8,9 @@ analytic model is two of them, and measured tables are met by one that stays bel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,15 @@ Options = Mapping[int, NDArray[np.int64]]
 LARGEST_TABLE = 600
 
 _SAMPLES = 64  # choices at which a polynomial is fitted to a table
+
+
+class Factor(Protocol):
+    """What a kernel's time is multiplied by, by variables of its own (see bits.py)."""
+
+    @property
+    def variables(self) -> frozenset[int]: ...
+
+    def factor(self, values: Mapping[int, Any]) -> Array: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class PolynomialForm:
         exact = pricing(profile).milliseconds([kernel.work(drawn)])[0]
         exact = np.broadcast_to(exact, (_SAMPLES,))
         if not exact.any():  # gone, whatever is chosen
-            return PolynomialForm(Poly({}), Poly({}), Poly({}), (), (), 1)
+            return PolynomialForm.nothing()
         parts = np.stack(
             [np.broadcast_to(poly(drawn), (_SAMPLES,)) for poly in (present, kernel.macs, elements)]
         ).astype(float)
@@ -97,6 +106,20 @@ class PolynomialForm:
         below = float(np.min(exact / np.maximum(rate @ parts, 1e-30)))
         work = kernel.macs * rate[1] + elements * rate[2]
         return PolynomialForm(present * rate[0], work, Poly({}), (), (), 1, min(below, 1.0))
+
+    @staticmethod
+    def nothing() -> PolynomialForm:
+        """Of what costs nothing, or what polynomials say nothing of."""
+        return PolynomialForm(Poly({}), Poly({}), Poly({}), (), (), 1)
+
+    def times(self, factor: Poly) -> PolynomialForm:
+        """All of it multiplied by a polynomial without negative coefficients."""
+        return replace(
+            self,
+            overhead=self.overhead * factor,
+            compute=self.compute * factor,
+            memory=self.memory * factor,
+        )
 
     @property
     def tiled(self) -> frozenset[int]:
@@ -121,17 +144,22 @@ def _where(present: Poly, poly: Poly) -> Poly:
 class LatencyTerm:
     """One kernel. source: what prices it. options: its variables' choices where those are few
     enough to write out its latency for each combination, else None. implied: bits of branches that
-    are no option of their own, as a group's width of 0 says the same (bit: group)."""
+    are no option of their own, as a group's width of 0 says the same (bit: group). factor: what the
+    kernel's time is multiplied by, besides. exact: whether the form is this latency; if not, and
+    there are options, it is looked up."""
 
     kernel: Kernel
     source: Source
     form: PolynomialForm
     options: Options | None
     implied: Mapping[int, int] = field(default_factory=dict)
+    factor: Factor | None = None
+    exact: bool = True
 
     def at(self, values: Mapping[int, Any]) -> Array:
         """Milliseconds at these values, which may be arrays that broadcast against each other."""
-        return self.source.milliseconds([self.kernel.work(values)])[0]
+        ms = self.source.milliseconds([self.kernel.work(values)])[0]
+        return ms if self.factor is None else np.asarray(ms * self.factor.factor(values))
 
     @cached_property
     def variables(self) -> frozenset[int]:
@@ -139,7 +167,8 @@ class LatencyTerm:
         form = self.form
         polys = (form.overhead, form.compute, form.memory)
         # A table also has the bit of a branch whose launch the polynomials price at nothing.
-        read = (*(self.options or ()), *self.implied)
+        beside = () if self.factor is None else self.factor.variables
+        read = (*(self.options or ()), *self.implied, *beside)
         return self.kernel.variables.union(read, *(p.variables for p in polys))
 
     def table(self, fixed: Mapping[int, float]) -> Array:

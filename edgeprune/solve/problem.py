@@ -19,7 +19,8 @@ from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.plan import Plan, keep_best
 from edgeprune.profiles.profile import Profile
 from edgeprune.scoring import Scores, branches_of
-from edgeprune.solve.latency_terms import LARGEST_TABLE, LatencyTerm, PolynomialForm
+from edgeprune.solve.bits import FLOAT, INT8, Bit, Bits
+from edgeprune.solve.latency_terms import LARGEST_TABLE, Factor, LatencyTerm, PolynomialForm
 
 #: What each variable loses by each of its options.
 Losses = Mapping[int, NDArray[np.float64]]
@@ -89,6 +90,7 @@ class Problem:
     losses: Losses
     holder: Mapping[int, int]
     inside: Mapping[int, int]
+    bits: Bits | None = None  # which layers may be int8, where that is to be decided too
 
     @staticmethod
     def build(
@@ -133,6 +135,27 @@ class Problem:
             losses[group.index] = np.asarray(loss, dtype=float)
         return Problem(coupling, scores, kernels, count, profile, options, losses, holder, inside)
 
+    def with_bits(self, bits: Bits, losses: Mapping[int, float]) -> Problem:
+        """The same decision with a precision for each layer. losses: of int8, by variable."""
+        choices = np.array([INT8, FLOAT])
+        return replace(
+            self,
+            options={**self.options, **dict.fromkeys(bits.variables, choices)},
+            losses={**self.losses, **{v: np.array([losses[v], 0.0]) for v in bits.variables}},
+            bits=bits,
+        )
+
+    def floats(self, values: Mapping[int, int]) -> frozenset[str] | None:
+        """The layers that a choice leaves in float where others become int8; None where none do."""
+        return None if self.bits is None else self.bits.floats(values)
+
+    def in_int8(self) -> Problem:
+        """The same decision with all layers in int8 that may be."""
+        chosen = set(self.bits.variables) if self.bits is not None else set()
+        return self._allowing(
+            {v: (options == INT8) | (v not in chosen) for v, options in self.options.items()}
+        )
+
     def shaped(self, power: float, branches: float, scale: float = 1.0) -> Problem:
         """The same decision with each loss raised to a power and scaled, and branches counting
         `branches` times as much."""
@@ -148,7 +171,7 @@ class Problem:
 
     def rescored(self, scores: Scores) -> Problem:
         """The same decision by other scores, with their losses and the units that they keep."""
-        losses: dict[int, NDArray[np.float64]] = {}
+        losses = dict(self.losses)
         for branch in self.coupling.branches:
             v = branch_variable(branch.index)
             whole = np.array([scores.branches[branch.index], 0.0])
@@ -244,6 +267,13 @@ class Problem:
 
     def costs(self, values: Mapping[int, Any]) -> dict[str, float]:
         """latency_ms, memory_mb and parameters of a choice."""
+        if self.bits is not None:
+            live = max((poly(values) for poly in self.live), default=0.0)
+            return {
+                "latency_ms": self.bits.latency_ms(self.kernels, self.profile, values),
+                "memory_mb": live + self.weights_mb(values),
+                "parameters": self.parameters(values),
+            }
         return {
             "latency_ms": self.kernels.latency_ms(self.profile, values),
             "memory_mb": self.kernels.peak_memory_mb(self.profile, values),
@@ -281,10 +311,13 @@ class Problem:
 
     @cached_property
     def terms(self) -> tuple[LatencyTerm, ...]:
-        """The latency of each kernel."""
-        return tuple(self._term(kernel) for kernel in self.kernels.kernels)
+        """The latency of each kernel, and of what lies between int8 and float."""
+        bits = self.bits or Bits({})
+        layers = enumerate(self.kernels.kernels)
+        terms = [self._term(kernel, bits.layers.get(place)) for place, kernel in layers]
+        return (*terms, *(self._term(each.kernel, each) for each in bits.borders))
 
-    def _term(self, kernel: Kernel) -> LatencyTerm:
+    def _term(self, kernel: Kernel, factor: Factor | None = None) -> LatencyTerm:
         reduced = replace(
             kernel,
             macs=self._reduced(kernel.macs),
@@ -297,14 +330,23 @@ class Problem:
         if kernel.branch is not None:
             present = self._reduced(Poly.variable(branch_variable(kernel.branch)))
         source = pricing(self.profile)
-        free = [v for v in reduced.variables | present.variables if len(self.options[v]) > 1]
+        beside = frozenset() if factor is None else factor.variables
+        free = [
+            v for v in reduced.variables | present.variables | beside if len(self.options[v]) > 1
+        ]
         form = PolynomialForm.analytic if self.profile.tables is None else PolynomialForm.fitted
-        whole = form(reduced, present, self.profile, {v: self.options[v] for v in self.options})
+        exact = factor is None or isinstance(factor, Bit)
+        whole = PolynomialForm.nothing()
+        if exact:
+            whole = form(reduced, present, self.profile, {v: self.options[v] for v in self.options})
+        if isinstance(factor, Bit):
+            whole = whole.times(factor.polynomial)
         implied = {self.holder[g]: g for g in free if self.holder.get(g) in free}
         tables = {v: self.options[v] for v in sorted(free) if v not in implied}
         combinations = prod(len(options) for options in tables.values())
         lookup = len(tables) <= 3 and combinations <= LARGEST_TABLE
-        return LatencyTerm(reduced, source, whole, tables if lookup else None, implied)
+        options = tables if lookup else None
+        return LatencyTerm(reduced, source, whole, options, implied, factor, exact)
 
     def _reduced(self, poly: Poly) -> Poly:
         """Without branch bits that a group's own 0, or an inner branch's, already implies."""
@@ -335,6 +377,8 @@ class Problem:
     @cached_property
     def parameters(self) -> Poly:
         """How many trainable parameters stay."""
+        if self.bits is not None and self.bits.by_size:
+            return self._reduced(self.count + self.bits.spared() * -1.0)
         return self._reduced(self.count)
 
     @cached_property
@@ -342,6 +386,9 @@ class Problem:
         """MB of parameters and buffers at run time, and what the runtime itself takes."""
         model = memory_model(self.profile)
         held = model.held(self.kernels, self.profile.bytes_per_element)
+        if self.bits is not None:
+            spared = self.bits.spared() * (model.weights * self.profile.bytes_per_element / 1e6)
+            held = held + spared * -1.0
         return self._reduced(held + model.base_mb)
 
     def padded(self, variable: int) -> NDArray[np.float64]:

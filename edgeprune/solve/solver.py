@@ -84,6 +84,8 @@ def solve(
         loss = problem.loss(least)
         return Solution(least, "infeasible", loss, loss, time.perf_counter() - began)
     known = _better(problem, limits, problem.smallest, _descended(problem, limits), start)
+    if problem.bits is not None:  # bit by bit there is always a border in the way
+        known = _better(problem, limits, known, _descended(problem.in_int8(), limits))
     bound, left, spent = 0.0, problem, 0.0
     if (priced := dual(problem, limits, known, seconds * _PRICED)) is not None:
         spent = priced.seconds
@@ -407,10 +409,13 @@ class _Model:
 
     def forbid(self, values: Mapping[int, int]) -> None:
         """Excludes a choice over a limit and all larger ones: costs grow with each variable."""
+        bits = set() if self._problem.bits is None else set(self._problem.bits.variables)
         below = []
         for v, chosen in self._select.items():
             at = int(np.searchsorted(self._problem.options[v], values[v]))
             below.extend(chosen[:at])
+            if v in bits:  # a border is gone where both sides are float
+                below.extend(chosen[at + 1 :])
         self._model.add_bool_or(below)
 
     # -- search ---------------------------------------------------------------------------------

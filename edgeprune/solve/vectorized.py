@@ -112,7 +112,7 @@ class Lookups:
 
     def has(self, term: LatencyTerm) -> bool:
         """Whether a kernel is looked up."""
-        return not self._exact and term.options is not None
+        return not (self._exact and term.exact) and term.options is not None
 
     def __call__(self, term: LatencyTerm, rows: Array) -> Array:
         """Milliseconds of one kernel: (choices,)."""

@@ -462,7 +462,7 @@ def test_bare_pickle_naming_os_system_runs_nothing(run: Any, place: Path, tmp_pa
         (("--method", "unstructured"), "needs --rate"),
         (("--method", "2:4", "--latency-ms", "1"), "give --rate instead"),
         (("--method", "chanel"), "choose from"),
-        (("--precision", "auto"), "not supported yet"),
+        (("--precision", "auto", "--rate", "0.5"), "give --latency-ms"),
         (("--max-drop", "1"), "needs something to tell the drop by"),
         (("--require", "fast"), ">>>fast<<<"),
         (("--steps", "0"), "at least 1"),

@@ -53,7 +53,7 @@ def test_profile_without_budgets_needs_some(nano: Profile) -> None:
     [
         ("method", "weight", "needs --rate"),
         ("method", "layers", "choose from"),
-        ("precision", "auto", "not supported yet"),
+        ("precision", "automatic", "choose from"),
         ("precision", "fp8", "choose from"),
         ("seed", -1, "--seed"),
         ("seed", 2**31, "--seed"),

@@ -215,3 +215,84 @@ def test_a_file_of_one_batch_takes_any(tmp_path: Path) -> None:
     file = FileModule(tmp_path / "out" / "model.onnx", module, 1)
     x = torch.randn(3, 3, 12, 12)
     torch.testing.assert_close(file(x), module(x), rtol=1e-4, atol=1e-5)
+
+
+# -- auto ------------------------------------------------------------------------------------------
+
+
+def chosen(tmp_path: Path, profile: str = "raspberry-pi-5", **budgets: float) -> Any:
+    return edgeprune.prune(
+        small(),
+        IMAGE,
+        profile,
+        edgeprune.Budgets(**budgets),
+        importance="magnitude",
+        precision="auto",
+        data=images(),
+        align="none",
+        output=tmp_path / "out",
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the model as it was costs."""
+    return pruned(tmp_path_factory.mktemp("whole"), "raspberry-pi-5", "fp32").report["before"]
+
+
+def test_where_bits_are_enough_no_channel_goes(tmp_path: Path, whole: Any) -> None:
+    """Half the size by int8 costs next to nothing; by widths it costs much."""
+    report = chosen(tmp_path, size_mb=0.55 * whole["size_mb"]).report
+    assert report["met"] and report["after"]["params"] == report["before"]["params"]
+    assert report["precision"] == "int8" and report["agreement"]["after"] >= 90
+    assert 1 <= report["quantization"]["int8_layers"] < 4  # as many as the budget asks for
+    assert any(
+        "the budgets hold with it in float" in k for k in report["quantization"]["kept_float"]
+    )
+    assert "bits were decided with widths" in " ".join(report["remarks"])
+
+
+def test_beyond_what_bits_reach_widths_go_too(tmp_path: Path, whole: Any) -> None:
+    report = chosen(tmp_path, size_mb=0.2 * whole["size_mb"]).report
+    assert report["met"] and report["after"]["params"] < 0.8 * report["before"]["params"]
+    assert report["quantization"]["int8_layers"] >= 3
+    assert report["solver"]["gap"] <= 0.05
+
+
+def test_a_layer_that_would_lose_much_stays_float(
+    tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, by what its trial says: others are int8 in its place."""
+    from edgeprune.pipeline import mixed_precision
+
+    measured = mixed_precision._losses
+
+    def first_is_dear(*arguments: Any) -> list[float]:
+        found = measured(*arguments)
+        found[1] += 1e3 * max(found)
+        return found
+
+    monkeypatch.setattr(mixed_precision, "_losses", first_is_dear)
+    report = chosen(tmp_path, size_mb=0.62 * whole["size_mb"]).report
+    kept = " ".join(report["quantization"]["kept_float"])
+    model = onnx.load(str(tmp_path / "out" / "model.onnx"))
+    dear = next(node for node in model.graph.node if "b.weight" in node.input)
+    assert dear.op_type == "Conv" and dear.name in kept
+
+
+def test_nothing_is_quantised_where_the_budgets_hold(tmp_path: Path, whole: Any) -> None:
+    report = chosen(tmp_path, size_mb=2 * whole["size_mb"]).report
+    assert report["precision"] == "fp32" and report.get("quantization") is None
+
+
+def test_a_device_without_int8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="jetson-nano computes nothing in int8"):
+        chosen(tmp_path, "jetson-nano", latency_ms=0.01)
+
+
+def test_the_losses_of_bits_add_up_to_that_of_all() -> None:
+    """Each alone is measured; interactions make the whole differ from the sum."""
+    from edgeprune.pipeline.mixed_precision import adding_up
+
+    assert adding_up([0.1, -0.05, 0.2], 0.6) == pytest.approx([0.2, 0.0, 0.4])
+    assert adding_up([0.0, 0.0], 0.6) == [0.3, 0.3]

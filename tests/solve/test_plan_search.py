@@ -13,12 +13,12 @@ from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.plan import Plan
 from edgeprune.graph.trace import TracedModel
-from edgeprune.pipeline.plan_search import PlanSearch, at_share, searched
 from edgeprune.profiles.profile import load_profile
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.scoring import score
 from edgeprune.scoring.sensitivity import joint, judge_of
 from edgeprune.solve import Limits, Problem
+from edgeprune.solve.plan_search import PlanSearch, at_share, searched
 from tests.pruning import randomized, traced
 from tests.solve.problems import Residual, limits_at
 

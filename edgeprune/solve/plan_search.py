@@ -36,7 +36,8 @@ from edgeprune.reconstruction.work import work_per_sample
 from edgeprune.reconstruction.yardstick import Yardstick
 from edgeprune.scoring import Scores, score
 from edgeprune.scoring.sensitivity import joint
-from edgeprune.solve import Limits, Losses, Problem, solve
+from edgeprune.solve.problem import Limits, Losses, Problem
+from edgeprune.solve.solver import solve
 
 #: Samples that a trial's layers are fitted on, and what all may cost (reconstruction/work.py).
 SAMPLES = 128

@@ -1,0 +1,175 @@
+"""`--precision auto` against "prune, then quantise everything", at the same measured latency.
+
+    PYTHONPATH=. python benchmarks/precision.py --data ../shared/data --json FILE [NETWORK …]
+
+Networks with public weights, each at two budgets: shares of the latency that the fp32 model has on
+this machine, one thread. Both ways get the same 200 unlabelled inputs and the same budget in
+milliseconds, and are judged on the same labelled inputs, as files in onnxruntime. "int8" prunes
+for the budget with every layer in int8; "auto" decides bits, widths and layers together. The two
+files are then timed in turns. resnet18 has random weights: its row says how fast pruned and int8 is
+beside fp32, and how often the first class stays. Each row of FILE is kept: an interrupted run goes
+on. About half an hour on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import edgeprune
+from benchmarks.real_networks import CASES, Case, imagenet, right
+from edgeprune.core.errors import EdgePruneError
+from edgeprune.export.precision import FileModule
+from edgeprune.loading.torchvision_compat import with_operators
+from edgeprune.runtime.ort_subprocess import run_runner
+
+Row = dict[str, Any]
+NETWORKS = ("resnet8", "dscnn", "resnet20", "faces", "lite0", "resnet56", "resnet18")
+SHARES = (0.4, 0.25)
+WAYS = ("int8", "auto")
+CALIBRATION = 200
+#: One row's time, in seconds.
+LIMIT = 900
+
+
+def resnet18(folder: Path) -> Case:
+    """ResNet-18 of torchvision, random weights: its figure is how often its first class stays."""
+
+    def build() -> torch.nn.Module:
+        from torchvision.models import resnet18 as build_one
+
+        torch.manual_seed(0)
+        made: torch.nn.Module = build_one(weights=None)
+        return made
+
+    model = with_operators(build).eval()
+    x, _ = imagenet(folder)
+    with torch.no_grad():
+        classes = torch.cat([model(part).argmax(1) for part in x[-200:].split(20)])
+    return Case("resnet18", model, x[:CALIBRATION].clone(), right(x[-200:].clone(), classes))
+
+
+def case_of(network: str, folder: Path) -> Case:
+    """A network with its inputs."""
+    return resnet18(folder) if network == "resnet18" else CASES[network](folder)
+
+
+def one(network: str, share: float, folder: Path) -> Row:
+    """Both ways at one budget."""
+    case = case_of(network, folder)
+    row: Row = {"network": network, "share": share, "base": case.judge(case.model)}
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        whole = edgeprune.prune(
+            case.model, case.example, profile="host", rate=0.0, output=out / "whole"
+        )
+        budget = share * whole.report["before"]["latency_ms"]
+        row["fp32_ms"] = whole.report["before"]["latency_ms"]
+        for way in WAYS:
+            row[way] = pruned(case, budget, way, out / way)
+        files = [out / way / "model.onnx" for way in WAYS]
+        if all(file.exists() for file in files):
+            timed = run_runner(["compare", *files, "--threads", 1])
+            row["auto_over_int8"] = timed["ratio"]
+        if files[1].exists():
+            timed = run_runner(["compare", out / "whole" / "model.onnx", files[1], "--threads", 1])
+            row["auto_over_fp32"] = timed["ratio"]
+    return row
+
+
+def pruned(case: Case, budget_ms: float, way: str, out: Path) -> Row:
+    """What one way comes to."""
+    began = time.perf_counter()
+    try:
+        result = edgeprune.prune(
+            case.model,
+            case.example,
+            profile="host",
+            budgets=edgeprune.Budgets(latency_ms=budget_ms),
+            data=list(case.calibration[:CALIBRATION].split(20)),
+            precision=way,
+            align="none",
+            min_agreement=0,
+            output=out,
+        )
+    except EdgePruneError as error:
+        return {"error": str(error)[:200]}
+    report = result.report
+    bits = report.get("quantization") or {}
+    return {
+        "figure": case.judge(FileModule(out / "model.onnx", case.model, None)),
+        "latency_ms": report["after"]["latency_ms"],
+        "met": report["met"],
+        "params": report["after"]["params"] / report["before"]["params"],
+        "int8_layers": bits.get("int8_layers", 0),
+        "float_layers": len(bits.get("kept_float", ())),
+        "gap": report["solver"]["gap"],
+        "status": report["solver"]["status"],
+        "seconds": round(time.perf_counter() - began),
+    }
+
+
+def told(rows: list[Row]) -> None:
+    """The table."""
+    print(f"{'network':10} {'share':>5} {'fp32':>7} {'int8':>7} {'auto':>7} {'auto/int8 ms':>12} "
+          f"{'auto/fp32 ms':>12} {'gap':>6}  layers in int8 / float")  # fmt: skip
+    better = worse = 0
+    for row in rows:
+        a, b = (row[way].get("figure") for way in WAYS)
+        if a is None or b is None:
+            print(row["network"], row["share"], *(row[way].get("error", "") for way in WAYS))
+            continue
+        better, worse = better + (b > a), worse + (b < a - 0.5)
+        auto = row["auto"]
+        print(
+            f"{row['network']:10} {row['share']:5} {row['base']:7.2f} {a:7.2f} {b:7.2f} "
+            f"{row['auto_over_int8']:12.2f} {row['auto_over_fp32']:12.2f} {auto['gap']:6.3f}  "
+            f"{auto['int8_layers']} / {auto['float_layers']}"
+        )
+    print(f"auto is better in {better} of {len(rows)}, worse by over 0.5 points in {worse}")
+
+
+def main() -> None:
+    """Runs what FILE doesn't have yet, each row in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--row", nargs=2, help=argparse.SUPPRESS)
+    words = parser.parse_args()
+    if words.row:
+        print(json.dumps(one(words.row[0], float(words.row[1]), words.data)))
+        return
+    rows: list[Row] = json.loads(words.json.read_text()) if words.json.exists() else []
+    known = {(row["network"], row["share"]) for row in rows}
+    for network in words.networks or NETWORKS:
+        for share in SHARES[:1] if network == "resnet18" else SHARES:
+            if (network, share) in known:
+                continue
+            command = [sys.executable, __file__, "--data", str(words.data), "--json", "-"]
+            try:
+                done = subprocess.run(
+                    [*command, "--row", network, str(share)],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    timeout=LIMIT,
+                )
+            except subprocess.SubprocessError as error:
+                print(network, share, getattr(error, "stderr", None) or error, file=sys.stderr)
+                continue
+            rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+            words.json.write_text(json.dumps(rows, indent=1))
+    told(rows)
+
+
+if __name__ == "__main__":
+    main()

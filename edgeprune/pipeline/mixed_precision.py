@@ -1,0 +1,210 @@
+"""`--precision auto`: which layers become int8, decided with widths and layers in one problem.
+
+What int8 costs is measured as the costs of widths are: each layer is made int8 alone, in the file
+of the model as it was, and judged by the same yardstick on samples that nothing was calibrated on;
+all are scaled so that together they come to what int8 everywhere loses. What it saves is measured
+where there is a machine, kernel by kernel on this one; elsewhere the profile's figure says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+from torch import nn
+
+from edgeprune.core.distributed import from_first
+from edgeprune.cost.fx_reader import parameter_counts
+from edgeprune.coupling.plan import Plan
+from edgeprune.export.file_cost import Cost
+from edgeprune.export.onnx import Exported
+from edgeprune.export.precision import FileModule, layer_parameters, samples_of
+from edgeprune.pipeline.carry_out import carried_out
+from edgeprune.pipeline.workspace import Baseline, Workspace
+from edgeprune.quantization import LayerByLayer, preset_for
+from edgeprune.quantization.running import Sample, node_times
+from edgeprune.reconstruction.layerwise import BRIEF, reconstruct
+from edgeprune.reconstruction.outputs import floating
+from edgeprune.reconstruction.work import work_per_sample
+from edgeprune.runtime.machines import Here
+from edgeprune.scoring.sensitivity import judge_of
+from edgeprune.solve import Problem, Solution
+from edgeprune.solve.bits import LEAST_RATIO, Bit, Bits, bits_of
+from edgeprune.solve.plan_search import SAMPLES
+from edgeprune.surgery.resize import PrunedModel
+
+#: Samples that ranges are calibrated on, and that a trial is judged on, for losses of bits.
+_CALIBRATION, _JUDGED = 64, 64
+#: Layers go together where there are more than this, or where trials of each cost more than WORK.
+_MOST_UNITS, _FEWEST_UNITS = 24, 6
+WORK = 1.5e12  # multiply-accumulates (reconstruction/work.py)
+_RUNS = 15  # that kernels' times are medians of
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Layers that may be int8. losses: of int8, by variable. cost: of the whole model with all of
+    them in int8."""
+
+    bits: Bits
+    losses: Mapping[int, float]
+    cost: Cost
+
+
+def choices_of(workspace: Workspace, baseline: Baseline, problem: Problem) -> Choices:
+    """What int8 would cost and save, layer by layer, in the model as it was.
+
+    Raises UserError where there are no samples, and where nothing can be quantised.
+    """
+    samples = workspace.calibration()
+    module = workspace.traced.graph_module
+    with workspace.steps.step("score bits"):
+        calls = samples_of(samples.fit, baseline.exported.input_names, workspace.file_batch)
+        preset = preset_for(workspace.settings.profile)
+        each = LayerByLayer(baseline.exported.path, calls[:_CALIBRATION], preset)
+        parameters = layer_parameters(each.layers, module)
+        units = _units(workspace, [n for n in each.candidates if n in parameters])
+        found = from_first(lambda: _losses(workspace, each, units))
+    everything = Plan.everything(workspace.coupling)
+    exported = workspace.export(module, everything, baseline, False, frozenset())
+    with workspace.steps.step("price"):
+        cost = workspace.cost(exported, module, baseline)
+        shares = _shares(workspace, exported, each, calls[0])
+    first = max([*problem.options, 0]) + 1
+    names = {first + i: tuple(parameters[n] for n in unit) for i, unit in enumerate(units)}
+    shares = {parameters[name]: share for name, share in shares.items() if name in parameters}
+    faster = cost.latency_ms / baseline.cost.latency_ms
+    bits = _bits(workspace, problem, names, shares, faster)
+    return Choices(bits, {first + i: loss for i, loss in enumerate(found)}, cost)
+
+
+def _units(workspace: Workspace, names: Sequence[str]) -> list[list[str]]:
+    """Layers that are int8 or float together: neighbours, where trials of each would take long."""
+    trial = work_per_sample(workspace.traced) * _JUDGED
+    affordable = max(int(WORK / trial), _FEWEST_UNITS)
+    count = min(_MOST_UNITS, affordable, len(names))
+    return [
+        list(part) for part in np.array_split(np.array(names, object), max(count, 1)) if len(part)
+    ]
+
+
+def _losses(
+    workspace: Workspace, each: LayerByLayer, units: Sequence[Sequence[str]]
+) -> list[float]:
+    """What int8 loses in each unit alone, scaled so that their sum is what it loses everywhere."""
+    traced, batch = workspace.traced, workspace.file_batch
+    held = replace(workspace.calibration(), held=workspace.calibration().judged)
+    judged = held.first(1, _JUDGED).judged
+    judge = judge_of(traced, replace(held, held=judged))
+
+    def lost(inside: Iterable[str]) -> float:
+        floats = set(each.candidates) - set(inside)
+        file = FileModule(each.made(floats), traced.graph_module, batch)
+        return judge.measure(floating(file(*call.args, **call.kwargs)) for call in judged).loss
+
+    together = lost(name for unit in units for name in unit)
+    alone = []
+    for i, unit in enumerate(units):
+        workspace.steps.note("score bits", f"layer {i + 1} of {len(units)}", i / len(units))
+        alone.append(lost(unit))
+    return adding_up(alone, together)
+
+
+def adding_up(alone: Sequence[float], together: float) -> list[float]:
+    """What each loses alone, scaled so that the sum is what all lose together."""
+    losses = [max(loss, 0.0) for loss in alone]
+    if not sum(losses):
+        return [max(together, 0.0) / len(losses)] * len(losses)
+    return [loss * max(together, 0.0) / sum(losses) for loss in losses]
+
+
+def _shares(
+    workspace: Workspace, exported: Exported, each: LayerByLayer, sample: Sample
+) -> dict[str, float]:
+    """Of each layer the time in int8 over that in float, where this machine's own time is what
+    counts; nothing elsewhere."""
+    if not isinstance(workspace.machine, Here):
+        return {}
+    threads = workspace.settings.profile.threads or 1
+    one = {name: array[: workspace.traced.batch] for name, array in sample.items()}
+    files = exported.in_float.path, exported.path
+    before, after = from_first(lambda: [node_times(f, one, threads, _RUNS) for f in files])
+    shares = {}
+    for name in each.candidates:
+        node = each.layers.nodes[name]
+        # A kernel has the name of its node, or of the tensor that the last op fused into it makes.
+        made = [name, *node.output, *(o for n in each.layers.after(node) for o in n.output)]
+        pair = [next((times[m] for m in made if m in times), 0.0) for times in (before, after)]
+        if all(pair):
+            shares[name] = pair[1] / pair[0]
+    return shares
+
+
+def _bits(
+    workspace: Workspace,
+    problem: Problem,
+    names: Mapping[int, tuple[str, ...]],
+    shares: Mapping[str, float],
+    faster: float,
+) -> Bits:
+    """Each layer's kernel with what int8 does to its time: as the shares tell, all of them scaled
+    so that the whole model takes `faster` times as long as in float, which is priced of it."""
+    counts = parameter_counts(workspace.traced, workspace.coupling)
+    places = _places(workspace)
+    whole = Plan.everything(workspace.coupling).variables(workspace.coupling)
+    times = problem.kernels.kernel_latencies_ms(workspace.settings.profile, whole)
+    usual = median(shares.values()) if shares else 1.0
+    chosen = [
+        (places[name], variable, name)
+        for variable, unit in names.items()
+        for name in unit
+        if name in places and name in counts
+    ]
+    inside = sum(times[place] for place, _, _ in chosen)
+    weighed = sum(times[place] * shares.get(name, usual) for place, _, name in chosen)
+    left = faster * sum(times) - (sum(times) - inside)
+    scale = left / weighed if weighed > 0 else 1.0
+    layers = {
+        place: Bit(variable, max(scale * shares.get(name, usual), LEAST_RATIO), counts[name])
+        for place, variable, name in chosen
+    }
+    if faster == 1:  # nothing is known of its time
+        layers = {place: replace(bit, ratio=1.0) for place, bit in layers.items()}
+    by_size = workspace.settings.rate is None
+    asked = Bits(layers, by_size=by_size, names=names)
+    return bits_of(asked, problem.kernels, workspace.settings.profile, whole)
+
+
+def _places(workspace: Workspace) -> dict[str, int]:
+    """The kernel that computes with each parameter, by its place; the first one."""
+    makers = {op: i for i, k in enumerate(workspace.kernels.kernels) for op in k.ops}
+    found: dict[str, int] = {}
+    for node in workspace.traced.graph_module.graph.find_nodes(op="get_attr"):
+        for user in node.users:
+            if user.name in makers:
+                found.setdefault(str(node.target), makers[user.name])
+    return found
+
+
+def file_loss(
+    workspace: Workspace, baseline: Baseline, problem: Problem, solution: Solution
+) -> float:
+    """What the file of a choice loses on the samples held back, its layers fitted on the others."""
+    draft = carried_out(workspace, problem, solution)
+    samples, seed = workspace.calibration(), workspace.settings.seed
+    module = draft.module
+    if not draft.plan.removes_nothing:
+        fit = samples.first(SAMPLES, samples.count).fit
+        pruned = PrunedModel(workspace.traced, workspace.coupling, draft.plan, module)
+        with workspace.steps.step("choose a plan"):
+            from_first(lambda: reconstruct(pruned, fit, seed, effort=BRIEF))
+    with workspace.steps.step("export"):
+        exported = workspace.export(module, draft.plan, baseline, False, draft.floats)
+    with workspace.steps.step("choose a plan"):
+        file: nn.Module = module
+        if exported.quantized is not None:
+            file = FileModule(exported.path, module, workspace.file_batch)
+        found = workspace.agreement(file)
+    return 0.0 if found is None else found.loss
