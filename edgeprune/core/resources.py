@@ -19,6 +19,12 @@ def export_folder() -> Path:
     return _shipped("export")
 
 
+def examples_folder() -> Path:
+    """The folder of examples; a wheel has what the demo needs. Raises EdgePruneError if it is
+    missing."""
+    return _shipped("examples")
+
+
 def _shipped(name: str) -> Path:
     # A wheel carries the folders in `edgeprune/_data`; a checkout has them beside the package.
     candidates = (_PACKAGE / "_data" / name, _PACKAGE.parent / name)
