@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,14 +11,19 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.free_sizes import NOTHING_FREE, FreeSizes
 
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """What a model is called with: positional and keyword arguments, batch in dimension 0."""
+    """What a model is called with: positional and keyword arguments, batch in dimension 0.
+
+    free: the sizes beside the batch that a file is to leave free; these are an example of them.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    free: FreeSizes = NOTHING_FREE
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -49,7 +54,29 @@ class ExampleInputs:
     def map(self, change: Any) -> ExampleInputs:
         """The same structure with `change` applied to every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return ExampleInputs(args, kwargs)
+        return ExampleInputs(args, kwargs, self.free)
+
+    def leaving(self, free: FreeSizes) -> ExampleInputs:
+        """The same with other sizes free."""
+        return replace(self, free=free)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The example's own value of each free size."""
+        return self.free.of(self.tensors)
+
+    def at(self, sizes: Mapping[str, int]) -> ExampleInputs:
+        """The same content at other sizes: cut off, or over and over."""
+        places = iter(range(len(self.tensors)))
+
+        def change(tensor: Tensor) -> Tensor:
+            for dim, name in self.free.at(next(places)).items():
+                if sizes.get(name, tensor.shape[dim]) != tensor.shape[dim]:
+                    picked = torch.arange(sizes[name]) % tensor.shape[dim]
+                    tensor = tensor.index_select(dim, picked)
+            return tensor
+
+        return self.map(change)
 
 
 def random_like(

@@ -119,6 +119,8 @@ def build_report(
         },
         remarks=[
             *task.remarks,
+            *traced.notes,
+            *_fixed_sizes(traced, settings),
             *_unused(traced),
             *best.remarks,
             *_predicted(task, best),
@@ -166,6 +168,7 @@ def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts
         ir_version=exported.ir_version,
         batch="dynamic" if traced.dynamic_batch and not exported.form.fixed else str(traced.batch),
         batch_note=_batch_note(traced, settings),
+        free_sizes={} if exported.form.fixed else _free_sizes(traced),
         target=settings.profile.target.full_name,
         unsupported_on_target=_unsupported(exported, settings),
     )
@@ -217,12 +220,28 @@ def _where(places: list[str]) -> str:
     return f" ({places[0]}{more})"
 
 
+def _free_sizes(traced: TracedModel) -> dict[str, str]:
+    """The ranges of the sizes beside the batch that are free in the graph."""
+    return {name: str(size) for name, size in traced.example_inputs.free.sizes.items()}
+
+
+def _fixed_sizes(traced: TracedModel, settings: Settings) -> list[str]:
+    """That sizes which the model leaves free are fixed in the file, and by what."""
+    free = _free_sizes(traced)
+    if not free or not settings.fixed_batch:
+        return []
+    return [f"{', '.join(free)} fixed as in the example: {_wants_fixed(settings)}"]
+
+
 def _batch_note(traced: TracedModel, settings: Settings) -> str:
     """Why the file takes one batch alone; nothing where it doesn't."""
     if not traced.dynamic_batch:
         return traced.fixed_because
-    if not settings.fixed_batch:
-        return ""
+    return _wants_fixed(settings) if settings.fixed_batch else ""
+
+
+def _wants_fixed(settings: Settings) -> str:
+    """Why the file is to have fixed sizes."""
     if settings.batch is not None:
         return "--batch asked for it"
     return f"{settings.profile.target.full_name} wants fixed sizes (--batch dynamic leaves it free)"
