@@ -25,6 +25,7 @@ from edgeprune.cost.free_inputs import free_inputs_of
 from edgeprune.coupling import couple
 from edgeprune.data.loaders import NO_DATA, Data, load_data, load_metric, sample_of
 from edgeprune.graph.fold import folded
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
 from edgeprune.loading.example_inputs import describe, example_inputs
@@ -185,8 +186,9 @@ def _ready(
 
 def costs_are_for(inputs: ExampleInputs) -> str:
     """The sizes that everything is priced at, and which of them are to be free."""
-    free = f" (larger {', '.join(inputs.free.sizes)} cost more)" if inputs.free else ""
-    return f"costs are for input {describe(inputs)}{free}"
+    free = [name for name in inputs.free.sizes if name != BATCH]
+    more = f" (larger {', '.join(free)} cost more)" if free else ""
+    return f"costs are for input {describe(inputs)}{more}"
 
 
 def standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.graph.capture import capture
-from edgeprune.graph.free_sizes import FreeSize, FreeSizes
+from edgeprune.graph.free_sizes import BATCH, NOTHING_FREE, FreeSize, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 
+_MOST_TRIED = 5  # inputs for which it is tried out where the batch lies
 _ATTEMPTS = 4  # torch.export names what is wrong with some sizes before it sees the others
 
 # What torch.export writes where a size can't be as free as asked: H = 4*_H, T = Dim('T', max=64),
@@ -155,7 +157,7 @@ def _wide(inputs: ExampleInputs, free_batch: bool) -> ExampleInputs:
     """Inputs without a free size of 1, which torch.export takes for a constant."""
     batch = inputs.batch or 1
     if free_batch and batch < 2:
-        inputs = inputs.map(lambda t: torch.cat([t, t])[:2])
+        inputs = inputs.of_batch(2)
     sizes = {
         name: inputs.free.sizes[name].within(max(size, 2)) for name, size in inputs.sizes.items()
     }
@@ -289,7 +291,54 @@ def _range_of(size: Any, ranges: Mapping[str, Any]) -> FreeSize | None:
     return FreeSize(least * step, most * step, step) if least < most else None
 
 
+def batch_elsewhere(module: nn.Module, inputs: ExampleInputs) -> FreeSizes:
+    """The batch as a free size, where it lies in dimension 1 of some inputs (layers, batch, width):
+    tried out on twice the samples. Nothing where dimension 0 will do, or none is the only one."""
+    tensors = inputs.tensors
+    if not 2 <= len(tensors) <= _MOST_TRIED or inputs.free or any(t.dim() == 0 for t in tensors):
+        return NOTHING_FREE
+    choices = itertools.product(*((0, 1) if t.dim() > 2 else (0,) for t in tensors))
+    alike = [
+        dims
+        for dims in choices
+        if len({t.shape[d] for t, d in zip(tensors, dims, strict=True)}) == 1
+    ]
+    if not any(any(dims) for dims in alike):
+        return NOTHING_FREE
+    fitting = []
+    for dims in alike:
+        if _doubles(module, inputs, dims):
+            if not any(dims):
+                return NOTHING_FREE
+            fitting.append(dims)
+    if len(fitting) != 1:
+        return NOTHING_FREE
+    return FreeSizes(tuple({d: BATCH} for d in fitting[0]), {BATCH: FreeSize(1)})
+
+
+def _doubles(module: nn.Module, inputs: ExampleInputs, dims: Sequence[int]) -> bool:
+    """Whether a module takes twice the samples in these dimensions, and gives each its own."""
+    places = iter(dims)
+    twice = inputs.map(lambda t: torch.cat([t, t], next(places)))
+    with torch.no_grad(), contextlib.suppress(Exception):  # the module's own, at a wrong guess
+        once = pytree.tree_leaves(module(*inputs.args, **inputs.kwargs))
+        made = pytree.tree_leaves(module(*twice.args, **twice.kwargs))
+        pairs = [(a, b) for a, b in zip(once, made, strict=True) if isinstance(a, Tensor)]
+        return bool(pairs) and all(_is_twice(a, b) for a, b in pairs)
+    return False
+
+
+def _is_twice(one: Tensor, two: Tensor) -> bool:
+    return any(
+        two.shape == (*one.shape[:d], 2 * one.shape[d], *one.shape[d + 1 :])
+        and torch.allclose(two, torch.cat([one, one], d), rtol=1e-3, atol=1e-4)
+        for d in range(min(one.dim(), 2))
+    )
+
+
 def _called(value: Tensor, dim: int, node: str) -> str:
+    if dim == 0:
+        return BATCH
     if value.dim() == 4 and dim in (2, 3):
         return ("height", "width")[dim - 2]
     if value.dim() <= 3 and dim == 1:

@@ -10,6 +10,9 @@ from torch import Tensor
 #: Where the user names no largest size.
 ANY = 2**20
 
+#: The name of the batch where it isn't dimension 0 of every input: layers, batch, width, say.
+BATCH = "batch"
+
 
 @dataclass(frozen=True)
 class FreeSize:
@@ -69,6 +72,13 @@ class FreeSizes:
     def narrowed(self, name: str, size: FreeSize) -> FreeSizes:
         """These with another range for one."""
         return replace(self, sizes={**self.sizes, name: size})
+
+    def renamed(self, name: str, new: str) -> FreeSizes:
+        """These with another name for one."""
+        return FreeSizes(
+            tuple({d: new if n == name else n for d, n in place.items()} for place in self.places),
+            {new if n == name else n: size for n, size in self.sizes.items()},
+        )
 
     def upwards_of(self, example: Mapping[str, int]) -> FreeSizes:
         """These with what they are in the example as the smallest."""

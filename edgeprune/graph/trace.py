@@ -26,6 +26,7 @@ from edgeprune.graph.fidelity import (
     know_outputs,
     sizes_matter,
 )
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names, write_names_as_they_are
 from edgeprune.graph.normalize import normalize
@@ -45,7 +46,8 @@ class TracedModel:
 
     example_inputs: with the sizes beside the batch that are free in the graph.
     batch: their batch size, at which costs are counted.
-    dynamic_batch: whether the graph runs with other batch sizes too; fixed_because: why it doesn't.
+    dynamic_batch: whether the graph runs with other batch sizes in dimension 0 too; fixed_because:
+    why it doesn't. any_batch: also where they lie in another dimension.
     notes: what to say of sizes that were to be free, and aren't or not as far.
     """
 
@@ -55,6 +57,10 @@ class TracedModel:
     batch: int
     fixed_because: str = ""
     notes: tuple[str, ...] = ()
+
+    @property
+    def any_batch(self) -> bool:
+        return self.dynamic_batch or BATCH in self.example_inputs.free.sizes
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """The sizes of a node's tensor at the example inputs' batch."""
@@ -86,8 +92,9 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
 
 def _freest(module: nn.Module, inputs: ExampleInputs) -> TracedModel:
     """The traced model with as many free sizes as it allows, the batch the last to be fixed."""
-    batches = (True, False) if inputs.batch is not None else (False,)
-    fixed_because = "" if inputs.batch is not None else "the inputs have no batch in common"
+    first = inputs.batch is not None and BATCH not in inputs.free.sizes
+    batches = (True, False) if first else (False,)
+    fixed_because = "" if first else "the inputs have no batch in common"
     notes: tuple[str, ...] = ()
     if inputs.free:
         because = fixed_because

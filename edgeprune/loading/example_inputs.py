@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.dynamic import batch_elsewhere
 from edgeprune.graph.fidelity import in_eval
-from edgeprune.graph.free_sizes import NOTHING_FREE, FreeSizes
+from edgeprune.graph.free_sizes import BATCH, NOTHING_FREE, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
 from edgeprune.loading.input_spec import InputSpec, parse_inputs
@@ -58,13 +59,17 @@ def _free(
     specs: Sequence[InputSpec], values: Sequence[Tensor], tensors: Sequence[Tensor]
 ) -> FreeSizes:
     """The sizes that --input leaves free, in the order in which the call has its tensors. A letter
-    in dimension 0 of each input is the batch, which is free as it is."""
+    in dimension 0 of each input is the batch, which is free as it is; one in all inputs and first
+    in some is so too."""
     batch = {spec.free.get(0) for spec in specs}
     named = {id(value): spec.free for spec, value in zip(specs, values, strict=True)}
     places = tuple(dict(named.get(id(tensor), {})) for tensor in tensors)
     sizes = {name: size for spec in specs for name, size in spec.sizes.items()}
     free = FreeSizes(places, sizes)
-    return free.without([name for name in batch if name]) if len(batch) == 1 else free
+    if len(batch) == 1:
+        return free.without([name for name in batch if name])
+    everywhere = [n for n in sizes if all(n in place.values() for place in places)]
+    return free.renamed(next((n for n in everywhere if n in batch), BATCH), BATCH)
 
 
 def leaving_free(inputs: ExampleInputs, texts: Sequence[str]) -> ExampleInputs:
@@ -117,7 +122,14 @@ def _checked(module: nn.Module, inputs: ExampleInputs, mend: str) -> ExampleInpu
         raise UserError(
             f"the model can't run on {describe(inputs)} ({one_line(error)}), {mend}"
         ) from error
-    return inputs
+    return _with_batch(module, inputs)
+
+
+def _with_batch(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    """With the batch named, where it lies in another dimension than the first."""
+    with in_eval(module):
+        found = batch_elsewhere(module, inputs)
+    return inputs.leaving(found) if found else inputs
 
 
 def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:

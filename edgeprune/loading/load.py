@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from edgeprune.core.errors import UserError
 from edgeprune.graph.capture import quiet
 from edgeprune.graph.dynamic import program_sizes
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names
 from edgeprune.loading.checkpoint import (
@@ -346,6 +347,9 @@ def _from_program(path: Path, trust: bool) -> LoadedModel:
         inputs = inputs.map(lambda t: t[:1])
         remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
     free, others = program_sizes(program)
+    if BATCH in free.sizes and inputs.leaving(free).batch not in (None, 1):
+        inputs = inputs.leaving(free).of_batch(1)
+        remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
     if others:
         fixed = f"the program leaves sizes free that the file fixes: {', '.join(others)}"
         remarks = (*remarks, fixed)

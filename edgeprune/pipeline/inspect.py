@@ -35,7 +35,7 @@ def inspection(
         "latency_ms": total,
         "latency_source": "predicted",
         "peak_memory_mb": kernels.peak_memory_mb(profile, values),
-        "dynamic_batch": traced.dynamic_batch,
+        "dynamic_batch": traced.any_batch,
         "free_sizes": {n: str(s) for n, s in traced.example_inputs.free.sizes.items()},
         "groups": [
             {

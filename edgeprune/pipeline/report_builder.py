@@ -17,6 +17,7 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.parity import Validation
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.options import Settings
@@ -166,7 +167,7 @@ def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts
     return OnnxFacts(
         opset=exported.form.opset,
         ir_version=exported.ir_version,
-        batch="dynamic" if traced.dynamic_batch and not exported.form.fixed else str(traced.batch),
+        batch="dynamic" if traced.any_batch and not exported.form.fixed else str(traced.batch),
         batch_note=_batch_note(traced, settings),
         free_sizes={} if exported.form.fixed else _free_sizes(traced),
         target=settings.profile.target.full_name,
@@ -222,7 +223,8 @@ def _where(places: list[str]) -> str:
 
 def _free_sizes(traced: TracedModel) -> dict[str, str]:
     """The ranges of the sizes beside the batch that are free in the graph."""
-    return {name: str(size) for name, size in traced.example_inputs.free.sizes.items()}
+    sizes = traced.example_inputs.free.sizes.items()
+    return {name: str(size) for name, size in sizes if name != BATCH}
 
 
 def _fixed_sizes(traced: TracedModel, settings: Settings) -> list[str]:
@@ -235,7 +237,7 @@ def _fixed_sizes(traced: TracedModel, settings: Settings) -> list[str]:
 
 def _batch_note(traced: TracedModel, settings: Settings) -> str:
     """Why the file takes one batch alone; nothing where it doesn't."""
-    if not traced.dynamic_batch:
+    if not traced.any_batch:
         return traced.fixed_because
     return _wants_fixed(settings) if settings.fixed_batch else ""
 

@@ -154,7 +154,7 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
 def _traced(task: Task, steps: Steps) -> TracedModel:
     with steps.step("trace"), deadline("trace", task.settings.step_seconds):
         traced = _with_writable_sizes(task, trace(task.module, task.example_inputs))
-    if task.settings.free_batch and not traced.dynamic_batch:
+    if task.settings.free_batch and not traced.any_batch:
         raise UserError(
             f"--batch dynamic: this model takes a batch of {traced.batch} alone "
             f"({traced.fixed_because}): leave the option out"

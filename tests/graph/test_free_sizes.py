@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.coupling.kept_masks import at_size
-from edgeprune.graph.free_sizes import FreeSize, FreeSizes
+from edgeprune.data.batches import Rebatched
+from edgeprune.graph.free_sizes import BATCH, FreeSize, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import sizes_of, trace
+from edgeprune.loading.example_inputs import check_inputs
 
 
 class Net(nn.Module):
@@ -150,3 +152,51 @@ def test_a_mask_over_several_free_sizes_side_by_side_repeats() -> None:
     # Half of a free size is a prime no more.
     halved = np.tile(channels, 2337)
     assert at_size(halved, 11 * 3).tolist() == np.tile(channels, 11).tolist()
+
+
+class Streaming(nn.Module):
+    """States are layers x batch x width."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.memory, self.act = nn.LSTM(6, 8, layers), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        y, (h, c) = self.memory(x[None], (h, c))
+        return self.act(y[0]), h, c
+
+
+def streams(layers: int, batch: int = 1) -> ExampleInputs:
+    state = torch.randn(layers, batch, 8)
+    return ExampleInputs((torch.randn(batch, 6), state, state + 1), {})
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_batch_in_another_dimension_is_found_and_free(layers: int) -> None:
+    module = Streaming(layers).eval()
+    inputs = check_inputs(module, streams(layers))
+    assert inputs.free.places == ({0: BATCH}, {1: BATCH}, {1: BATCH})
+    assert inputs.batch == 1 and inputs.of_batch(3).tensors[1].shape == (layers, 3, 8)
+    traced = trace(module, inputs)
+    assert traced.any_batch and not traced.notes
+    call = streams(layers, 5)
+    want, got = module(*call.args), traced.graph_module(*call.args)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(want, got, strict=True))
+
+
+def test_batches_of_states_are_cut_sample_by_sample() -> None:
+    inputs = check_inputs(Streaming(2).eval(), streams(2))
+    labels = torch.arange(3)
+    made = list(Rebatched([(*streams(2, 3).args, labels)], inputs, 1))
+    assert len(made) == 3
+    assert [tuple(t.shape) for t in made[0][0]] == [(1, 6), (2, 1, 8), (2, 1, 8)]
+    assert made[2][1].tolist() == [2]
+
+
+def test_a_batch_that_is_first_everywhere_needs_no_search() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    inputs = ExampleInputs((torch.ones(1, 1, 4), torch.ones(1, 1, 4)), {})
+    assert not check_inputs(Sum(), inputs).free

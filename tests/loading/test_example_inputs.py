@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
-from edgeprune.graph.free_sizes import FreeSize, FreeSizes
+from edgeprune.graph.free_sizes import BATCH, FreeSize, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.example_inputs import describe, example_inputs, leaving_free
 from edgeprune.loading.input_spec import InputSpec, parse_input, parse_inputs
@@ -331,3 +331,12 @@ def test_a_programs_own_free_sizes_stay_free_at_another_size() -> None:
 def test_free_sizes_that_do_not_fit_the_examples_are_refused(texts: list[str]) -> None:
     with pytest.raises(UserError, match="free_sizes"):
         leaving_free(ExampleInputs((torch.zeros(1, 4),), {}), texts)
+
+
+def test_a_letter_that_is_first_in_one_input_and_stands_in_all_is_the_batch() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return x + h[0]
+
+    found, _ = example_inputs(Joined(), specs("Bx4", "2xBx4"))
+    assert found.free.places == ({0: BATCH}, {1: BATCH}) and found.batch == 1
