@@ -132,6 +132,7 @@ def prune(
     opset: int | None = None,
     batch: int | str | None = None,
     free_sizes: str | Sequence[str] = (),
+    freeze_noise: bool = False,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -156,6 +157,7 @@ def prune(
     opset: of the ONNX file, 11 to 23; None for what the profile's runtime reads. batch: the only
     size that the file takes, or "dynamic"; None for what the runtime wants. free_sizes: of the
     inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
+    freeze_noise: what the model draws at random becomes constants, from the seed.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
@@ -183,6 +185,7 @@ def prune(
         min_agreement=min_agreement,
         opset=opset,
         batch=batch,
+        freeze_noise=freeze_noise,
     )
     if require is not None:
         asked = understand(require)

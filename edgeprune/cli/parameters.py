@@ -68,6 +68,10 @@ Batch = Annotated[
     str | None,
     Parameter(help="The batch that the file takes: a number, or dynamic (what the runtime wants)."),
 ]
+FreezeNoise = Annotated[
+    bool,
+    Parameter(negative="", help="Random numbers in forward become constants, drawn from --seed."),
+]
 Align = Annotated[
     str | None,
     Parameter(help="Passes of unlabelled alignment, or none; left out: as many as help."),

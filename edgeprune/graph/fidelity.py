@@ -187,8 +187,9 @@ def check_deterministic(program: torch.export.ExportedProgram) -> None:
         if _is_random(node):
             raise UserError(
                 f"the model draws random numbers when it is used, by {describe(node)}: no file can "
-                "be proved equal to it. Draw them outside and pass them as an input, or take the "
-                "mean in eval()"
+                "be proved equal to it. Draw them outside and pass them as an input, take the mean "
+                "in eval(), or give --freeze-noise, which makes constants of randn, rand, normal "
+                "and dropout"
             )
 
 
