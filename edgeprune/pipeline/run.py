@@ -35,7 +35,7 @@ from edgeprune.pipeline.artifacts import MASKS, RESULTS
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
-from edgeprune.pipeline.structured import left_as_it_was, prune_structured
+from edgeprune.pipeline.structured import left_as_it_was, out_of_reach, prune_structured
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import prune_unstructured
 from edgeprune.pipeline.workspace import (
@@ -105,6 +105,8 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
             workspace = _with_made(workspace, made_for(task, traced, steps))
         return _finished(workspace, left_as_it_was(workspace, baseline))
     _check_prunable(traced, coupling, task.settings)
+    if task.settings.pattern is None and (told := out_of_reach(workspace, baseline)) is not None:
+        steps.tell(told)
     made = made_for(task, traced, steps)
     workspace = _with_made(workspace, made)
     if task.settings.pattern is not None:
