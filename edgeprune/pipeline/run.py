@@ -155,7 +155,7 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
 
 def _traced(task: Task, steps: Steps) -> TracedModel:
     with steps.step("trace"), deadline("trace", task.settings.step_seconds):
-        traced = _with_writable_sizes(task, trace(task.module, task.example_inputs))
+        traced = captured(task)
     if task.settings.free_batch and not traced.any_batch:
         raise UserError(
             f"--batch dynamic: this model takes a batch of {traced.batch} alone "
@@ -164,9 +164,10 @@ def _traced(task: Task, steps: Steps) -> TracedModel:
     return traced
 
 
-def _with_writable_sizes(task: Task, traced: TracedModel) -> TracedModel:
-    """The model traced again with fixed sizes, where the ONNX file doesn't keep the free ones: some
-    ops have a form there for one size alone, and no list of them is whole."""
+def captured(task: Task) -> TracedModel:
+    """The model traced, with fixed sizes where the ONNX file doesn't keep the free ones: some ops
+    have a form there for one size alone, and no list of them is whole."""
+    traced = trace(task.module, task.example_inputs)
     form, inputs = task.settings.form, traced.example_inputs
     if form.fixed or not inputs.free:
         return traced
