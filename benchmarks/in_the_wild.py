@@ -3,8 +3,9 @@
     PYTHONPATH=. .venv/bin/python benchmarks/in_the_wild.py [--only WORDS] [--out wild.json]
 
 Each network is run twice: at rate 0 the file must equal the user's own module in onnxruntime, at
-the batch given and, where the file says that it takes any, at another; at rate 0.5 the share
-removed must be near. Each file is loaded as the command does. Resumable: rows stand in a file.
+the batch given and, where the file says that it takes any, at another, and at other sizes where
+some are free; at rate 0.5 the share removed must be near. Each file is loaded as the command does.
+Resumable: rows stand in a file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 import edgeprune
 from benchmarks.wild_files import ARCH, FILES, File, averaged, weights
+from benchmarks.wild_free_sizes import FREE_SIZED, FreeSized
 from benchmarks.wild_networks import NETWORKS, Network
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.loading.load import LoadedModel, load
@@ -69,6 +71,63 @@ def whole(module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
         if result.report["onnx"]["batch"] == "dynamic":
             worst = max(worst, error(session, module, wider(args)))
     return {"error at rate 0": worst, "batch": result.report["onnx"]["batch"]}
+
+
+def free_sized(network: FreeSized) -> dict[str, Any]:
+    """One row: the file at rate 0 against the user's own module at other sizes, then half of it."""
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    module, inputs = network.make()
+    module.eval()
+    args = inputs if isinstance(inputs, tuple) else (inputs,)
+    row: dict[str, Any] = {"name": network.name, "expected": network.says or "free"}
+    options: dict[str, Any] = {"data": "none", "free_sizes": network.free}
+    try:
+        result = edgeprune.prune(module, inputs, PROFILE, rate=0, **options)
+        half = edgeprune.prune(
+            module, inputs, PROFILE, rate=0.5, importance="magnitude", **options
+        ).report
+        with tempfile.TemporaryDirectory() as folder:
+            session = onnxruntime.InferenceSession(
+                str(result.export(Path(folder) / "model.onnx")), providers=["CPUExecutionProvider"]
+            )
+            calls = [args, *resized(session, args)]
+            row["error at rate 0"] = max(error(session, module, call) for call in calls)
+    except Exception as error_:
+        return row | {"outcome": "CRASH", "line": f"{type(error_).__name__}: {str(error_)[:300]}"}
+    told = "; ".join(result.report["remarks"])
+    free = len(calls) > 1
+    proved = half["validation"]["passed"] and half["surgery"]["oracle_max_rel_error"] <= 1e-4
+    right = network.says in told if network.says else free and row["error at rate 0"] < 1e-3
+    kind = "said" if network.says else "pruned"
+    row |= {"rate": round(half["rate"]["achieved"], 3), "line": told[:300], "sizes": len(calls)}
+    row |= {"outcome": kind if right and proved and half["rate"]["met"] else "WRONG"}
+    return row | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def resized(session: Any, args: Any) -> list[Any]:
+    """The inputs at two other sizes of each dimension that a file calls free, its batch aside
+    unless it lies elsewhere."""
+    dims = [
+        {d: name for d, name in enumerate(info.shape) if isinstance(name, str)}
+        for info in session.get_inputs()
+    ]
+    batch_first = all(place.get(0) == "batch" for place in dims)
+    names = sorted({n for place in dims for n in place.values() if n != "batch" or not batch_first})
+    made = []
+    for add in (8, 20) if names else ():
+        known = {n: add + 4 * i for i, n in enumerate(names)}
+        made.append([grown(t, place, known) for t, place in zip(args, dims, strict=True)])
+    return made
+
+
+def grown(tensor: Tensor, place: dict[int, str], known: dict[str, int]) -> Tensor:
+    """A tensor with more of the same in some dimensions, by a multiple of 4."""
+    for dim, name in place.items():
+        if name in known:
+            picked = torch.arange(tensor.shape[dim] + known[name]) % tensor.shape[dim]
+            tensor = tensor.index_select(dim, picked)
+    return tensor
 
 
 def wider(args: Any) -> Any:
@@ -144,7 +203,11 @@ def main() -> int:
     words = parser.parse_args()
     rows = json.loads(words.out.read_text()) if words.out.exists() else {}
     warnings.simplefilter("ignore")
-    work = [*((n.name, judged, n) for n in NETWORKS), *((f.name, loaded, f) for f in FILES)]
+    work = [
+        *((n.name, judged, n) for n in NETWORKS),
+        *((n.name, free_sized, n) for n in FREE_SIZED),
+        *((f.name, loaded, f) for f in FILES),
+    ]
     for name, run, each in work:
         if name in rows or words.only not in name:
             continue
@@ -162,7 +225,7 @@ def told(rows: dict[str, Any]) -> int:
         for name, row in rows.items()
         if row["outcome"] not in fine or row.get("error at rate 0", 0) > 1e-3
     }
-    for kind, names in (("networks", NETWORKS), ("files", FILES)):
+    for kind, names in (("networks", [*NETWORKS, *FREE_SIZED]), ("files", FILES)):
         mine = [rows[each.name]["outcome"] for each in names if each.name in rows]
         counts = ", ".join(
             f"{mine.count(outcome)} {outcome}" for outcome in fine if outcome in mine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from edgeprune.export.parity import validate
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
 from edgeprune.loading.checkpoint import in_float32, is_odd
-from edgeprune.loading.example_inputs import as_example_inputs, check_inputs
+from edgeprune.loading.example_inputs import as_example_inputs, check_inputs, leaving_free
 from edgeprune.pipeline.artifacts import publish
 from edgeprune.pipeline.options import MIN_AGREEMENT, PruneOptions
 from edgeprune.pipeline.requirements import understand
@@ -131,6 +131,8 @@ def prune(
     require: str | None = None,
     opset: int | None = None,
     batch: int | str | None = None,
+    free_sizes: str | Sequence[str] = (),
+    freeze_noise: bool = False,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -153,7 +155,9 @@ def prune(
     many as are worth it. min_agreement: percent of agreement with the original, on data that
     nothing was fitted on, below which `result.report["agreement"]["lost"]` is True; 0: never.
     opset: of the ONNX file, 11 to 23; None for what the profile's runtime reads. batch: the only
-    size that the file takes, or "dynamic"; None for what the runtime wants.
+    size that the file takes, or "dynamic"; None for what the runtime wants. free_sizes: of the
+    inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
+    freeze_noise: what the model draws at random becomes constants, from the seed.
     output: a folder for model.onnx, pruned.pt2, report.json and report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
@@ -181,6 +185,7 @@ def prune(
         min_agreement=min_agreement,
         opset=opset,
         batch=batch,
+        freeze_noise=freeze_noise,
     )
     if require is not None:
         asked = understand(require)
@@ -191,6 +196,9 @@ def prune(
     settings = options.on(device)
     model, remarks = in_float32(type(model).__name__, model)
     inputs = check_inputs(model, _in_float32(as_example_inputs(example_inputs)))
+    if free_sizes:
+        texts = [free_sizes] if isinstance(free_sizes, str) else list(free_sizes)
+        inputs = leaving_free(inputs, texts)
     given = as_data(data, inputs, model)
     no_labels = given is not None and given.test is None
     named = "agreement, %" if no_labels and settings.max_drop is not None else None
@@ -211,7 +219,7 @@ def prune(
         outcome.module,
         outcome.graph_module,
         outcome.report,
-        inputs,
+        outcome.example_inputs,
         outcome.dynamic_batch,
         outcome.exported.form,
         outcome.masks,

@@ -68,6 +68,7 @@ def prune(
     precision: parameters.Precision = "fp32",
     opset: parameters.Opset = None,
     batch: parameters.Batch = None,
+    freeze_noise: parameters.FreezeNoise = False,
     sparse_initializers: Annotated[
         bool,
         Parameter(negative="", help="Store weights that are mostly zeros as values and places."),
@@ -119,6 +120,7 @@ def prune(
         min_agreement=min_agreement,
         opset=opset,
         batch=batch,
+        freeze_noise=freeze_noise,
     )
     request = Request(
         model,

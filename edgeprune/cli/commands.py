@@ -25,9 +25,11 @@ from edgeprune.cost.free_inputs import free_inputs_of
 from edgeprune.coupling import couple
 from edgeprune.data.loaders import NO_DATA, Data, load_data, load_metric, sample_of
 from edgeprune.graph.fold import folded
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
-from edgeprune.loading.example_inputs import describe, example_inputs, parse_input
+from edgeprune.loading.example_inputs import describe, example_inputs
+from edgeprune.loading.input_spec import parse_inputs
 from edgeprune.loading.load import LoadedModel, load
 from edgeprune.pipeline.artifacts import check_target
 from edgeprune.pipeline.inspect import inspection, print_inspection
@@ -174,12 +176,19 @@ def _ready(
     model: str, shapes: tuple[str, ...], arch: str | None, trust: bool, data: str | None = None
 ) -> tuple[LoadedModel, ExampleInputs, tuple[str, ...]]:
     """The loaded model, inputs that it runs on, and what was assumed."""
-    specs = [parse_input(text) for text in shapes]
+    specs = parse_inputs(shapes)
     loaded = load(model, arch, trust)
     known = specs or loaded.example_inputs is not None or data is None
     seen = None if known else sample_of(str(data))
     inputs, assumed = example_inputs(loaded.module, specs, loaded.example_inputs, seen)
-    return loaded, inputs, (*loaded.remarks, *assumed, f"costs are for input {describe(inputs)}")
+    return loaded, inputs, (*loaded.remarks, *assumed, costs_are_for(inputs))
+
+
+def costs_are_for(inputs: ExampleInputs) -> str:
+    """The sizes that everything is priced at, and which of them are to be free."""
+    free = [name for name in inputs.free.sizes if name != BATCH]
+    more = f" (larger {', '.join(free)} cost more)" if free else ""
+    return f"costs are for input {describe(inputs)}{more}"
 
 
 def standard_output_kept(for_json: bool) -> AbstractContextManager[Any]:

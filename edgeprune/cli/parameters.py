@@ -14,7 +14,9 @@ Profile = Annotated[
 Inputs = Annotated[
     list[str] | None,
     Parameter(
-        "--input", negative="", help="Input shape, once per input: 1x3x224x224 or name=1x16:int64."
+        "--input",
+        negative="",
+        help="Input shape, once per input: 1x3x224x224, name=1x16:int64, 1x3xHxW=64..512 (free).",
     ),
 ]
 Arch = Annotated[
@@ -68,6 +70,10 @@ Opset = Annotated[
 Batch = Annotated[
     str | None,
     Parameter(help="The batch that the file takes: a number, or dynamic (what the runtime wants)."),
+]
+FreezeNoise = Annotated[
+    bool,
+    Parameter(negative="", help="Random numbers in forward become constants, drawn from --seed."),
 ]
 Align = Annotated[
     str | None,

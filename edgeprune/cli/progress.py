@@ -73,3 +73,7 @@ class Bars:
         task = self._tasks.get(step)
         if task is not None:
             self._progress.update(task, total=1.0, completed=1.0)
+
+    def tell(self, words: str) -> None:
+        """A line that stays."""
+        self._progress.console.print(f"edgeprune: {words}", highlight=False, soft_wrap=True)

@@ -53,3 +53,9 @@ class Steps:
     def note(self, step: str, note: str, fraction: float | None = None) -> None:
         """Says how far a running step is (a share of 1, if known)."""
         self._listener.advance(step, fraction, note)
+
+    def tell(self, words: str) -> None:
+        """Says what the user had better know at once, where the listener has a way to."""
+        tell = getattr(self._listener, "tell", None)
+        if tell is not None:
+            tell(words)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -42,6 +44,14 @@ _OWN = ("", "ai.onnx")  # the domains of the standard's own ops
 _KNOWN = {*ONNX_KERNELS, *_CONVOLUTIONS, *_PRODUCTS}
 _UNPRICED = "Attention DeformConv If Loop Scan SequenceMap DFT STFT Det".split()
 _SIZED_BY_DATA = {"NonZero", "Unique", "NonMaxSuppression", "Compress"}
+_ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+_LONGEST_FORMULA = 500
 _LARGEST_KEPT = 256  # larger weights stay out of shape inference: no shape is computed from them
 
 
@@ -374,11 +384,16 @@ def _shapes(model: onnx.ModelProto, light: onnx.ModelProto) -> dict[str, tuple[i
     foreign = {out for n in light.graph.node if n.domain not in _OWN for out in n.output}
     stated = [*model.graph.value_info, *model.graph.output]
     for info in stated:
-        if info.name in foreign and info.type.tensor_type.HasField("shape"):
-            light.graph.value_info.append(info)
-            dims = light.graph.value_info[-1].type.tensor_type.shape.dim
-            for dim, size in zip(dims, _sizes(dims, symbols, batch), strict=True):
-                dim.Clear() if size is None else setattr(dim, "dim_value", size)
+        shape = info.type.tensor_type
+        # Nor does it follow all that a shape is computed by, where two sizes are free.
+        computed = any(not d.dim_param.isidentifier() for d in shape.shape.dim if d.dim_param)
+        if (info.name in foreign or computed) and shape.HasField("shape"):
+            sizes = _sizes(shape.shape.dim, symbols, batch)
+            if info.name in foreign or None not in sizes:
+                light.graph.value_info.append(info)
+                dims = light.graph.value_info[-1].type.tensor_type.shape.dim
+                for dim, size in zip(dims, sizes, strict=True):
+                    dim.Clear() if size is None else setattr(dim, "dim_value", size)
     inferred = shape_inference.infer_shapes(light, data_prop=True).graph
     if decided_by_data(light):  # at most as many rows as came in
         first = [info.type.tensor_type.shape.dim for info in light.graph.input][:1]
@@ -437,9 +452,35 @@ def _sizes(dims: Any, symbols: Mapping[str, int], batch: int | None) -> list[int
     first of all, which is the batch's if that stands open as well."""
     found: list[int | None] = []
     for i, dim in enumerate(dims):
-        size = symbols.get(dim.dim_param) if dim.dim_param else dim.dim_value
+        size = _number(dim.dim_param, symbols) if dim.dim_param else dim.dim_value
         found.append(size if size and size > 0 else batch if i == 0 else None)
     return found
+
+
+def _number(text: str, symbols: Mapping[str, int]) -> int | None:
+    """A size by its name or in the arithmetic of names that torch.onnx writes ("2*batch*(H//4)");
+    None for what isn't known."""
+    if text.isidentifier() or len(text) > _LONGEST_FORMULA:
+        return symbols.get(text)
+    try:
+        return _computed(ast.parse(text, mode="eval").body, symbols)
+    except (SyntaxError, KeyError, ZeroDivisionError, ValueError):
+        return None
+
+
+def _computed(term: ast.expr, symbols: Mapping[str, int]) -> int:
+    """Raises KeyError for what is neither known nor such arithmetic."""
+    if isinstance(term, ast.Constant) and type(term.value) is int:
+        return term.value
+    if isinstance(term, ast.Name):
+        return symbols[term.id]
+    if isinstance(term, ast.UnaryOp) and isinstance(term.op, ast.USub):
+        return -_computed(term.operand, symbols)
+    if isinstance(term, ast.BinOp):
+        return _ARITHMETIC[type(term.op)](
+            _computed(term.left, symbols), _computed(term.right, symbols)
+        )
+    raise KeyError(type(term).__name__)
 
 
 def _inferred(dim: Any, symbols: Mapping[str, int]) -> int | None:

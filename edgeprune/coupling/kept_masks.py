@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,16 @@ class Kept:
 
 
 def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """A mask made for one batch size (a prime, see trace) at another: its batch axis repeats."""
+    """A mask made for one batch (a prime, see trace) or other free size at another: its axis
+    repeats."""
     if len(mask) == size:
         return mask
-    for prime in (p for p in PRIMES if len(mask) % p == 0):
-        rest = len(mask) // prime
+    # The longest axis first: a free size counts as a large one, several side by side as a larger.
+    others = (n for n in range(len(mask), 1, -1) if len(mask) % n == 0)
+    for axis in itertools.chain((p for p in PRIMES if len(mask) % p == 0), others):
+        rest = len(mask) // axis
         for before in (d for d in range(1, rest + 1) if rest % d == 0):
-            cube = mask.reshape(before, prime, rest // before)
+            cube = mask.reshape(before, axis, rest // before)
             if (cube == cube[:, :1]).all() and size % rest == 0:
                 return np.repeat(cube[:, :1], size // rest, axis=1).ravel()
-    raise AssertionError(f"no batch axis found in a dimension of {len(mask)}")
+    raise AssertionError(f"no free axis found in a dimension of {len(mask)}")

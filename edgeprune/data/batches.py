@@ -23,7 +23,7 @@ def split_batch(
     """A batch as the model's input tensors, in the order of `example_inputs.tensors`, and labels.
 
     Takes a tensor, (x, y), a dict of inputs with or without labels, (dict or tuple, y), and one
-    tensor per input, labels last. Raises UserError if shapes (but for dimension 0) or types differ
+    tensor per input, labels last. Raises UserError if shapes (but for the batch) or types differ
     from the example inputs'.
     """
     inputs, labels = _parts(batch, example_inputs)
@@ -32,13 +32,17 @@ def split_batch(
         raise UserError(
             f"a batch holds {len(inputs)} inputs, where the model takes {len(expected)}"
         )
-    fitted = tuple(_fit(given, wanted) for given, wanted in zip(inputs, expected, strict=True))
+    fitted = tuple(
+        _fit(given, wanted, dim)
+        for given, wanted, dim in zip(inputs, expected, example_inputs.batch_dims, strict=True)
+    )
     if labels is None:
         return fitted, None
     labels = _tensor(labels, "labels")
-    if labels.dim() == 0 or (fitted and len(labels) != len(fitted[0])):
+    samples = fitted[0].shape[example_inputs.batch_dims[0]] if fitted else 0
+    if labels.dim() == 0 or (fitted and len(labels) != samples):
         raise UserError(
-            f"a batch holds {len(fitted[0])} samples and labels of shape {describe_tensor(labels)}"
+            f"a batch holds {samples} samples and labels of shape {describe_tensor(labels)}"
         )
     return fitted, labels
 
@@ -60,9 +64,10 @@ class Rebatched:
     def __iter__(self) -> Iterator[Any]:
         for batch in self.batches:
             inputs, labels = split_batch(batch, self.example_inputs)
-            count = len(inputs[0]) // self.size if inputs else 0
+            dims = self.example_inputs.batch_dims
+            count = inputs[0].shape[dims[0]] // self.size if inputs else 0
             for i in range(0, count * self.size, self.size):
-                part = tuple(t[i : i + self.size] for t in inputs)
+                part = tuple(t.narrow(d, i, self.size) for t, d in zip(inputs, dims, strict=True))
                 yield part if labels is None else (part, labels[i : i + self.size])
 
 
@@ -135,7 +140,7 @@ def _by_name(batch: Mapping[Any, Any], example_inputs: ExampleInputs) -> tuple[A
     return (*rest[:tensors], *(batch[n] for n, v in names.items() if isinstance(v, Tensor)))
 
 
-def _fit(given: Any, wanted: Tensor) -> Tensor:
+def _fit(given: Any, wanted: Tensor, batch_dim: int) -> Tensor:
     """An input in the model's type; raises UserError unless only precision and batch differ."""
     tensor = _tensor(given, "an input")
     same_kind = (
@@ -143,12 +148,17 @@ def _fit(given: Any, wanted: Tensor) -> Tensor:
         and (tensor.dtype == torch.bool) == (wanted.dtype == torch.bool)
         and not tensor.is_complex()
     )
-    if tensor.dim() != wanted.dim() or tensor.shape[1:] != wanted.shape[1:] or not same_kind:
+    if _sample(tensor, batch_dim) != _sample(wanted, batch_dim) or not same_kind:
         raise UserError(
             f"a batch of {describe_tensor(tensor)} doesn't fit the model, which takes "
             f"{describe_tensor(wanted)} (any batch): convert it, or change --input"
         )
     return tensor.to(wanted.dtype)
+
+
+def _sample(tensor: Tensor, batch_dim: int) -> tuple[int, ...]:
+    """A tensor's sizes, whatever its batch is."""
+    return tuple(0 if d == batch_dim else size for d, size in enumerate(tensor.shape))
 
 
 def _tensor(value: Any, what: str) -> Tensor:

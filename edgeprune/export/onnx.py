@@ -29,9 +29,10 @@ from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
 from edgeprune.export.fusable_ops import with_fusable_forms
 from edgeprune.export.opset.convert import at_opset
 from edgeprune.export.stack_unbind import stack_whole
+from edgeprune.graph.capture import quiet
 from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.inputs import ExampleInputs
-from edgeprune.graph.trace import export_program, quiet
+from edgeprune.graph.trace import export_program
 from edgeprune.quantization.quantize import Quantized
 from edgeprune.sparse.initializers import with_sparse_initializers
 
@@ -159,7 +160,7 @@ def _converted(
     model = _simplified(whole, warnings)
     with_fusable_forms(model)
     _name_inputs(model, program)
-    _name_batch(model)
+    _name_sizes(model, example_inputs)
     model = at_opset(model, form.opset, layers, form.operators)
     if form.opset > EXPORTED_OPSET:  # torch.onnx writes one version whatever the opset
         least = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
@@ -257,13 +258,31 @@ def _plain_attention(program: torch.export.ExportedProgram) -> None:
                     for x in node.args[:3]
                 ]
                 node.args = (*flat, *node.args[3:])
-            # One size may be the batch's; what it is follows from the others.
-            asked = [size if isinstance(size, int) else -1 for size in sizes]
-            plain = _after(node, plain, aten.reshape.default, (asked,))
+            plain = _after(node, plain, aten.reshape.default, (_shape_of(node, sizes),))
         plain = _after(node, plain, aten.clone.default, (), memory_format=torch.contiguous_format)
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default
     program.graph_module.recompile()
+
+
+def _shape_of(node: Node, sizes: Sequence[Any]) -> list[Any]:
+    """The sizes of an attention's result as a reshape takes them: the first free one follows from
+    the others, which are asked of the query."""
+    asked: list[Any] = [size if isinstance(size, int) else None for size in sizes]
+    if None in asked:
+        asked[asked.index(None)] = -1
+    with node.graph.inserting_before(node):
+        for dim, size in enumerate(asked):
+            if size is None:
+                asked[dim] = node.graph.call_function(aten.sym_size.int, (_query(node), dim))
+                asked[dim].meta["val"] = sizes[dim]
+    return asked
+
+
+def _query(node: Node) -> Any:
+    """What an attention's query was before it was flattened."""
+    query: Any = node.args[0]
+    return query.args[0]
 
 
 def _plain_means(program: torch.export.ExportedProgram) -> None:
@@ -384,21 +403,26 @@ def _name_inputs(model: onnx.ModelProto, program: torch.export.ExportedProgram) 
             info.name = name
 
 
-def _name_batch(model: onnx.ModelProto) -> None:
-    """torch.export's symbol (s77) becomes "batch" wherever a shape names it."""
-    symbols = {
-        dim.dim_param
-        for info in model.graph.input
-        for dim in info.type.tensor_type.shape.dim
-        if dim.dim_param
-    }
-    if len(symbols) != 1:
+def _name_sizes(model: onnx.ModelProto, inputs: ExampleInputs) -> None:
+    """torch.export's symbols (s77) become "batch" and the names of the other free sizes, wherever a
+    shape names them."""
+    names: dict[str, str] = {}
+    for number, info in enumerate(model.graph.input):
+        for d, dim in enumerate(info.type.tensor_type.shape.dim):
+            if dim.dim_param:
+                name = inputs.free.at(number).get(d, "batch")
+                names[dim.dim_param] = name
+                step = re.fullmatch(r"(\d+)\*(\w+)", dim.dim_param)
+                if step is not None:
+                    names[step[2]] = f"({name}//{step[1]})"
+    if not names:
         return
-    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+    longest = sorted(names, key=len, reverse=True)
+    symbol = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in longest))
     for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_param:
-                dim.dim_param = symbol.sub("batch", dim.dim_param)
+                dim.dim_param = symbol.sub(lambda found: names[found[0]], dim.dim_param)
 
 
 def _shapes(model: onnx.ModelProto, inputs: ExampleInputs) -> dict[str, list[int]]:

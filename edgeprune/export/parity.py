@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeprune.export.onnx import Exported
+from edgeprune.graph.free_sizes import NOTHING_FREE
 from edgeprune.graph.inputs import ExampleInputs, random_like
 from edgeprune.runtime.ort_subprocess import run_runner
 
@@ -46,11 +47,14 @@ def validate(
     """Compares `exported` with PyTorch, on the example inputs and four random batches.
 
     compute: a module, or what is called like one. dynamic_batch: of the model; where the file's
-    batch is free too, the random ones have 1, 2, 3 and 4 samples. scratch: a folder to write in.
+    batch is free too, the random ones have 1, 2, 3 and 4 samples, and other sizes than the example
+    where those are free. scratch: a folder to write in.
     """
     cases: dict[str, Any] = {}
     samples = 0
     free = dynamic_batch and not exported.form.fixed
+    if exported.form.fixed:
+        example_inputs = example_inputs.leaving(NOTHING_FREE)
     for i, inputs in enumerate(cases_for(example_inputs, free, seed)):
         samples += inputs.batch or 1
         with torch.no_grad():
@@ -73,8 +77,12 @@ def validate(
 
 
 def cases_for(inputs: ExampleInputs, dynamic_batch: bool, seed: int) -> list[ExampleInputs]:
-    """The example inputs and four random batches."""
+    """The example inputs and four random batches; where sizes beside the batch are free, the first
+    two have larger ones and the smallest."""
     generator = torch.Generator().manual_seed(seed)
     batch = inputs.batch or 1
     sizes = range(1, _RANDOM_BATCHES + 1) if dynamic_batch else [batch] * _RANDOM_BATCHES
-    return [inputs, *(random_like(inputs, generator, size, batch) for size in sizes)]
+    others = iter(inputs.free.others(inputs.sizes))
+    shapes = [inputs.at(next(others, {})) for _ in sizes]
+    drawn = zip(shapes, sizes, strict=True)
+    return [inputs, *(random_like(shape, generator, size, batch) for shape, size in drawn)]

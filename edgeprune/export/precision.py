@@ -132,9 +132,7 @@ def samples_of(
 
 
 def _of_batch(calls: Sequence[ExampleInputs], size: int) -> list[ExampleInputs]:
-    singles = [
-        call.map(lambda t, i=i: t[i : i + 1]) for call in calls for i in range(call.batch or 0)
-    ]
+    singles = [call.rows(torch.tensor([i])) for call in calls for i in range(call.batch or 0)]
     return [call for call in joined(singles, size) if call.batch == size]
 
 

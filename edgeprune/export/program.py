@@ -12,9 +12,9 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import ParityError
+from edgeprune.graph.capture import quiet
 from edgeprune.graph.compare import difference
 from edgeprune.graph.inputs import ExampleInputs
-from edgeprune.graph.trace import quiet
 
 
 def save_program(

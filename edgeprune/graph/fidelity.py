@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.graph.compare import TOLERANCE, difference
+from edgeprune.graph.dynamic import symbol_values
 from edgeprune.graph.fx_utils import describe, op_name
 from edgeprune.graph.inputs import ExampleInputs, random_like
 from edgeprune.graph.normalize import may_alias, writes
@@ -62,22 +63,48 @@ def outputs_of(module: nn.Module, call: ExampleInputs) -> list[Any] | Exception:
         return [x.clone() if isinstance(x, Tensor) else x for x in pytree.tree_leaves(made)]
 
 
-def batch_matters(
-    module: nn.Module, graph: GraphModule, inputs: ExampleInputs, batch: int
-) -> str | None:
+def batch_matters(module: nn.Module, graph: GraphModule, inputs: ExampleInputs) -> str | None:
     """Why a graph with a free batch can't stand for the module; None where it can."""
     generator = torch.Generator().manual_seed(0)
     for size in (1, 2, 3):
         call = inputs.map(lambda t, n=size: t.repeat(n, *[1] * (t.dim() - 1))[:n])
-        want = outputs_of(module, call)
-        if isinstance(want, Exception):
-            return f"the model itself fails for a batch of {size}"
-        other = _changes_meaning(graph, call, size)
-        if other is not None:
-            return f"{other} means something else for a batch of {size}"
-        drawn = random_like(inputs, generator, size, batch)
-        if _apart(graph, call, want) or unlike(module, graph, [drawn]):
-            return f"the model computes something else for a batch of {size}"
+        drawn = random_like(inputs, generator, size, inputs.batch or 1)
+        why = _differs(module, graph, [call, drawn], f"a batch of {size}")
+        if why is not None:
+            return why
+    return None
+
+
+def sizes_matter(
+    module: nn.Module, graph: GraphModule, inputs: ExampleInputs
+) -> tuple[str | None, bool]:
+    """Why a graph with free sizes beside the batch can't stand for the module, None where it can;
+    and whether that is so for the smallest sizes alone."""
+    generator = torch.Generator().manual_seed(0)
+    larger, smallest = inputs.free.others(inputs.sizes)
+    for sizes in (larger, smallest):
+        call = inputs.at(sizes)
+        drawn = random_like(call, generator, call.batch or 1, call.batch or 1)
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        why = _differs(module, graph, [call, drawn], told)
+        if why is not None:
+            return why, sizes is smallest
+    return None, False
+
+
+def _differs(
+    module: nn.Module, graph: GraphModule, calls: Sequence[ExampleInputs], told: str
+) -> str | None:
+    """Why a graph can't stand for the module on these calls, the first of which the module must
+    take. told: their sizes, in words."""
+    want = outputs_of(module, calls[0])
+    if isinstance(want, Exception):
+        return f"the model itself fails for {told}"
+    other = _changes_meaning(graph, calls[0])
+    if other is not None:
+        return f"{other} means something else for {told}"
+    if _apart(graph, calls[0], want) or unlike(module, graph, calls[1:]):
+        return f"the model computes something else for {told}"
     return None
 
 
@@ -95,14 +122,15 @@ def check_stateless(graph: GraphModule) -> None:
             )
 
 
-def depends_on_batch(graph: GraphModule) -> str | None:
-    """An op whose meaning hangs on the batch: a convolution with a group a sample, say. ONNX writes
-    such numbers down."""
+def depends_on_sizes(graph: GraphModule) -> str | None:
+    """An op whose meaning hangs on a free size: a convolution with a group a sample, say, or a pool
+    with a kernel as large as the picture. ONNX writes such numbers down."""
     for node in graph.graph.nodes:
         family = family_of(op_name(node)) if node.op == "call_function" else None
         if family is None or family.kernel not in ("computed", "norm"):
             continue
-        numbers = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, Node)]
+        given = pytree.tree_leaves((node.args, node.kwargs))
+        numbers = [a for a in given if isinstance(a, Node)]
         if any(isinstance(n.meta.get("val"), torch.SymInt) for n in numbers):
             return describe(node)
     return None
@@ -159,8 +187,9 @@ def check_deterministic(program: torch.export.ExportedProgram) -> None:
         if _is_random(node):
             raise UserError(
                 f"the model draws random numbers when it is used, by {describe(node)}: no file can "
-                "be proved equal to it. Draw them outside and pass them as an input, or take the "
-                "mean in eval()"
+                "be proved equal to it. Draw them outside and pass them as an input, take the mean "
+                "in eval(), or give --freeze-noise, which makes constants of randn, rand, normal "
+                "and dropout"
             )
 
 
@@ -183,10 +212,10 @@ def _is_random(node: Node) -> bool:
     return torch.Tag.nondeterministic_seeded in node.target.tags
 
 
-def _changes_meaning(graph: GraphModule, call: ExampleInputs, size: int) -> str | None:
-    """The first op whose result has another shape than the graph says of it at this batch."""
+def _changes_meaning(graph: GraphModule, call: ExampleInputs) -> str | None:
+    """The first op whose result has another shape than the graph says of it at these sizes."""
     leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
-    checked = _Shapes(graph, size)
+    checked = _Shapes(graph, symbol_values(graph, call))
     with torch.no_grad(), _state_kept(graph):
         try:
             checked.run(*leaves)
@@ -198,9 +227,9 @@ def _changes_meaning(graph: GraphModule, call: ExampleInputs, size: int) -> str 
 class _Shapes(Interpreter):
     """Compares the shape of each value with what tracing said of it."""
 
-    def __init__(self, graph: GraphModule, batch: int) -> None:
+    def __init__(self, graph: GraphModule, symbols: Mapping[Any, int]) -> None:
         super().__init__(graph)
-        self._batch = batch
+        self._symbols = symbols
         self.other: str | None = None
 
     def run_node(self, n: Node) -> Any:
@@ -223,7 +252,7 @@ class _Shapes(Interpreter):
         symbols = size.node.expr.free_symbols
         if any(str(symbol).startswith("u") for symbol in symbols):  # the data decide
             return _Any()
-        return int(size.node.expr.subs(dict.fromkeys(symbols, self._batch)))
+        return int(size.node.expr.subs({s: self._symbols[s] for s in symbols}))
 
 
 class _Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,14 +11,20 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.free_sizes import BATCH, NOTHING_FREE, FreeSizes
 
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """What a model is called with: positional and keyword arguments, batch in dimension 0."""
+    """What a model is called with: positional and keyword arguments, batch in dimension 0.
+
+    free: the sizes beside the batch that a file is to leave free; these are an example of them.
+    Where the batch lies in another dimension of some tensor, it is one of them, by its name.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    free: FreeSizes = NOTHING_FREE
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -28,9 +34,20 @@ class ExampleInputs:
 
     @property
     def batch(self) -> int | None:
-        """The common size of dimension 0, None if there is none."""
-        sizes = {t.shape[0] if t.dim() else None for t in self.tensors}
+        """The common number of samples, None if there is none."""
+        dims = self.batch_dims
+        sizes = {t.shape[d] if t.dim() else None for t, d in zip(self.tensors, dims, strict=True)}
         return sizes.pop() if len(sizes) == 1 else None
+
+    @property
+    def batch_dims(self) -> list[int]:
+        """The dimension of each tensor that the samples lie in."""
+        if BATCH not in self.free.sizes:
+            return [0] * len(self.tensors)
+        return [
+            next((d for d, name in self.free.at(i).items() if name == BATCH), 0)
+            for i in range(len(self.tensors))
+        ]
 
     def of_batch(self, size: int) -> ExampleInputs:
         """`size` samples: the first ones, or all of them over and over.
@@ -43,13 +60,39 @@ class ExampleInputs:
                 f"--batch {size}: this model's inputs have no first dimension in common that a "
                 "batch could be: give the sizes with --input"
             )
-        picked = torch.arange(size) % batch
-        return self if size == batch else self.map(lambda t: t[picked])
+        return self if size == batch else self.rows(torch.arange(size) % batch)
+
+    def rows(self, picked: Tensor) -> ExampleInputs:
+        """Some of the samples."""
+        dims = iter(self.batch_dims)
+        return self.map(lambda t: t.index_select(next(dims), picked))
 
     def map(self, change: Any) -> ExampleInputs:
         """The same structure with `change` applied to every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return ExampleInputs(args, kwargs)
+        return ExampleInputs(args, kwargs, self.free)
+
+    def leaving(self, free: FreeSizes) -> ExampleInputs:
+        """The same with other sizes free."""
+        return replace(self, free=free)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The example's own value of each free size."""
+        return self.free.of(self.tensors)
+
+    def at(self, sizes: Mapping[str, int]) -> ExampleInputs:
+        """The same content at other sizes: cut off, or over and over."""
+        places = iter(range(len(self.tensors)))
+
+        def change(tensor: Tensor) -> Tensor:
+            for dim, name in self.free.at(next(places)).items():
+                if sizes.get(name, tensor.shape[dim]) != tensor.shape[dim]:
+                    picked = torch.arange(sizes[name]) % tensor.shape[dim]
+                    tensor = tensor.index_select(dim, picked)
+            return tensor
+
+        return self.map(change)
 
 
 def random_like(

@@ -6,31 +6,19 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.dynamic import batch_elsewhere
 from edgeprune.graph.fidelity import in_eval
+from edgeprune.graph.free_sizes import BATCH, NOTHING_FREE, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
+from edgeprune.loading.input_spec import InputSpec, parse_inputs
 
-_NAME = r"(?:(?P<name>[A-Za-z_][\w.\[\]-]*)=)?"
-_SPEC = re.compile(_NAME + r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
-_FILE = re.compile(_NAME + r"(?P<path>.+\.(?:npy|npz|png|jpe?g|bmp|webp))", re.IGNORECASE)
-_DTYPES = {
-    name: getattr(torch, name)
-    for name in (
-        "float32 float64 float16 bfloat16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool "
-        "complex64 complex128"
-    ).split()
-}
-_LIMIT = 2**31  # elements: 8 GB of floats
 _CONFIGURED = 2**26  # elements that a model may ask for by itself
 
 # Sizes tried for a first convolution, the usual first; classifiers with a fixed head accept one.
@@ -38,51 +26,6 @@ _SIZES_1D = ((1024,), (256,), (128,), (512,), (16000,), (64,), (32,))
 _SIZES_2D = tuple((s, s) for s in (224, 32, 299, 256, 64, 28, 128, 96, 384, 512))
 _SIZES_3D = ((16, 112, 112), (8, 64, 64), (16, 224, 224), (32, 32, 32))
 _LENGTHS = (16, 8, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input: its name in forward (None: by position), its shape, batch first, and its type.
-
-    A name may lead into a dict or a list: "obs.image" or "images[0]". value: what a file held.
-    """
-
-    name: str | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-    value: Tensor | None = field(default=None, compare=False)
-
-    def __str__(self) -> str:
-        name = f"{self.name}=" if self.name else ""
-        dtype = "" if self.dtype == torch.float32 else f":{str(self.dtype)[6:]}"
-        return f"{name}{'x'.join(map(str, self.shape))}{dtype}"
-
-
-def parse_input(text: str) -> InputSpec:
-    """Reads "1x3x224x224", "1x16:int64" or "ids=1x16:int64"; raises UserError for anything else.
-
-    A file is taken as it is: "frame.npy", "image=photo.jpg".
-    """
-    held = _FILE.fullmatch(text.strip())
-    if held is not None:
-        value = read_input(Path(held["path"]).expanduser())
-        return InputSpec(held["name"], tuple(value.shape), value.dtype, value)
-    match = _SPEC.fullmatch(text.strip())
-    if match is None:
-        raise UserError(
-            f"--input {text!r} isn't a shape: write 1x3x224x224, ids=1x16:int64, or a file "
-            "(.npy, a picture)"
-        )
-    shape = tuple(int(size) for size in match["shape"].split("x"))
-    if min(shape) < 1:
-        raise UserError(f"--input {text!r} has a size of 0: every size is at least 1")
-    if math.prod(shape) > _LIMIT:
-        raise UserError(f"--input {text!r} is too large: more than {_LIMIT} elements")
-    dtype = _DTYPES.get(match["dtype"] or "float32")
-    if dtype is None:
-        types = ", ".join(_DTYPES)
-        raise UserError(f"--input {text!r} has the type {match['dtype']}: use one of {types}")
-    return InputSpec(match["name"], shape, dtype)
 
 
 def example_inputs(
@@ -101,6 +44,8 @@ def example_inputs(
     if specs:
         values = [(spec.name, _contents(spec, module)) for spec in specs]
         inputs = _nested(module, values) or _arrange(module, values)
+        free = _free(specs, [value for _, value in values], inputs.tensors)
+        inputs = inputs.leaving(free or _carried(loaded, inputs))
         return _checked(module, inputs, "as --input asks: give another --input"), ()
     if loaded is not None:
         mend = "which came with it: give --input"
@@ -108,6 +53,55 @@ def example_inputs(
     if seen is not None and _failure(module, seen) is None:
         return seen, (_assumed(seen, "--data"),)
     return _found(module)
+
+
+def _free(
+    specs: Sequence[InputSpec], values: Sequence[Tensor], tensors: Sequence[Tensor]
+) -> FreeSizes:
+    """The sizes that --input leaves free, in the order in which the call has its tensors. A letter
+    in dimension 0 of each input is the batch, which is free as it is; one in all inputs and first
+    in some is so too."""
+    batch = {spec.free.get(0) for spec in specs}
+    named = {id(value): spec.free for spec, value in zip(specs, values, strict=True)}
+    places = tuple(dict(named.get(id(tensor), {})) for tensor in tensors)
+    sizes = {name: size for spec in specs for name, size in spec.sizes.items()}
+    free = FreeSizes(places, sizes)
+    if len(batch) == 1:
+        return free.without([name for name in batch if name])
+    everywhere = [n for n in sizes if all(n in place.values() for place in places)]
+    return free.renamed(next((n for n in everywhere if n in batch), BATCH), BATCH)
+
+
+def leaving_free(inputs: ExampleInputs, texts: Sequence[str]) -> ExampleInputs:
+    """Example inputs whose free sizes are named as --input names them, a text for each tensor:
+    "1x3xHxW=64..512". Raises UserError for texts that don't fit."""
+    specs, tensors = parse_inputs(texts), inputs.tensors
+    fits = len(specs) == len(tensors) and all(
+        len(spec.shape) == tensor.dim()
+        and all(
+            size == tensor.shape[d] for d, size in enumerate(spec.shape) if d and d not in spec.free
+        )
+        for spec, tensor in zip(specs, tensors, strict=True)
+    )
+    if not fits:
+        raise UserError(
+            f"free_sizes={', '.join(texts)} doesn't fit example_inputs, which are "
+            f"{describe(inputs)}: give one text for each tensor, with letters for free sizes"
+        )
+    free = _free(specs, tensors, tensors)
+    for name, size in free.of(tensors).items():
+        if not free.sizes[name].takes(size):
+            raise UserError(f"free_sizes: the example's {name} is {size}: {free.sizes[name]} asked")
+    return inputs.leaving(free)
+
+
+def _carried(loaded: ExampleInputs | None, inputs: ExampleInputs) -> FreeSizes:
+    """What the user's own program leaves free, where other sizes are given for its inputs."""
+    if loaded is None or [t.dim() for t in loaded.tensors] != [t.dim() for t in inputs.tensors]:
+        return NOTHING_FREE
+    given = loaded.free.of(inputs.tensors)
+    outside = [n for n, size in loaded.free.sizes.items() if not size.takes(given[n])]
+    return loaded.free.without(outside)
 
 
 def describe(inputs: ExampleInputs) -> str:
@@ -128,7 +122,14 @@ def _checked(module: nn.Module, inputs: ExampleInputs, mend: str) -> ExampleInpu
         raise UserError(
             f"the model can't run on {describe(inputs)} ({one_line(error)}), {mend}"
         ) from error
-    return inputs
+    return _with_batch(module, inputs)
+
+
+def _with_batch(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
+    """With the batch named, where it lies in another dimension than the first."""
+    with in_eval(module):
+        found = batch_elsewhere(module, inputs)
+    return inputs.leaving(found) if found else inputs
 
 
 def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
@@ -289,23 +290,6 @@ def _check_confirmed(
             "the model takes inputs of many sizes, and what it costs hangs on that: give the one "
             f"that it is used at, --input {asked}{kind} with a number for N, or --data"
         )
-
-
-def read_input(path: Path) -> Tensor:
-    """The tensor that a file holds: .npy and .npz (its only array) as they are, a picture as
-    (1, 3, height, width) in 0 to 1. Raises UserError for a file that can't be read."""
-    try:
-        if path.suffix.lower() in (".npy", ".npz"):
-            found = np.load(path, allow_pickle=False)
-            if isinstance(found, np.lib.npyio.NpzFile):
-                (name,) = found.files
-                found = found[name]
-            return torch.from_numpy(np.ascontiguousarray(found))
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
-        return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
-    except Exception as error:
-        raise UserError(f"--input {path} can't be read ({one_line(error)})") from error
 
 
 def _assumed(inputs: ExampleInputs, origin: str) -> str:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.capture import quiet
+from edgeprune.graph.dynamic import program_sizes
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names
-from edgeprune.graph.trace import quiet
 from edgeprune.loading.checkpoint import (
     Found,
     best_fit,
@@ -344,28 +346,14 @@ def _from_program(path: Path, trust: bool) -> LoadedModel:
         # Capturing a dynamic batch takes an example of two; a device runs one at a time.
         inputs = inputs.map(lambda t: t[:1])
         remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
-    return LoadedModel(module, path.stem, "program", inputs, (*remarks, *_free_sizes(program)))
-
-
-def _free_sizes(program: torch.export.ExportedProgram) -> tuple[str, ...]:
-    """That sizes beside the batch, which the program leaves free, come out fixed."""
-    wanted = set(program.graph_signature.user_inputs)
-    free = [
-        f"{node.name} in dimension{'s' if len(dims) > 1 else ''} {' and '.join(map(str, dims))}"
-        for node in program.graph.nodes
-        if node.name in wanted and isinstance(node.meta.get("val"), Tensor)
-        if (
-            dims := [
-                d for d, n in enumerate(node.meta["val"].shape) if d and not isinstance(n, int)
-            ]
-        )
-    ]
-    if not free:
-        return ()
-    return (
-        f"the program leaves sizes free that the file fixes at the example's: {', '.join(free)} "
-        "(--input gives others)",
-    )
+    free, others = program_sizes(program)
+    if BATCH in free.sizes and inputs.leaving(free).batch not in (None, 1):
+        inputs = inputs.leaving(free).of_batch(1)
+        remarks = (*remarks, "the program's batch is dynamic: one sample at a time is assumed")
+    if others:
+        fixed = f"the program leaves sizes free that the file fixes: {', '.join(others)}"
+        remarks = (*remarks, fixed)
+    return LoadedModel(module, path.stem, "program", inputs.leaving(free), remarks)
 
 
 def _program(path: Path, trust: bool) -> tuple[torch.export.ExportedProgram, GraphModule]:

@@ -36,6 +36,7 @@ _RECORDS = re.compile(
 )
 
 _NAME = re.compile(r"(?!__)[A-Za-z_]\w{0,199}")
+_SIZE = re.compile(r"(\d{1,9}\*)?(?!__)[A-Za-z_]\w{0,199}")  # s77, or 4*s30
 _QUALIFIED = re.compile(r"(?!__)\w[\w \-+/:@#]{0,199}(\.(?!__)\w[\w \-+/:@#]{0,199}){0,99}|")
 _FREE = re.compile(r"[^\x00-\x08\x0b-\x1f\x7f]{0,20000}")  # read by people alone
 _WORD = re.compile(r"[\w .,;:+\-*/>()=']{0,500}")  # 'mean', an einsum's equation
@@ -375,7 +376,7 @@ _RULES: dict[str, Rule] = {
     "SymExpr.expr_str": is_arithmetic,
     "Device.type": _of(_DEVICE),
     "ExportedProgram.opset_version[]": _NAMED,
-    "ExportedProgram.range_constraints[]": _NAMED,
+    "ExportedProgram.range_constraints[]": _of(_SIZE),
     "ExportedProgram.verifiers": _of(re.compile(r"TRAINING|ATEN|EDGE")),
     "ExportedProgram.torch_version": _of(re.compile(r"[\w.+<=\-]{1,60}")),
     "ExportedProgram.guards_code": _is_guard,

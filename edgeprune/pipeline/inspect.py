@@ -35,7 +35,8 @@ def inspection(
         "latency_ms": total,
         "latency_source": "predicted",
         "peak_memory_mb": kernels.peak_memory_mb(profile, values),
-        "dynamic_batch": traced.dynamic_batch,
+        "dynamic_batch": traced.any_batch,
+        "free_sizes": {n: str(s) for n, s in traced.example_inputs.free.sizes.items()},
         "groups": [
             {
                 "name": g.name,
@@ -64,7 +65,7 @@ def inspection(
                 kernel_names(traced, kernels), kernels.kernels, latencies, strict=True
             )
         ],
-        "remarks": [*remarks, *_unpriced(traced)],
+        "remarks": [*remarks, *traced.notes, *_unpriced(traced)],
     }
 
 

@@ -49,7 +49,8 @@ class PruneOptions(BaseModel):
     or None (and "auto") for as many as are worth it. min_agreement: percent of agreement with the
     original below which a model has lost its job; 0: never; None: MIN_AGREEMENT. opset: of the
     file; None for what the profile's runtime reads. batch: a size that the file takes alone, or
-    "dynamic"; None for what the profile's runtime wants.
+    "dynamic"; None for what the profile's runtime wants. freeze_noise: what the model draws at
+    random becomes constants, from the seed.
 
     Raises UserError, in one line, for what can't be or isn't there yet.
     """
@@ -75,6 +76,7 @@ class PruneOptions(BaseModel):
     min_agreement: float | None = None
     opset: int | None = None
     batch: int | str | None = None
+    freeze_noise: bool = False
 
     @model_validator(mode="wrap")
     @classmethod

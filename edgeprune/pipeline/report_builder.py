@@ -17,6 +17,7 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.parity import Validation
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.options import Settings
@@ -119,6 +120,8 @@ def build_report(
         },
         remarks=[
             *task.remarks,
+            *traced.notes,
+            *_fixed_sizes(traced, settings),
             *_unused(traced),
             *best.remarks,
             *_predicted(task, best),
@@ -164,8 +167,9 @@ def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts
     return OnnxFacts(
         opset=exported.form.opset,
         ir_version=exported.ir_version,
-        batch="dynamic" if traced.dynamic_batch and not exported.form.fixed else str(traced.batch),
+        batch="dynamic" if traced.any_batch and not exported.form.fixed else str(traced.batch),
         batch_note=_batch_note(traced, settings),
+        free_sizes={} if exported.form.fixed else _free_sizes(traced),
         target=settings.profile.target.full_name,
         unsupported_on_target=_unsupported(exported, settings),
     )
@@ -224,12 +228,29 @@ def _where(places: list[str]) -> str:
     return f" ({places[0]}{more})"
 
 
+def _free_sizes(traced: TracedModel) -> dict[str, str]:
+    """The ranges of the sizes beside the batch that are free in the graph."""
+    sizes = traced.example_inputs.free.sizes.items()
+    return {name: str(size) for name, size in sizes if name != BATCH}
+
+
+def _fixed_sizes(traced: TracedModel, settings: Settings) -> list[str]:
+    """That sizes which the model leaves free are fixed in the file, and by what."""
+    free = _free_sizes(traced)
+    if not free or not settings.fixed_batch:
+        return []
+    return [f"{', '.join(free)} fixed as in the example: {_wants_fixed(settings)}"]
+
+
 def _batch_note(traced: TracedModel, settings: Settings) -> str:
     """Why the file takes one batch alone; nothing where it doesn't."""
-    if not traced.dynamic_batch:
+    if not traced.any_batch:
         return traced.fixed_because
-    if not settings.fixed_batch:
-        return ""
+    return _wants_fixed(settings) if settings.fixed_batch else ""
+
+
+def _wants_fixed(settings: Settings) -> str:
+    """Why the file is to have fixed sizes."""
     if settings.batch is not None:
         return "--batch asked for it"
     return f"{settings.profile.target.full_name} wants fixed sizes (--batch dynamic leaves it free)"

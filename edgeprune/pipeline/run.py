@@ -10,29 +10,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 from torch import nn
 from torch.fx import GraphModule
 
 from edgeprune.core.distributed import from_first
 from edgeprune.core.errors import EdgePruneError, ParityError, UserError
 from edgeprune.core.heap import keep_freed_memory
+from edgeprune.core.scratch import scratch_folder
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.coupling import obstacles
 from edgeprune.data.batches import as_batches
-from edgeprune.export.onnx import Exported, mark_lost, mark_unmet
+from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
 from edgeprune.export.precision import FileModule, samples_of
 from edgeprune.export.program import save_program
 from edgeprune.graph.fidelity import in_eval, outputs_of
+from edgeprune.graph.free_sizes import NOTHING_FREE
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.pipeline.artifacts import MASKS, RESULTS
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
-from edgeprune.pipeline.structured import left_as_it_was, prune_structured
+from edgeprune.pipeline.structured import left_as_it_was, out_of_reach, prune_structured
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import prune_unstructured
 from edgeprune.pipeline.workspace import (
@@ -58,12 +61,14 @@ from edgeprune.training.seeds import random_state_kept, seed_epoch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives. module: the user's own class if it could follow, else the smaller graph."""
+    """What a run gives. module: the user's own class if it could follow, else the smaller graph.
+    example_inputs: with the sizes beside the batch that are free in the graph."""
 
     graph_module: GraphModule
     module: nn.Module
     exported: Exported
     report: Report
+    example_inputs: ExampleInputs
     dynamic_batch: bool
     masks: Masks | None = None
 
@@ -100,6 +105,8 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
             workspace = _with_made(workspace, made_for(task, traced, steps))
         return _finished(workspace, left_as_it_was(workspace, baseline))
     _check_prunable(traced, coupling, task.settings)
+    if task.settings.pattern is None and (told := out_of_reach(workspace, baseline)) is not None:
+        steps.tell(told)
     made = made_for(task, traced, steps)
     workspace = _with_made(workspace, made)
     if task.settings.pattern is not None:
@@ -139,8 +146,8 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     _save(workspace, best)
     report = build_report(workspace, result, validation, written)
     module = written.module if written.module is not None else best.module
-    dynamic = workspace.traced.dynamic_batch
-    return Outcome(best.module, module, best.exported, report, dynamic, best.masks)
+    inputs, dynamic = workspace.traced.example_inputs, workspace.traced.dynamic_batch
+    return Outcome(best.module, module, best.exported, report, inputs, dynamic, best.masks)
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -148,13 +155,36 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
 
 def _traced(task: Task, steps: Steps) -> TracedModel:
     with steps.step("trace"), deadline("trace", task.settings.step_seconds):
-        traced = trace(task.module, task.example_inputs)
-    if task.settings.free_batch and not traced.dynamic_batch:
+        traced = captured(task)
+    if task.settings.free_batch and not traced.any_batch:
         raise UserError(
             f"--batch dynamic: this model takes a batch of {traced.batch} alone "
             f"({traced.fixed_because}): leave the option out"
         )
     return traced
+
+
+def captured(task: Task) -> TracedModel:
+    """The model traced, with fixed sizes where the ONNX file doesn't keep the free ones: some ops
+    have a form there for one size alone, and no list of them is whole."""
+    traced = trace(task.module, task.example_inputs)
+    form, inputs = task.settings.form, traced.example_inputs
+    if form.fixed or not inputs.free:
+        return traced
+    graph, dynamic = traced.graph_module, traced.dynamic_batch
+    with scratch_folder() as folder:
+        try:
+            made = export(graph, inputs, dynamic, folder / "model.onnx", {}, form)
+            proof = validate(graph, inputs, dynamic, made, folder, task.settings.seed)
+            failure = None if proof.passed else proof.reason or "the file computes something else"
+        except (EdgePruneError, onnx.checker.ValidationError) as error:
+            failure = " ".join(str(error).split())[:300]
+    if failure is None:
+        return traced
+    fixed = trace(task.module, inputs.leaving(NOTHING_FREE))
+    names = ", ".join(inputs.free.sizes)
+    note = f"{names} can't be free in ONNX, so the file has the example's alone: {failure}"
+    return replace(fixed, notes=(note,))
 
 
 def _coupled(task: Task, traced: TracedModel, steps: Steps) -> Coupling:

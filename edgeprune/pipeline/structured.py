@@ -38,7 +38,7 @@ from edgeprune.pipeline.workspace import (
     unbearable,
 )
 from edgeprune.recovery import share_of_epochs
-from edgeprune.scoring import Scores
+from edgeprune.scoring import Scores, score
 from edgeprune.solve import Limits, Problem, Solution
 from edgeprune.solve.plan_search import Choice, PlanSearch, chosen, portable, searched
 from edgeprune.surgery.oracle import prove
@@ -47,21 +47,13 @@ from edgeprune.surgery.resize import resize
 ROUNDS = 3
 # Shares of the way back to the original, for a model that lost its job.
 _EASED = (0.25, 0.5, 0.75, 0.9)
+_SURELY = 1.1  # what is predicted of the graph is off by less
 _TRIALS = 5  # latencies that are tried where the fastest model of a given loss is sought
 
 
 def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -> PruningResult:
     """The candidate that keeps the budgets, or the last one that is good."""
-    settings, coupling = workspace.settings, workspace.coupling
-    problem = Problem.build(
-        coupling,
-        scores,
-        workspace.kernels,
-        parameter_count(workspace.traced, coupling),
-        settings.profile,
-        settings.method,
-        settings.kept_parameters(coupling.parameters),
-    )
+    settings, problem = workspace.settings, _problem(workspace, scores)
     start = _in_precision(workspace, baseline)
     controller = BudgetController(settings, problem.costs(problem.full), baseline.cost, start)
     bits = None
@@ -86,6 +78,38 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
         replace(baseline, cost=controller.whole),
         scores.criterion,
         search.works_at_ms,
+    )
+
+
+def out_of_reach(workspace: Workspace, baseline: Baseline) -> str | None:
+    """Which budgets even the smallest network misses, before anything long runs; None where none is
+    known to. Predicted of the graph, in proportion to what the file of the model as it was costs.
+    """
+    settings, coupling = workspace.settings, workspace.coupling
+    if settings.budgets.is_empty or settings.precision != "fp32":
+        return None
+    scores = score(workspace.traced, coupling, "magnitude", None, settings.seed)
+    problem = _problem(workspace, scores)
+    whole, least = problem.costs(problem.full), problem.costs(problem.smallest)
+    missed = []
+    for name in ("latency_ms", "memory_mb"):
+        limit = settings.budgets.as_dict()[name]
+        reached = baseline.cost.figure(name) * least[name] / max(whole[name], 1e-12)
+        if limit is not None and reached > limit * _SURELY:
+            missed.append(f"{name} comes to about {reached:.3g} at least (budget {limit:.4g})")
+    return f"out of reach: {', '.join(missed)}; the best model is made" if missed else None
+
+
+def _problem(workspace: Workspace, scores: Scores) -> Problem:
+    coupling, settings = workspace.coupling, workspace.settings
+    return Problem.build(
+        coupling,
+        scores,
+        workspace.kernels,
+        parameter_count(workspace.traced, coupling),
+        settings.profile,
+        settings.method,
+        settings.kept_parameters(coupling.parameters),
     )
 
 

@@ -12,6 +12,7 @@ from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import Data
 from edgeprune.graph.fold import folded, parametrized
 from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.noise import with_frozen_noise
 from edgeprune.pipeline.options import Settings
 from edgeprune.runtime.machines import Machine
 from edgeprune.scoring.names import check_criterion, check_element_criterion
@@ -27,8 +28,8 @@ class Task:
     remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
     the model returns and the batch as the data give it.
 
-    Weights that are parametrized (spectral norm, say) are plain in `module`; `example_inputs` have
-    the batch that was asked for.
+    Noise is constants in `module` where that was asked for. Weights that are parametrized (spectral
+    norm, say) are plain in `module`; `example_inputs` have the batch that was asked for.
     """
 
     name: str
@@ -47,12 +48,26 @@ class Task:
         if self.settings.batch is not None:
             inputs = self.example_inputs.of_batch(self.settings.batch)
             object.__setattr__(self, "example_inputs", inputs)
+        if self.settings.freeze_noise:
+            self._freeze_noise()
         layers = parametrized(self.module)
         if layers:
             some = ", ".join(layers[:3]) + (", …" if len(layers) > 3 else "")
             remark = f"parametrized weights are written as what they come to ({some})"
             object.__setattr__(self, "module", folded(self.module))
             object.__setattr__(self, "remarks", (*self.remarks, remark))
+
+    def _freeze_noise(self) -> None:
+        seed = self.settings.seed
+        module, sizes = with_frozen_noise(self.module, self.example_inputs, seed)
+        if sizes:
+            told = (
+                f"--freeze-noise: {', '.join(sizes)} drawn from seed {seed}, the same in each call"
+            )
+        else:
+            told = "--freeze-noise: the model draws nothing that could be frozen"
+        object.__setattr__(self, "module", module)
+        object.__setattr__(self, "remarks", (*self.remarks, told))
 
 
 def check_teachable(task: Task) -> None:

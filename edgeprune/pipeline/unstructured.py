@@ -23,7 +23,7 @@ from edgeprune.core.schedules import share_at
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost, count_parameters, predicted
 from edgeprune.export.onnx import Exported
-from edgeprune.graph.trace import quiet
+from edgeprune.graph.capture import quiet
 from edgeprune.pipeline.workspace import (
     Baseline,
     Candidate,

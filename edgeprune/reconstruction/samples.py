@@ -149,7 +149,9 @@ def _first(
             labels.append(given)
         size = 1 if traced.dynamic_batch else len(inputs[0])
         for start in range(0, len(inputs[0]), size):
-            part = tuple(t[start : start + size].detach() for t in inputs)
+            # Where the batch lies in another dimension, batches are of one size and whole.
+            parts = inputs if size == len(inputs[0]) else [t[start : start + size] for t in inputs]
+            part = tuple(t.detach() for t in parts)
             yield arrange(part, traced.example_inputs)
             count += size
             taken += sum(t.numel() * t.element_size() for t in part)

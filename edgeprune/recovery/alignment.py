@@ -230,7 +230,11 @@ class _Course:
         """Batches in parts of the size that there is memory for, mixed anew in each pass."""
         # Views of single samples: the whole is never copied.
         tensors = zip(*(call.tensors for call in samples.own), strict=True)
-        columns = [[one for part in column for one in part] for column in tensors]
+        dims = self._traced.example_inputs.batch_dims
+        columns = [
+            [one for part in column for one in part.movedim(dim, 0)]
+            for column, dim in zip(tensors, dims, strict=True)
+        ]
         count = len(columns[0]) if columns else 0
         whole = max(self.batch // self._part, 1) * self._part
         inputs = self._traced.example_inputs
@@ -241,7 +245,13 @@ class _Course:
                 taken = [torch.stack([c[i] for i in chosen.tolist()]) for c in columns]
                 mixed = (_composed if mosaics else _mixed)(taken, generator)
                 parts = [
-                    arrange([t[i : i + self._part] for t in mixed], inputs)
+                    arrange(
+                        [
+                            t[i : i + self._part].movedim(0, dim)
+                            for t, dim in zip(mixed, dims, strict=True)
+                        ],
+                        inputs,
+                    )
                     for i in range(0, len(chosen), self._part)
                 ]
                 if not self._traced.dynamic_batch:

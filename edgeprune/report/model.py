@@ -205,6 +205,7 @@ class Quantization(_Frozen):
 
 class OnnxFacts(_Frozen):
     """What the file is. batch: "dynamic", or the size that it takes alone; batch_note: why.
+    free_sizes: the ranges of the other sizes that it leaves free, by name.
 
     target: the runtime that the profile stands for; unsupported_on_target: what it can't run.
     """
@@ -213,6 +214,7 @@ class OnnxFacts(_Frozen):
     ir_version: Count = 10
     batch: String = "dynamic"
     batch_note: String = ""
+    free_sizes: dict[str, String] = {}
     target: String = ""
     unsupported_on_target: list[String] = []
 

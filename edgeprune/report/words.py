@@ -300,12 +300,14 @@ def notes(report: Report) -> list[str]:
         told.append(f"The file is ONNX of opset {report.onnx.opset}, {report.precision}.")
     if report.quantization is not None:
         told.append(_in_fewer_bits(report.precision, report.quantization))
-    if report.onnx is not None and report.onnx.batch != "dynamic":
+    if report.onnx is not None:
+        free = "".join(f", {name} {size}" for name, size in report.onnx.free_sizes.items())
         told.append(
-            f"The file takes a batch of {report.onnx.batch} only: {report.onnx.batch_note}."
+            f"The file takes any batch{free}."
+            if report.onnx.batch == "dynamic"
+            else f"The file takes a batch of {report.onnx.batch} only{free}: "
+            f"{report.onnx.batch_note}."
         )
-    elif report.onnx is not None:
-        told.append("The file takes any batch.")
     if report.batch > 1:
         told.append(f"Costs are for a batch of {report.batch}.")
     if report.rate.asked is not None:

@@ -91,7 +91,8 @@ def parts(
         inputs, labels = split_batch(batch, traced.example_inputs)
         size = 1 if single and traced.dynamic_batch else len(inputs[0])
         for start in range(0, len(inputs[0]), size):
-            part = tuple(t[start : start + size] for t in inputs)
+            whole = size == len(inputs[0])
+            part = inputs if whole else tuple(t[start : start + size] for t in inputs)
             yield part, None if labels is None else labels[start : start + size]
             count += 1
             if count >= (SAMPLES if single else BATCHES):

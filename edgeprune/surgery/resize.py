@@ -22,9 +22,10 @@ from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
 from edgeprune.coupling.plan import Plan
 from edgeprune.coupling.propagate import Literal
+from edgeprune.graph.capture import quiet
 from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.normalize import has_effect
-from edgeprune.graph.trace import TracedModel, quiet
+from edgeprune.graph.trace import TracedModel
 from edgeprune.graph.training_flags import TrainableGraph
 from edgeprune.sparse.masks import Masks
 

@@ -21,10 +21,11 @@ from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
+from edgeprune.graph.capture import quiet
 from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.normalize import writes
-from edgeprune.graph.trace import TracedModel, quiet
+from edgeprune.graph.trace import TracedModel
 from edgeprune.graph.training_flags import TrainableGraph
 
 _SIZE = torch.ops.aten.sym_size.int

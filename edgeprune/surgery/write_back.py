@@ -259,7 +259,7 @@ class _Writer:
     def _difference(self, module: nn.Module) -> float:
         """The error relative to the graph's output, at another batch size too if any goes."""
         inputs = self._traced.example_inputs
-        tried = [inputs]
+        tried = [inputs, *(inputs.at(sizes) for sizes in inputs.free.others(inputs.sizes)[:1])]
         if self._traced.dynamic_batch:
             tried.append(inputs.map(lambda t: torch.cat([t, t])))
         return max(_difference(module, self._smaller, x) for x in tried)

@@ -13,8 +13,8 @@ from edgeprune.cost.fx_reader import kernel_graph, parameter_count
 from edgeprune.coupling import Coupling, couple
 from edgeprune.export.file_cost import count_parameters, measured_pair, predicted
 from edgeprune.export.onnx import export
-from edgeprune.graph.trace import TracedModel, trace
-from edgeprune.pipeline.run import Prepared, made_for, prepare, samples_for
+from edgeprune.graph.trace import TracedModel
+from edgeprune.pipeline.run import Prepared, captured, made_for, prepare, samples_for
 from edgeprune.pipeline.task import Task
 from edgeprune.report import Figures
 from edgeprune.runtime.machines import Here
@@ -63,7 +63,7 @@ def started(task: Task, data: str | None, store: Store, fresh: bool, steps: Step
 def traced_again(task: Task, steps: Steps) -> TracedModel:
     """The trace alone: it costs seconds, and scoring minutes."""
     with steps.step("trace"), deadline("trace", task.settings.step_seconds):
-        return trace(task.module, task.example_inputs)
+        return captured(task)
 
 
 def coupled_again(task: Task, traced: TracedModel, steps: Steps) -> Coupling:

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from edgeprune.data.batches import Rebatched, split_batch
+from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.training.seeds import seed_epoch
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 def fixed_batch(graph: GraphModule, example_inputs: ExampleInputs) -> int | None:
     """The batch that a graph was traced for if it takes no other; None if it takes any."""
+    if (
+        BATCH in example_inputs.free.sizes
+    ):  # the graph takes any, but who joins samples doesn't know
+        return example_inputs.batch or 1
     inputs = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
     sizes = [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.dim()]
     any_size = not sizes or any(
@@ -135,7 +140,7 @@ class Feed:
         if self._least <= 1:
             return True
         inputs, _ = split_batch(given, self._example_inputs)
-        return len(inputs[0]) >= self._least
+        return inputs[0].shape[self._example_inputs.batch_dims[0]] >= self._least
 
     def _dealt(self, batches: Iterator[Any]) -> Iterator[Any]:
         """One of each `world_size` batches; an incomplete round at the end is left out."""

@@ -245,3 +245,28 @@ def test_outputs_that_are_left_out_are_no_tensors() -> None:
         "c": np.ones((1, 1, 4), np.float32),
     }
     assert price(model_of(nodes, {"x": [7, None, 5]}, arrays, 14))[0] == 7 * 16 * 9
+
+
+def test_sizes_in_arithmetic_of_free_ones_are_known() -> None:
+    """A convolution behind an op that onnx can't infer has the size that the file states."""
+    nodes = [
+        helper.make_node("Fold", ["x"], ["y"], domain="theirs"),
+        helper.make_node("MatMul", ["y", "w"], ["z"]),
+    ]
+    stated = helper.make_tensor_value_info("y", FLOAT, ["2*(T//3) + 1", 4])
+    model = model_of(nodes, {"x": ["T", 8]}, {"w": np.ones((4, 5), np.float32)}, 18, [stated])
+    model.metadata_props.add(key="edgeprune.input_shapes", value='{"x": [6, 8]}')
+    assert kernel_graph(model).macs({}) == 5 * 4 * 5
+
+
+@pytest.mark.parametrize("text", ["T +", "f(T)", "T.a", "U*2", "T//0", "9**T", "T" * 600])
+def test_a_size_that_is_no_arithmetic_isnt_known(text: str) -> None:
+    stated = helper.make_tensor_value_info("y", FLOAT, [text, 4])
+    nodes = [
+        helper.make_node("Fold", ["x"], ["y"], domain="theirs"),
+        helper.make_node("MatMul", ["y", "w"], ["z"]),
+    ]
+    model = model_of(nodes, {"x": ["T", 8]}, {"w": np.ones((4, 5), np.float32)}, 18, [stated])
+    model.metadata_props.add(key="edgeprune.input_shapes", value='{"x": [6, 8]}')
+    # The first dimension is the batch's where nothing tells it.
+    assert kernel_graph(model).macs({}) == 6 * 4 * 5

@@ -21,7 +21,8 @@ from edgeprune.cost import onnx_reader as from_onnx
 from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.graph.trace import export_program, quiet
+from edgeprune.graph.capture import quiet
+from edgeprune.graph.trace import export_program
 from edgeprune.profiles.profile import load_profile
 from tests.pruning import Net, randomized, traced
 

@@ -86,12 +86,12 @@ def test_a_graph_that_is_not_the_module_is_refused(monkeypatch: pytest.MonkeyPat
     module = net(embedded)
     broken = net(embedded)  # a graph shares its weights with what was traced
     monkeypatch.setattr(tracing, "_captured", breaking)
-    monkeypatch.setattr(tracing, "_export", lambda _, *rest: original(broken, *rest))
+    monkeypatch.setattr(tracing, "free_program", lambda _, *rest: original(broken, *rest))
     with pytest.raises(UserError, match="isn't the model"):
         trace(module, images())
 
 
-original = tracing._export
+original = tracing.free_program
 
 
 def test_state_is_as_before() -> None:

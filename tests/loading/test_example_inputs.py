@@ -12,8 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.free_sizes import BATCH, FreeSize, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
-from edgeprune.loading.example_inputs import InputSpec, describe, example_inputs, parse_input
+from edgeprune.loading.example_inputs import describe, example_inputs, leaving_free
+from edgeprune.loading.input_spec import InputSpec, parse_input, parse_inputs
 
 
 class TwoInputs(nn.Module):
@@ -37,7 +39,7 @@ class Classifier(nn.Sequential):
 
 
 def specs(*texts: str) -> list[InputSpec]:
-    return [parse_input(text) for text in texts]
+    return parse_inputs(texts)
 
 
 def refusal(module: nn.Module, *texts: str, loaded: ExampleInputs | None = None) -> str:
@@ -272,3 +274,69 @@ def test_trying_inputs_leaves_statistics_and_modes_alone() -> None:
     example_inputs(module, specs("1x3x8x8"))
     assert [m.training for m in module] == [False, True]
     assert int(module[1].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "free"),
+    [
+        ("1x3xHxW=64..512", (1, 3, 64, 64), "H 64..512, W 64..512"),
+        ("1x3xHxW=H=64..512,W=32..96@48", (1, 3, 64, 48), "H 64..512, W 32..96"),
+        ("x=1x3xSxS=64..512@224", (1, 3, 224, 224), "S 64..512"),
+        ("ids=BxT=T=4..:int64", (1, 4), "T 4..up"),
+    ],
+)
+def test_letters_are_free_sizes(text: str, shape: tuple[int, ...], free: str) -> None:
+    class Any1(nn.Module):
+        def forward(self, x: Tensor | None = None, ids: Tensor | None = None) -> Any:
+            return x if ids is None else ids
+
+    found, _ = example_inputs(Any1(), parse_inputs([text]))
+    (tensor,) = found.tensors
+    assert tuple(tensor.shape) == shape and str(found.free) == free
+
+
+def test_a_letter_is_one_size_in_all_inputs() -> None:
+    class Masked(nn.Module):
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return ids * mask
+
+    found, _ = example_inputs(Masked(), specs("mask=1xT:bool", "ids=1xT=4..64@8:int64"))
+    assert [tuple(t.shape) for t in found.tensors] == [(1, 8), (1, 8)]
+    assert found.free.places == ({1: "T"}, {1: "T"})
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(["1xT"], ["1xT=4"], ["1xT=8..4"], ["1xT=4..8@9"], ["1xT=S=4..8"], ["1xT=4..8,4..9"]),
+        *(["1x4=4..8,T=1..2"], ["1xT=0..8"], ["1xTx=4..8"], ["a=1xT=4..8", "b=1xT=4..9"]),
+        ["1xT=4..99999999999"[:-2] + "@9999999999"],
+    ],
+)
+def test_what_is_no_range_is_refused_in_one_line(texts: list[str]) -> None:
+    with pytest.raises(UserError, match="--input") as caught:
+        parse_inputs(texts)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_programs_own_free_sizes_stay_free_at_another_size() -> None:
+    free = FreeSizes(({1: "length"},), {"length": FreeSize(4, 32)})
+    loaded = ExampleInputs((torch.zeros(1, 8),), {}).leaving(free)
+    inside, _ = example_inputs(nn.Identity(), specs("1x16"), loaded)
+    outside, _ = example_inputs(nn.Identity(), specs("1x64"), loaded)
+    assert inside.free == free and not outside.free
+
+
+@pytest.mark.parametrize("texts", [["1xT=8..16"], ["1xT=2..16", "1x4"], ["1x3xT=2..16"], ["1x5"]])
+def test_free_sizes_that_do_not_fit_the_examples_are_refused(texts: list[str]) -> None:
+    with pytest.raises(UserError, match="free_sizes"):
+        leaving_free(ExampleInputs((torch.zeros(1, 4),), {}), texts)
+
+
+def test_a_letter_that_is_first_in_one_input_and_stands_in_all_is_the_batch() -> None:
+    class Joined(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return x + h[0]
+
+    found, _ = example_inputs(Joined(), specs("Bx4", "2xBx4"))
+    assert found.free.places == ({0: BATCH}, {1: BATCH}) and found.batch == 1

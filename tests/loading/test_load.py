@@ -576,10 +576,13 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         harmless("timm.models.resnet.ResNet")
 
 
-def test_free_sizes_that_come_out_fixed_are_said(tmp_path: Path) -> None:
-    free = {0: torch.export.Dim("b"), 2: torch.export.Dim("h", min=8, max=64)}
+def test_a_programs_free_sizes_are_kept_with_their_ranges(tmp_path: Path) -> None:
+    dim = torch.export.Dim
+    free = {0: dim("b"), 2: dim("h", min=8, max=64), 3: 4 * dim("w", min=2, max=16)}
     net = nn.Conv2d(1, 4, 3)
     made = torch.export.export(net, (torch.rand(2, 1, 16, 12),), dynamic_shapes=(free,))
     torch.export.save(made, tmp_path / "free.pt2")
-    [remark] = [r for r in load(str(tmp_path / "free.pt2")).remarks if "leaves sizes free" in r]
-    assert "input in dimension 2 " in remark
+    inputs = load(str(tmp_path / "free.pt2")).example_inputs
+    assert inputs is not None
+    assert inputs.free.places == ({2: "height", 3: "width"},)
+    assert str(inputs.free) == "height 8..64, width 8..64 in steps of 4"

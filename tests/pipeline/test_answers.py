@@ -49,6 +49,47 @@ def test_an_op_without_a_form_in_onnx_is_named_before_anything_is_scored(
     assert "\n" not in str(caught.value)
 
 
+class _Told:
+    """A listener that keeps what it is told, and the steps before it."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.told: list[tuple[str, list[str]]] = []
+
+    def begin(self, step: str) -> None:
+        self.steps.append(step)
+
+    def advance(self, step: str, fraction: float | None, note: str) -> None: ...
+
+    def end(self, step: str, seconds: float) -> None: ...
+
+    def tell(self, words: str) -> None:
+        self.told.append((words, list(self.steps)))
+
+
+def test_budgets_out_of_reach_are_said_before_anything_is_scored() -> None:
+    heard = _Told()
+    budgets = Budgets(latency_ms=1e-4)
+    x = torch.randn(1, 8)
+    report = edgeprune.prune(
+        network(), x, "raspberry-pi-4", budgets, data="none", listener=heard
+    ).report
+    ((words, before),) = heard.told
+    assert "latency_ms" in words and "budget 0.0001" in words and "\n" not in words
+    assert "score" not in before and "score" in heard.steps
+    said = float(words.split("about ")[1].split()[0])
+    assert not report["met"] and said == pytest.approx(report["after"]["latency_ms"], rel=0.1)
+
+
+def test_budgets_within_reach_are_no_news() -> None:
+    heard = _Told()
+    least = edgeprune.prune(network(), torch.randn(1, 8), "raspberry-pi-4", rate=0.9, data="none")
+    budgets = Budgets(latency_ms=1.05 * least.report["after"]["latency_ms"])
+    x = torch.randn(1, 8)
+    edgeprune.prune(network(), x, "raspberry-pi-4", budgets, data="none", listener=heard)
+    assert not heard.told
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.bfloat16])
 def test_other_precisions_are_computed_in_float32_and_said(kind: torch.dtype) -> None:
     module = network().to(kind)

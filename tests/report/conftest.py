@@ -125,6 +125,7 @@ def _plain() -> dict[str, Any]:
             "ir_version": 10,
             "batch": "dynamic",
             "batch_note": "",
+            "free_sizes": {"H": "64..512"},
             "target": "",
             "unsupported_on_target": [],
         },
