@@ -296,6 +296,8 @@ class _Search:
             solution = self._solve(problem, limits, before.solution if before else None)
             if before is None:
                 solution = self._judged(problem, solution)
+            elif before.plan.same_as(problem.plan(solution.values)) and not self.workspace.machine:
+                return replace(before, solution=solution)  # the same file, of the same cost
             draft = carried_out(self.workspace, problem, solution)
             _, cost = priced(self.workspace, draft, self.baseline, self.controller)
             return replace(draft, cost=cost)
