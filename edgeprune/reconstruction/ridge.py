@@ -16,9 +16,11 @@ _RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the inputs' mea
 _FEW_RIDGES = (1e-4, 1e-2, 1.0)  # where each takes many steps
 _LARGE_DEPTH = 1024  # systems of more unknowns are solved for few ridges
 _STEPS, _PRECISION = 40, 1e-3  # of conjugate gradients: the ridge's choice matters more
+_ROUGH = 1e-2  # precision that tells which ridge is best
 _TINY = 1e-30
 _RESCALED = 1e-3  # of the outputs' mean power: one that is nearly constant keeps its scale
 _LEAST_GAIN = 1e-3  # of the error on held-out rows
+_WORTH_MORE = 1e-2  # the same, for masked weights to be fitted once more or with a smaller ridge
 
 # Rows that are at most this share of so deep a layer's unknowns are kept as they are: systems of as
 # many equations as there are rows have the same solutions as those of as many as unknowns. (For
@@ -214,10 +216,12 @@ class Moments:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A layer's new matrix (groups, outputs, depth) and offset (groups, outputs)."""
+    """A layer's new matrix (groups, outputs, depth) and offset (groups, outputs). ridge: the one
+    that was chosen; None: each output was scaled."""
 
     matrix: Tensor
     offset: Tensor
+    ridge: float | None
     _inputs: Inputs
 
     @cached_property
@@ -240,14 +244,19 @@ _Change = tuple[Tensor, Tensor]
 
 
 def fit(
-    seen: Moments, held: Moments, has_offset: bool, mask: Tensor | None = None
+    seen: Moments,
+    held: Moments,
+    has_offset: bool,
+    mask: Tensor | None = None,
+    before: Fitted | None = None,
 ) -> Fitted | None:
     """The weights of least squared error; None if they'd be no better on rows held out.
 
     Where rows are few, a scale and a bias for each output may be all that they bear: what does best
     on the rows held out is taken.
 
-    mask (groups, outputs, depth): False where a weight must stay what it is.
+    mask (groups, outputs, depth): False where a weight must stay what it is. before: what came of
+    the same inputs with other targets: of masked weights, its ridge is taken again.
 
     The ridge pulls towards the weights there are; it is the one that does best on `held`, and the
     answer is then taken from all rows. Without held-out rows it is 1 %.
@@ -257,27 +266,34 @@ def fit(
     ridge: float | None = _RIDGES[4]
     near: Tensor | None = None
     if held.count:
-        errors, changes = _tried(seen, held, has_offset, mask)
+        errors, changes = _tried(seen, held, has_offset, mask, before)
         if not errors:
             return None
         ridge = min(errors, key=lambda candidate: errors[candidate])
-        if not errors[ridge] < held.unchanged_error * (1 - _LEAST_GAIN):
+        least = _LEAST_GAIN if mask is None or before is None else _WORTH_MORE
+        if not errors[ridge] < held.unchanged_error * (1 - least):
             return None
         near = changes.get(ridge)
     every = seen + held
     change = _change(every, ridge, has_offset, mask, near)
     if change is None:
         return None
-    return Fitted(seen.matrix + change[0].transpose(1, 2), seen.offset + change[1], every.inputs)
+    return Fitted(
+        seen.matrix + change[0].transpose(1, 2), seen.offset + change[1], ridge, every.inputs
+    )
 
 
 def _tried(
-    seen: Moments, held: Moments, has_offset: bool, mask: Tensor | None
+    seen: Moments,
+    held: Moments,
+    has_offset: bool,
+    mask: Tensor | None,
+    before: Fitted | None = None,
 ) -> tuple[dict[float | None, float], dict[float | None, Tensor]]:
     """What each ridge leaves of the error on `held`; of masked weights the changes too.
 
     Those are found by steps, from a ridge's solution to that of the next smaller one, as long as
-    smaller ones do better: each takes longer than the one before.
+    smaller ones do clearly better: each takes longer than the one before.
     """
     errors: dict[float | None, float] = {}
     changes: dict[float | None, Tensor] = {}
@@ -289,12 +305,13 @@ def _tried(
                 errors[candidate] = held.error(*change)
         return errors, changes
     near: Tensor | None = None
-    for candidate in sorted(_FEW_RIDGES, reverse=True):
-        weights, shift = _masked(seen, candidate, has_offset, mask, near)
+    known = None if before is None else before.ridge
+    for candidate in sorted(_FEW_RIDGES, reverse=True) if known is None else (known,):
+        weights, shift = _masked(seen, candidate, has_offset, mask, near, _ROUGH)
         error = held.error(weights, shift)
-        worse = any(error >= before for before in errors.values())
+        enough = any(error >= each * (1 - _WORTH_MORE) for each in errors.values())
         errors[candidate], changes[candidate], near = error, weights, weights
-        if worse:
+        if enough:
             break
     errors[None] = held.error(*_rescaled(seen, has_offset))
     return errors, changes
@@ -342,7 +359,12 @@ def _rescaled(moments: Moments, has_offset: bool) -> _Change:
 
 
 def _masked(
-    moments: Moments, ridge: float, has_offset: bool, mask: Tensor, near: Tensor | None
+    moments: Moments,
+    ridge: float,
+    has_offset: bool,
+    mask: Tensor,
+    near: Tensor | None,
+    precision: float = _PRECISION,
 ) -> _Change:
     """The change of weights that a mask leaves free.
 
@@ -362,7 +384,7 @@ def _masked(
     preconditioner = diagonal[..., None].float() + weight
     free = mask.transpose(1, 2).float()
     start = None if near is None else near.float()
-    change = _conjugate_gradients(system, right, preconditioner, free, start).double()
+    change = _conjugate_gradients(system, right, preconditioner, free, start, precision).double()
     return change, moments.shift(change, has_offset)
 
 
@@ -383,12 +405,17 @@ class _System:
 
 
 def _conjugate_gradients(
-    left: _System, right: Tensor, diagonal: Tensor, free: Tensor, start: Tensor | None
+    left: _System,
+    right: Tensor,
+    diagonal: Tensor,
+    free: Tensor,
+    start: Tensor | None,
+    precision: float,
 ) -> Tensor:
     """Solves left @ x = right (groups, depth, outputs) among the x that are 0 where `free` is
     (Hestenes and Stiefel 1952), with the diagonal as preconditioner."""
     residual = right * free
-    enough = _PRECISION**2 * (residual.square() / diagonal).sum(1).amax()
+    enough = precision**2 * (residual.square() / diagonal).sum(1).amax()
     x = torch.zeros_like(right)
     if start is not None:
         x = start * free

@@ -166,12 +166,11 @@ def test_masked_weights_solve_their_own_equations(
 ) -> None:
     """Against an exact solution for each output (values up to 0.1), few rows or many."""
     monkeypatch.setattr(ridge, "_STEPS", 400)
-    monkeypatch.setattr(ridge, "_PRECISION", 1e-5)
     seen, held, x, y = few_rows(1, rows)
     mask = torch.rand(1, 7, 300, generator=torch.Generator().manual_seed(5)) < 0.5
     every = seen + held
     assert every.inputs.are_few == (rows == 80)
-    got, shift = ridge._masked(every, 1e-2, True, mask, None)
+    got, shift = ridge._masked(every, 1e-2, True, mask, None, 1e-5)
     rows_x = x[0].double() - x[0].double().mean(0)
     lacks = y[0].double() - (x[0].double() @ seen.matrix[0].T + seen.offset[0])
     weight = 1e-2 * rows_x.square().mean()
@@ -207,6 +206,30 @@ def test_smaller_ridges_are_tried_while_they_do_better(monkeypatch: pytest.Monke
     tried.clear()
     ridge._tried(noise, held, True, mask)
     assert [share for share, _ in tried] == [1.0, 1e-2]  # the second was worse
+
+
+@pytest.mark.usefixtures("deep")
+def test_the_ridge_of_masked_weights_is_chosen_once_for_the_same_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen, held, *_ = few_rows(1, 80)
+    mask = torch.rand(1, 7, 300, generator=torch.Generator().manual_seed(5)) < 0.5
+    first = fit(seen, held, True, mask)
+    assert first is not None and first.ridge is not None
+    tried: list[float] = []
+    whole = ridge._masked
+
+    def watched(moments: Moments, share: float, *rest: Any) -> Any:
+        tried.append(share)
+        return whole(moments, share, *rest)
+
+    monkeypatch.setattr(ridge, "_masked", watched)
+    again = fit(seen, held, True, mask, first)
+    assert tried == [first.ridge] * 2  # to compare, and from all rows
+    assert again is not None
+    left = [held.error((each.matrix - seen.matrix).transpose(1, 2), each.offset - seen.offset)
+            for each in (first, again)]  # fmt: skip
+    assert abs(left[0] - left[1]) < 0.1 * left[0]
 
 
 @pytest.mark.usefixtures("deep")
