@@ -263,6 +263,8 @@ def check(
     debug: parameters.Debug = False,
 ) -> int:
     """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
+    if not model.is_file():  # told before onnx is imported
+        raise UserError(f"{model}: no such file")
     from edgeprune.cli.junit import check_junit_target, write_junit
     from edgeprune.cli.tables import print_check, print_json
     from edgeprune.core.budgets import Budgets

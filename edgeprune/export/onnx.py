@@ -298,10 +298,14 @@ def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a file, its weights beside it where they are too many. What lay there from the file
+    before goes: onnx would append to it."""
+    weights = path.with_name(f"{path.name}.data")
+    outside = onnx.TensorProto.EXTERNAL
+    if all(t.data_location != outside for t in model.graph.initializer):
+        weights.unlink(missing_ok=True)
     big = sum(len(t.raw_data) for t in model.graph.initializer) > LARGEST_FILE_BYTES
-    onnx.save(
-        model, str(path), save_as_external_data=big, location=f"{path.name}.data" if big else None
-    )
+    onnx.save(model, str(path), save_as_external_data=big, location=weights.name if big else None)
 
 
 def size_mb(path: Path) -> float:
