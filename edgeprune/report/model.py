@@ -230,6 +230,7 @@ class Report(_Frozen):
     module_note says why, or which parts of the class are graphs. remarks: what was assumed.
     batch: the batch size that costs are for.
     files: paths of what was written, by what it is. runtime: what runs the file on the device.
+    device: what the run computed with; fine-tuning alone takes another than "cpu".
     """
 
     edgeprune: String
@@ -268,6 +269,7 @@ class Report(_Frozen):
     agreement: Agreement = Agreement()
     obstacle: String | None = None
     onnx: OnnxFacts | None = None
+    device: String = "cpu"
 
     @field_validator("budgets", mode="before")
     @classmethod
