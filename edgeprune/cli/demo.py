@@ -41,9 +41,9 @@ _CALIBRATION = 320  # images: more move no answer
 
 _NEXT = """
 What to type next:
-  edgeprune check {folder}/model.onnx --profile raspberry-pi-4    does it fit another board?
-  edgeprune profiles                                   which devices there are
-  edgeprune --profile raspberry-pi-5 --latency-ms 20 --data IMAGES/ your_model.pt
+  edgeprune check {folder}/model.onnx --profile raspberry-pi-4
+  edgeprune profiles
+  edgeprune --profile raspberry-pi-5 --latency-ms 20 --data IMAGES/ model.pt
 """
 
 

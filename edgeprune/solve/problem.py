@@ -150,8 +150,9 @@ class Problem:
         return None if self.bits is None else self.bits.floats(values)
 
     def in_int8(self) -> Problem:
-        """The same decision with all layers in int8 that may be."""
-        chosen = set(self.bits.variables) if self.bits is not None else set()
+        """The same decision with all layers in int8 that may still be."""
+        every = self.bits.variables if self.bits is not None else ()
+        chosen = {v for v in every if INT8 in self.options[v]}
         return self._allowing(
             {v: (options == INT8) | (v not in chosen) for v, options in self.options.items()}
         )

@@ -152,3 +152,16 @@ def test_the_layers_that_stay_float_are_named() -> None:
     )
     assert bits.floats({7: INT8, 8: FLOAT}) == {"b.weight", "never.weight"}
     assert bits.floats({7: FLOAT, 8: FLOAT}) is None
+
+
+def test_a_layer_that_is_float_for_good_stays_so() -> None:
+    """On the way to a deep cut nothing that stays in the end goes: floats are among it."""
+    problem = with_bits("chain")
+    assert problem.bits is not None
+    first, *others = problem.bits.variables
+    values = {**problem.smallest, first: FLOAT}
+    wider = problem.at_least(values)
+    assert wider.in_int8().full[first] == FLOAT
+    assert all(wider.in_int8().full[v] == INT8 for v in others)
+    found = solve(wider, limits_at(wider, 0.5, "latency_ms"))
+    assert found.values[first] == FLOAT
