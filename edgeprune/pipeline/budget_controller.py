@@ -21,6 +21,8 @@ _MORE_MARGIN = 0.015
 _LOOSE = 0.95
 # Only a solver that came this near to its own limit could have used more.
 _USED = 0.97
+# A limit that rises by so much lets in other plans.
+_RISEN = 1.05
 
 # How far apart (in logarithms) two of the solver's figures must be to tell a slope from noise, and
 # the steepest one believed.
@@ -95,9 +97,16 @@ class BudgetController:
         where there are none: a rate is met exactly."""
         if self.budgets.is_empty:
             return False
+        now = self.limits().as_dict()
+
+        def bound(name: str, limit: float) -> bool:
+            # The solver came near to it; or its plan gave way to one that was judged better under
+            # a limit that this file has shown to be too low.
+            used, risen = own[name] >= _USED * limit, (now[name] or 0.0) >= _RISEN * limit
+            return limit < self._full[name] and (used or risen)
+
         held_back = any(
-            limit is not None and limit < self._full[name] and own[name] >= _USED * limit
-            for name, limit in limits.as_dict().items()
+            limit is not None and bound(name, limit) for name, limit in limits.as_dict().items()
         )
         return held_back and all(
             cost.figure(name) < _LOOSE * budget

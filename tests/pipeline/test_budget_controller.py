@@ -101,6 +101,10 @@ def test_no_room_is_left_where_another_budget_binds() -> None:
     assert not aimed.leaves_room(limits, own, cost(7.0, 39.0))
     slack = {**OWN, "latency_ms": limits.latency_ms * 0.8, "memory_mb": 1.0}
     assert not aimed.leaves_room(limits, slack, cost(7.0, 30.0))
+    # A plan that used less, and came out so fast that the limit was too low: there is room.
+    aimed.learn(slack, cost(3.0, 30.0))
+    assert aimed.limits().latency_ms > 1.05 * limits.latency_ms
+    assert aimed.leaves_room(limits, slack, cost(3.0, 30.0))
 
 
 class Plain(nn.Module):
