@@ -19,7 +19,6 @@ from edgeprune import coupling as coupling_step
 from edgeprune.calibration.named import load_profile
 from edgeprune.core import distributed
 from edgeprune.core.budgets import Budgets
-from edgeprune.core.devices import AUTO, home_of
 from edgeprune.core.errors import ParityError
 from edgeprune.core.scratch import clear_away, scratch_folder
 from edgeprune.core.timeout import deadline
@@ -40,6 +39,7 @@ from edgeprune.pipeline.run import Outcome, run, with_reports
 from edgeprune.pipeline.task import Loss, Metric, Task, check_teachable
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.report import Report
+from edgeprune.runtime.devices import AUTO, home_of
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.seeds import random_state_kept
 

@@ -17,7 +17,6 @@ from pydantic import (
 )
 
 from edgeprune.core.budgets import Budgets
-from edgeprune.core.devices import AUTO, checked_device
 from edgeprune.core.errors import UserError
 from edgeprune.core.schedules import SCHEDULES
 from edgeprune.core.timeout import STEP_SECONDS
@@ -25,6 +24,7 @@ from edgeprune.export.form import NEWEST_OPSET, OLDEST_OPSET, FileForm
 from edgeprune.pipeline.requirements import Requirements
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.profiles.target import USUAL_OPSET
+from edgeprune.runtime.devices import AUTO, checked_device
 from edgeprune.sparse.pattern import SPARSE_METHODS, Pattern, pattern_of
 
 METHODS = ("channel", "layer", "structured")

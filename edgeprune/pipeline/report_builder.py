@@ -8,7 +8,6 @@ from typing import Literal, cast
 
 import onnx
 
-from edgeprune.core.devices import resolved
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
 from edgeprune.cost.kernels import KernelGraph
@@ -52,6 +51,7 @@ from edgeprune.report import (
     Surgery,
 )
 from edgeprune.report import Validation as ValidationFacts
+from edgeprune.runtime.devices import resolved
 from edgeprune.runtime.support import findings
 from edgeprune.surgery.write_back import WrittenBack
 

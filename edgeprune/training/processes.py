@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from edgeprune.core.devices import AUTO
 from edgeprune.core.errors import UserError
 from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.training_flags import is_batch_norm
 from edgeprune.loading.import_spec import one_line
+from edgeprune.runtime.devices import AUTO
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from edgeprune.core.devices import AUTO
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import arrange
 from edgeprune.data.loaders import Data
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import least_batch
+from edgeprune.runtime.devices import AUTO
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.augment import augments
 from edgeprune.training.checkpoint import identity
@@ -82,7 +82,7 @@ class Extras:
     after each epoch and taken up from, if it is of the same settings, model and number of
     processes. note: called with words and the share done. masks: weights that are zero, and are so
     after each step. features: inner values to draw to the teacher's, None to look for them. device:
-    as core/devices.py names it.
+    as runtime/devices.py names it.
     """
 
     metric: Metric | None = None

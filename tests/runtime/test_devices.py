@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
-from edgeprune.core import devices
-from edgeprune.core.devices import checked_device, home_of, resolved
 from edgeprune.core.errors import UserError
+from edgeprune.runtime import devices
+from edgeprune.runtime.devices import checked_device, home_of, resolved
 from edgeprune.training import Extras
 from edgeprune.training.processes import launched
 
