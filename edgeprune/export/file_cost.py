@@ -62,8 +62,8 @@ def predicted(exported: Exported, parameters: int, profile: Profile, timed: bool
     remarks = pricing_remarks(model)
     made = exported.quantized
     if made is not None and made.precision == "int8":
-        kept = {each.name for each in made.kept_float}
-        floating = [not kept.isdisjoint(kernel.ops) for kernel in kernels.kernels]
+        inside = set(made.int8_nodes)
+        floating = [inside.isdisjoint(kernel.ops) for kernel in kernels.kernels]
         macs = [kernel.macs({}) for kernel in kernels.kernels]
         left = sum(m for m, f in zip(macs, floating, strict=True) if f) / max(sum(macs), 1)
         unit = left * unit + (1 - left)

@@ -46,7 +46,7 @@ class Quantized:
     search for sensitive layers left it, before biases were corrected; of fp16 with each number
     rounded to fp16, which a CPU that computes fp16 files in fp32 doesn't show. runs: how many
     quantised models that search made and ran. within_bound: whether trial_error keeps the preset's
-    max_drift, or fp16's own."""
+    max_drift, or fp16's own. int8_nodes: names of all nodes that became int8, layers among them."""
 
     path: Path
     precision: str
@@ -57,6 +57,7 @@ class Quantized:
     trial_error: float = 0.0
     runs: int = 0
     within_bound: bool = True
+    int8_nodes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         share = self.size_mb / self.original_size_mb
@@ -92,6 +93,10 @@ class LayerByLayer:
         weights alone."""
         chosen = regions(self.layers, self._preset.placement, frozenset(floats))
         return quantised(source or self.base, self._tensors, self._preset, chosen)
+
+    def inside(self, floats: Iterable[str]) -> tuple[str, ...]:
+        """The nodes that become int8 then."""
+        return regions(self.layers, self._preset.placement, frozenset(floats)).quantised
 
     def kept(self, floats: Iterable[str], why: str = SENSITIVE) -> tuple[Kept, ...]:
         """What stays float then, and why."""
@@ -139,6 +144,7 @@ def int8(
         found.error,
         found.runs,
         found.error <= preset.max_drift,
+        each.inside(found.floats),
     )
 
 
