@@ -158,7 +158,8 @@ def prune(
     size that the file takes, or "dynamic"; None for what the runtime wants. free_sizes: of the
     inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
     freeze_noise: what the model draws at random becomes constants, from the seed.
-    output: a folder for model.onnx, pruned.pt2, report.json and report.html.
+    output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
+    report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.

@@ -57,7 +57,7 @@ COLUMNS = (
     "share,latency_budget_ms,latency_ms,latency_source,peak_memory_mb,size_mb,params,macs,loss,gap,"
     "metric,met,folder"
 )
-POINT = ["model.onnx", "pruned.pt2", "report.html", "report.json"]
+POINT = ["model.onnx", "pruned.pt2", "pruned.safetensors", "report.html", "report.json"]
 
 
 @pytest.fixture(scope="module")
