@@ -306,6 +306,29 @@ def inspect(
 
 
 @app.command
+def diff(
+    a: Path, b: Path, /, *, json: parameters.Json = False, debug: parameters.Debug = False
+) -> int:
+    """Compare two runs (folders or report.json) or two ONNX files: figures, widths, layers.
+
+    Exit status 0 whether they differ or not; --json says `"same": true` where they don't.
+    """
+    from edgeprune.results.diff import diff as compared
+    from edgeprune.results.diff import to_json
+
+    found = compared(a, b)
+    if json:
+        print(to_json(found))
+    else:
+        from rich.console import Console
+
+        from edgeprune.cli.diff import print_diff
+
+        print_diff(found, Console())
+    return 0
+
+
+@app.command
 def profiles(
     name: str | None = None, /, *, json: parameters.Json = False, debug: parameters.Debug = False
 ) -> int:
