@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -38,11 +38,15 @@ from edgeprune.pipeline.run import Outcome, run, with_reports
 from edgeprune.pipeline.task import Loss, Metric, Task, check_teachable
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.report import Report
+from edgeprune.report.notebook import framed, groups_frame, kernels_frame, summary
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.seeds import random_state_kept
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """What `prune` gives.
 
@@ -65,6 +69,21 @@ class Result:
     def report(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(self.facts.to_json())
         return facts
+
+    def __repr__(self) -> str:
+        return summary(self.facts)
+
+    def _repr_html_(self) -> str:
+        """The report's page, as a notebook shows it."""
+        return framed(self.facts)
+
+    def groups_frame(self) -> pandas.DataFrame:
+        """The groups and their widths, a row each. Raises UserError without pandas."""
+        return groups_frame(self.facts)
+
+    def kernels_frame(self) -> pandas.DataFrame:
+        """The kernels and their predicted costs, a row each. Raises UserError without pandas."""
+        return kernels_frame(self.facts)
 
     def export(self, path: str | Path) -> Path:
         """Writes `graph_module`, as it is now, to an ONNX file and proves it in onnxruntime.
