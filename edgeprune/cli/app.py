@@ -267,6 +267,8 @@ def check(
     debug: parameters.Debug = False,
 ) -> int:
     """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
+    if not model.is_file():  # told before onnx is imported
+        raise UserError(f"{model}: no such file")
     from edgeprune.cli.junit import check_junit_target, write_junit
     from edgeprune.cli.tables import print_check, print_json
     from edgeprune.core.budgets import Budgets
@@ -413,7 +415,7 @@ def demo(
     quiet: parameters.Quiet = False,
     debug: parameters.Debug = False,
 ) -> int:
-    """Train a small network on scikit-learn's digits, prune it to half its latency, report."""
+    """Prune a small network, trained on digits, to half its latency on a board; measure it here."""
     from edgeprune.cli.demo import run_demo
 
     return run_demo(output, seed, quiet)

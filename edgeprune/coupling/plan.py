@@ -32,6 +32,12 @@ class Plan:
     def removes_nothing(self) -> bool:
         return not self.removed_branches and all(k.all() for k in self.keep)
 
+    def same_as(self, other: Plan) -> bool:
+        """Whether both leave the same units and branches."""
+        return self.removed_branches == other.removed_branches and all(
+            map(np.array_equal, self.keep, other.keep)
+        )
+
     def variables(self, coupling: Coupling) -> dict[int, float]:
         """The values of the polynomials' variables under this plan."""
         values: dict[int, float] = dict(enumerate(map(float, self.widths)))

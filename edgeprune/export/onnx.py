@@ -18,25 +18,18 @@ import onnxsim
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
-from torch.export.graph_signature import ConstantArgument
-from torch.fx import GraphModule, Node
-from torch.onnx import OnnxExporterError
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
+from edgeprune.export.conversion import Conversion, conversion_of
 from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
 from edgeprune.export.fusable_ops import with_fusable_forms
 from edgeprune.export.opset.convert import at_opset
-from edgeprune.export.stack_unbind import stack_whole
-from edgeprune.graph.capture import quiet
-from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.inputs import ExampleInputs
-from edgeprune.graph.trace import export_program
 from edgeprune.quantization.quantize import Quantized
 from edgeprune.sparse.initializers import with_sparse_initializers
-
-aten = torch.ops.aten
 
 #: Above this, protobuf can't hold the weights: they go into a file beside the model.
 LARGEST_FILE_BYTES = 2_000_000_000
@@ -93,20 +86,16 @@ def export(
     Raises UserError, naming op and layer, for what has no form in ONNX or in the opset;
     onnx.checker.ValidationError if what was written isn't valid ONNX.
     """
-    program = export_program(module, example_inputs, dynamic_batch)
-    _plain_attention(program)
-    _plain_means(program)
-    stack_whole(program.graph)
-    program.graph_module.recompile()
-    inputs = list(program.graph_signature.user_inputs)
+    conversion = conversion_of(module, example_inputs, dynamic_batch, form.opset)
+    inputs = list(conversion.program.graph_signature.user_inputs)
     outputs = _output_names(module, example_inputs, {str(name) for name in inputs})
     warnings: list[str] = []
     try:
-        model = _converted(program, outputs, example_inputs, form, warnings)
+        model = _in_form(conversion, outputs, example_inputs, form, warnings)
         _finished(model, example_inputs, metadata, path)
     except onnx.checker.ValidationError:
         warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
-        model = _converted(program, outputs, example_inputs, form, warnings, False)
+        model = _in_form(conversion, outputs, example_inputs, form, warnings, False)
         _finished(model, example_inputs, metadata, path)
     if sparse:
         stored = with_sparse_initializers(model)
@@ -121,7 +110,7 @@ def export(
             )
     return Exported(
         path,
-        program,
+        conversion.program,
         tuple(info.name for info in model.graph.input),
         tuple(info.name for info in model.graph.output),
         size_mb(path),
@@ -131,35 +120,22 @@ def export(
     )
 
 
-def _converted(
-    program: torch.export.ExportedProgram,
+def _in_form(
+    conversion: Conversion,
     outputs: Sequence[str],
     example_inputs: ExampleInputs,
     form: FileForm,
     warnings: list[str],
     optimize: bool = True,
 ) -> onnx.ModelProto:
-    """The program in ONNX, simplified, in the form asked for."""
-    with quiet(), _constants_hidden(program):
-        try:
-            made = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=max(form.opset, EXPORTED_OPSET),
-                optimize=optimize,
-                verbose=False,
-                output_names=list(outputs),
-            )
-        except OnnxExporterError as error:
-            raise UserError(_unwritable(program, error)) from error
-    assert made is not None
-    whole = made.model_proto
+    """The graph in ONNX, simplified, in the form asked for."""
+    whole = conversion.model(outputs, optimize)
     layers = _layers(whole)
     if form.fixed:
         _fix_sizes(whole, example_inputs)
     model = _simplified(whole, warnings)
     with_fusable_forms(model)
-    _name_inputs(model, program)
+    _name_inputs(model, conversion.program)
     _name_sizes(model, example_inputs)
     model = at_opset(model, form.opset, layers, form.operators)
     if form.opset > EXPORTED_OPSET:  # torch.onnx writes one version whatever the opset
@@ -212,119 +188,6 @@ def _finished(
             f"torch.onnx writes this model in a form that ONNX refuses ({told}): a bug in torch's "
             "exporter; write the op that it names in another way"
         ) from error
-
-
-def _unwritable(program: torch.export.ExportedProgram, error: Exception) -> str:
-    """Which op of which layer has no form in ONNX."""
-    text = "\n".join(str(e) for e in (error, error.__cause__, error.__context__) if e is not None)
-    op = re.search(r"OpOverload\(op='([\w.]+)'", text)
-    name = re.search(r"translating node %(\w+)", text)
-    told = op.group(1) if op is not None else "an op of this model"
-    nodes = [n for n in program.graph.nodes if name is not None and n.name == name.group(1)]
-    if op is not None and not nodes:  # what it was before torch took it apart
-        short = op.group(1).partition(".")[2].removeprefix("linalg_").partition("_")[0]
-        nodes = [n for n in program.graph.nodes if n.op == "call_function" and short in n.name]
-    where = f" ({module_path(nodes[0])})" if nodes and module_path(nodes[0]) else ""
-    return (
-        f"{told}{where} has no form in ONNX that torch.onnx knows: compute it outside of the "
-        "model, or write it with other ops"
-    )
-
-
-def _plain_attention(program: torch.export.ExportedProgram) -> None:
-    """Brings attention into the form that the exporter knows: four dimensions, plain layout.
-
-    The fused op lays its output out in another way than what the exporter takes it apart into, and
-    torch.export chose views after it by the fused one's.
-    """
-    graph = program.graph
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    for node in graph.find_nodes(op="call_function", target=attention):
-        sizes = node.meta["val"].shape
-        plain = node
-        if len(sizes) == 3:
-            with graph.inserting_before(node):
-                # A mask of two dimensions is the same for all.
-                wide = [
-                    graph.call_function(aten.unsqueeze.default, (x, 1)) if _rank(x) == 3 else x
-                    for x in node.args[:4]
-                ]
-            node.args = (*wide, *node.args[4:])
-            plain = _after(node, plain, aten.squeeze.dim, (1,))
-        elif len(sizes) > 4 and (len(node.args) < 4 or node.args[3] is None):
-            with graph.inserting_before(node):
-                flat = [
-                    graph.call_function(aten.flatten.using_ints, (x, 0, len(sizes) - 4))
-                    for x in node.args[:3]
-                ]
-                node.args = (*flat, *node.args[3:])
-            plain = _after(node, plain, aten.reshape.default, (_shape_of(node, sizes),))
-        plain = _after(node, plain, aten.clone.default, (), memory_format=torch.contiguous_format)
-    for node in graph.find_nodes(op="call_function", target=aten.view.default):
-        node.target = aten.reshape.default
-    program.graph_module.recompile()
-
-
-def _shape_of(node: Node, sizes: Sequence[Any]) -> list[Any]:
-    """The sizes of an attention's result as a reshape takes them: the first free one follows from
-    the others, which are asked of the query."""
-    asked: list[Any] = [size if isinstance(size, int) else None for size in sizes]
-    if None in asked:
-        asked[asked.index(None)] = -1
-    with node.graph.inserting_before(node):
-        for dim, size in enumerate(asked):
-            if size is None:
-                asked[dim] = node.graph.call_function(aten.sym_size.int, (_query(node), dim))
-                asked[dim].meta["val"] = sizes[dim]
-    return asked
-
-
-def _query(node: Node) -> Any:
-    """What an attention's query was before it was flattened."""
-    query: Any = node.args[0]
-    return query.args[0]
-
-
-def _plain_means(program: torch.export.ExportedProgram) -> None:
-    """Writes a pool over the whole picture as the mean that it is: of a tensor that lies with its
-    channels last, torch would make a mean and a gather of each of its numbers."""
-    graph = program.graph
-    for node in graph.find_nodes(op="call_function", target=aten.adaptive_avg_pool2d.default):
-        if list(node.args[1]) == [1, 1]:
-            node.target, node.args = aten.mean.dim, (node.args[0], [-2, -1], True)
-    program.graph_module.recompile()
-
-
-def _rank(value: Any) -> int:
-    """The dimensions of a node's tensor; 0 for anything else."""
-    made = value.meta.get("val") if isinstance(value, Node) else None
-    return made.dim() if isinstance(made, Tensor) else 0
-
-
-def _after(origin: Node, node: Node, op: Any, rest: tuple[Any, ...], **options: Any) -> Node:
-    """Puts an op between a node and all that reads it; its value is like `origin`'s."""
-    with node.graph.inserting_after(node):
-        made = node.graph.call_function(op, (node, *rest), options)
-    made.meta = dict(origin.meta)
-    node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
-    return made
-
-
-@contextlib.contextmanager
-def _constants_hidden(program: torch.export.ExportedProgram) -> Iterator[None]:
-    """Puts None where a program returns a number or a string: ONNX has tensors alone."""
-    node, specs = program.graph.output_node(), program.graph_signature.output_specs
-    values, arguments = node.args, [spec.arg for spec in specs]
-    node.args = (tuple(v if isinstance(v, Node) else None for v in values[0]),)  # type: ignore[union-attr]
-    for spec in specs:
-        if isinstance(spec.arg, ConstantArgument):
-            spec.arg = ConstantArgument(spec.arg.name, None)
-    try:
-        yield
-    finally:
-        node.args = values
-        for spec, argument in zip(specs, arguments, strict=True):
-            spec.arg = argument
 
 
 def mark_unmet(path: Path) -> None:
@@ -440,10 +303,14 @@ def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
+    """Writes a file, its weights beside it where they are too many. What lay there from the file
+    before goes: onnx would append to it."""
+    weights = path.with_name(f"{path.name}.data")
+    outside = onnx.TensorProto.EXTERNAL
+    if all(t.data_location != outside for t in model.graph.initializer):
+        weights.unlink(missing_ok=True)
     big = sum(len(t.raw_data) for t in model.graph.initializer) > LARGEST_FILE_BYTES
-    onnx.save(
-        model, str(path), save_as_external_data=big, location=f"{path.name}.data" if big else None
-    )
+    onnx.save(model, str(path), save_as_external_data=big, location=weights.name if big else None)
 
 
 def size_mb(path: Path) -> float:

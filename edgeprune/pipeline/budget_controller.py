@@ -91,7 +91,10 @@ class BudgetController:
             self._whole = whole
 
     def leaves_room(self, limits: Limits, own: Mapping[str, float], cost: Cost) -> bool:
-        """Whether a file is well under its budgets only because these limits were too low."""
+        """Whether a file is well under its budgets only because these limits were too low; never
+        where there are none: a rate is met exactly."""
+        if self.budgets.is_empty:
+            return False
         held_back = any(
             limit is not None and limit < self._full[name] and own[name] >= _USED * limit
             for name, limit in limits.as_dict().items()

@@ -327,11 +327,16 @@ class _Search:
         """The draft of least loss whose file keeps the budgets, or the last one if none does."""
 
         def carry_out(limits: Limits, before: Draft | None) -> Draft:
+            nonlocal problem
             solution = self._solve(problem, limits, before.solution if before else None)
-            if before is None:
+            if problem.bits is None:
                 solution = self._judged(problem, solution)
-                if problem.bits is not None:
-                    solution = self._best_bits(problem, solution, limits)
+            elif before is None:
+                solution, problem = self._best_bits(problem, solution, limits)
+            if before is not None and self.workspace.machine is None:
+                same = before.plan.same_as(problem.plan(solution.values))
+                if same and before.floats == problem.floats(solution.values):
+                    return replace(before, solution=solution)  # the same file, of the same cost
             draft = carried_out(self.workspace, problem, solution)
             _, cost = priced(self.workspace, draft, self.baseline, self.controller)
             return replace(draft, cost=cost)
@@ -360,9 +365,11 @@ class _Search:
         objective = problem.loss(choice.values)
         return replace(solution, values=choice.values, status="feasible", objective=objective)
 
-    def _best_bits(self, problem: Problem, solution: Solution, limits: Limits) -> Solution:
+    def _best_bits(
+        self, problem: Problem, solution: Solution, limits: Limits
+    ) -> tuple[Solution, Problem]:
         """The solver's choice, or the best one with every layer in int8, whichever's file loses
-        less on samples: losses of widths and of bits needn't add up."""
+        less on samples: losses of widths and of bits needn't add up. And what to go on solving."""
         every = problem.in_int8()
         others = [] if self.choice is None else [self.choice.values]
         if every.within(every.smallest, limits):
@@ -373,7 +380,8 @@ class _Search:
             made = replace(solution, values=values, objective=problem.loss(values))
             found.append((file_loss(self.workspace, self.baseline, problem, made), made))
         self.bits_tried = [loss for loss, _ in found]
-        return min(found, key=lambda pair: pair[0])[1]
+        best = min(found, key=lambda pair: pair[0])[1]
+        return best, every if every.holds(best.values) else problem
 
     def _solve(self, problem: Problem, limits: Limits, before: Solution | None = None) -> Solution:
         solution = solved(self.workspace, problem, limits, before)

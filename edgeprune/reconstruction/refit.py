@@ -166,7 +166,7 @@ def refit(
             if aim.seen is not None:
                 y = _as_seen(x, y, addend, aim.seen, *current)
             moments[held].add(x, y - addend if addend is not None else y)
-        found = fit(moments[0], moments[1], layer.has_offset, layer.mask(masks))
+        found = fit(*moments, layer.has_offset, layer.mask(masks), fitted)
         if found is None:
             break
         fitted = found

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from edgeprune.cost.onnx_reader import recorded_shapes
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
-from edgeprune.export.onnx import Exported, export, mark_unmet
+from edgeprune.export import onnx as onnx_export
+from edgeprune.export.conversion import Conversion
+from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import cases_for, validate
 from edgeprune.graph.inputs import ExampleInputs, random_like
 from edgeprune.graph.trace import trace
@@ -228,16 +230,16 @@ def test_attention_whose_head_shrank_is_laid_out_plainly(tmp_path: Path) -> None
 def test_a_file_that_the_optimizer_broke_is_made_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, asked = torch.onnx.export, []
+    whole, asked = Conversion.model, []
 
-    def breaking(*args: Any, **kwargs: Any) -> Any:
-        made = whole(*args, **kwargs)
-        asked.append(kwargs["optimize"])
-        if kwargs["optimize"]:
-            made.model.graph[0].replace_input_with(0, made.model.graph[-1].outputs[0])
+    def breaking(self: Conversion, outputs: Any, optimize: bool) -> Any:
+        made = whole(self, outputs, optimize)
+        asked.append(optimize)
+        if optimize:
+            made.graph.node[0].input[0] = made.graph.node[-1].output[0]
         return made
 
-    monkeypatch.setattr(torch.onnx, "export", breaking)
+    monkeypatch.setattr(Conversion, "model", breaking)
     made, proof = exported(perceptron(), tmp_path / "m.onnx", torch.randn(1, 8))
     assert asked == [True, False]
     assert "optimizer" in made.warnings[0]
@@ -297,4 +299,28 @@ def test_a_pool_over_all_is_no_gather(tmp_path: Path) -> None:
     made, proof = exported(ChannelsLast(), tmp_path / "m.onnx", torch.randn(1, 3, 8, 8))
     ops = {node.op_type for node in onnx.load(str(made.path)).graph.node}
     assert "GlobalAveragePool" in ops and not ops & {"Gather", "Range"}
+    assert proof()[0].passed
+
+
+def test_weights_beside_a_file_are_written_over_not_appended_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE_BYTES", 1000)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    path = tmp_path / "m.onnx"
+    made, proof = exported(module, path, torch.randn(1, 64))
+    beside = tmp_path / "m.onnx.data"
+    size = beside.stat().st_size
+    assert size >= 4 * 2 * 64 * 64
+    mark_unmet(path)
+    mark_lost(path)
+    exported(module, path, torch.randn(1, 64))
+    mark_unmet(path)
+    assert beside.stat().st_size == size
+    assert made.size_mb < 1.2 * size / 1e6
+    assert proof()[0].passed
+    monkeypatch.setattr(onnx_export, "LARGEST_FILE_BYTES", 10**9)
+    exported(module, path, torch.randn(1, 64))
+    assert not beside.exists()  # the weights are inside now
     assert proof()[0].passed
