@@ -22,6 +22,7 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     Without `into` it is a graph (torch.fx.GraphModule), which needs nothing of the user's code.
     into: an instance of the original class, built as it was before pruning, whatever its weights:
     a copy of it is returned, with the pruned widths and weights; `into` stays as it was.
+    Either lies on the CPU.
 
     Raises UserError for a folder that isn't a run's, for a file that is damaged, and where the
     class can't take the widths or isn't the one that was pruned.

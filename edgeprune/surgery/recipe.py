@@ -72,10 +72,12 @@ class Recipe(BaseModel):
         )
 
     def applied(self, original: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A smaller copy of `original`, in eval mode, that holds `tensors`.
+        """A smaller copy of `original`, in eval mode, that holds `tensors`, where they lie.
 
         Raises CannotRebuild for a module that isn't built as the pruned one was.
         """
+        if missing := sorted(set(self.tied.values()) - set(tensors)):
+            raise CannotRebuild(f"the file has no {missing[0]}")
         module = copy.deepcopy(original).eval()
         for path in self.gone:
             _remove(module, path)

@@ -219,13 +219,20 @@ def test_a_recipe_changes_sizes_alone(folder: Path, tmp_path: Path) -> None:
     """The file may be a stranger's: it names attributes of the user's own module."""
     with safe_open(str(folder / "pruned.safetensors"), "pt") as file:
         told = json.loads(file.metadata()["edgeprune"])
-    told["recipe"]["attributes"][""] = {"forward": 3}
     forged = tmp_path / "forged"
     shutil.copytree(folder, forged)
     weights = load_file(folder / "pruned.safetensors")
-    save_file(weights, forged / "pruned.safetensors", {"edgeprune": json.dumps(told)})
-    with pytest.raises(UserError, match="Net has no size forward"):
-        edgeprune.load(forged, into=Net())
+    for change, words in (
+        ({"attributes": {"": {"forward": 3}}}, "Net has no size forward"),
+        ({"identities": ["nowhere"]}, "it has no module nowhere"),
+        ({"gone": ["block.nowhere"]}, "it has no module block.nowhere"),
+        ({"tied": {"head.weight": "nowhere"}}, "the file has no nowhere"),
+        ({"code": "import os"}, "not written by edgeprune"),
+    ):
+        header = json.dumps({**told, "recipe": {**told["recipe"], **change}})
+        save_file(weights, forged / "pruned.safetensors", {"edgeprune": header})
+        with pytest.raises(UserError, match=words):
+            edgeprune.load(forged, into=Net())
 
 
 def test_the_plain_loop_of_the_how_to_runs(folder: Path) -> None:
