@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from edgeprune import coupling as coupling_step
 from edgeprune.calibration.named import load_profile
 from edgeprune.core import distributed
 from edgeprune.core.budgets import Budgets
+from edgeprune.core.devices import AUTO, home_of
 from edgeprune.core.errors import ParityError
 from edgeprune.core.scratch import clear_away, scratch_folder
 from edgeprune.core.timeout import deadline
@@ -152,6 +154,7 @@ def prune(
     batch: int | str | None = None,
     free_sizes: str | Sequence[str] = (),
     freeze_noise: bool = False,
+    device: str = AUTO,
     output: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Result:
@@ -176,7 +179,9 @@ def prune(
     opset: of the ONNX file, 11 to 23; None for what the profile's runtime reads. batch: the only
     size that the file takes, or "dynamic"; None for what the runtime wants. free_sizes: of the
     inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
-    freeze_noise: what the model draws at random becomes constants, from the seed.
+    freeze_noise: what the model draws at random becomes constants, from the seed. device: where
+    fine-tuning runs: auto (a GPU if there is one), cpu, cuda, cuda:N, mps; all else runs on the
+    CPU. A model on a GPU is copied from there, and what comes of it goes back there.
     output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
     report.html.
 
@@ -206,14 +211,18 @@ def prune(
         opset=opset,
         batch=batch,
         freeze_noise=freeze_noise,
+        device=device,
     )
     if require is not None:
         asked = understand(require)
         asked.beside(profile)
         options, profile = options.with_limits(asked), profile or asked.profile
     profile = profile or HOST
-    device = profile if isinstance(profile, Profile) else known_device(profile)
-    settings = options.on(device)
+    known = profile if isinstance(profile, Profile) else known_device(profile)
+    settings = options.on(known)
+    home = home_of(model)
+    if home is not None:
+        model = copy.deepcopy(model).cpu()
     model, remarks = in_float32(type(model).__name__, model)
     inputs = check_inputs(model, _in_float32(as_example_inputs(example_inputs)))
     if free_sizes:
@@ -235,6 +244,9 @@ def prune(
         makes_samples_up=not (isinstance(data, str) and data == NO_DATA),
     )
     outcome = carry_out(task, None if output is None else Path(output), Steps(listener))
+    if home is not None:  # it goes back to where it came from
+        outcome.module.to(home)
+        outcome.graph_module.to(home)
     return Result(
         outcome.module,
         outcome.graph_module,
@@ -247,7 +259,7 @@ def prune(
 
 
 def _in_float32(inputs: ExampleInputs) -> ExampleInputs:
-    return inputs.map(lambda t: t.float() if is_odd(t) else t)
+    return inputs.map(lambda t: (t.float() if is_odd(t) else t).cpu())
 
 
 def carry_out(task: Task, target: Path | None, steps: Steps) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +58,16 @@ def result(model: Plain) -> Result:
     return edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5)
 
 
-def test_pruning_leaves_the_users_model_as_it_was() -> None:
-    model = plain().train()
-    modes = [m.training for m in model.modules()]
-    weights = copy.deepcopy(model.state_dict())
-    edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5)
-    assert [m.training for m in model.modules()] == modes
-    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
-    assert torch.equal(model.eval()(IMAGE), plain().eval()(IMAGE))
+def test_pruning_leaves_the_users_model_as_it_was(model: Plain, result: Result) -> None:
+    given = plain().train()
+    modes = [m.training for m in given.modules()]
+    edgeprune.prune(given, IMAGE, profile="jetson-nano", rate=0.5, data="none")
+    assert [m.training for m in given.modules()] == modes
+    # And the one that samples were made up for.
+    for used in (given, model):
+        weights = plain().state_dict()
+        assert all(torch.equal(v, weights[k]) for k, v in used.state_dict().items())
+        assert torch.equal(used.eval()(IMAGE), plain().eval()(IMAGE))
 
 
 def test_module_is_the_users_own_class_resized(model: Plain, result: Result) -> None:
@@ -94,7 +95,7 @@ def test_report_is_what_report_json_holds(model: Plain, tmp_path: Path) -> None:
 
 def test_budgets_out_of_reach_do_not_raise(model: Plain) -> None:
     budgets = edgeprune.Budgets(latency_ms=1e-4)
-    result = edgeprune.prune(model, IMAGE, profile="jetson-nano", budgets=budgets)
+    result = edgeprune.prune(model, IMAGE, profile="jetson-nano", budgets=budgets, data="none")
     assert result.report["met"] is False
     assert any("out of reach" in warning for warning in result.report["warnings"])
 
@@ -102,7 +103,7 @@ def test_budgets_out_of_reach_do_not_raise(model: Plain) -> None:
 def test_exported_weights_are_those_of_the_moment_and_training_goes_on(
     model: Plain, tmp_path: Path
 ) -> None:
-    result = edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5)
+    result = edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5, data="none")
     graph = result.graph_module
     before = graph.eval()(IMAGE)
     graph.train()
@@ -140,7 +141,9 @@ def test_metric_is_asked_of_both_models(model: Plain) -> None:
     def parameters(module: nn.Module) -> float:
         return float(sum(p.numel() for p in module.parameters()))
 
-    result = edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0.5, metric=parameters)
+    result = edgeprune.prune(
+        model, IMAGE, profile="jetson-nano", rate=0.5, metric=parameters, data="none"
+    )
     for figures in (result.report["before"], result.report["after"]):
         assert figures["metric"] == figures["params"]
     assert result.report["metric_name"] == "parameters"

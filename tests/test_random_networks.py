@@ -205,7 +205,7 @@ def image(seed: int) -> Tensor:
     return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(fast, max_examples=16)
+@settings(fast, max_examples=8)
 @given(specs, seeds, st.floats(0.2, 0.9), st.sets(st.integers(0, 5)))
 def test_any_plan_for_any_network_is_carried_out_exactly(
     spec: list[tuple[str, int, int]], seed: int, share: float, gone: set[int]
@@ -222,7 +222,7 @@ def test_any_plan_for_any_network_is_carried_out_exactly(
     assert parameter_count(graph, coupling)(result.plan.variables(coupling)) == left
 
 
-@settings(fast, max_examples=4)
+@settings(fast, max_examples=3)
 @given(specs, seeds, st.sets(st.integers(0, 5)))
 def test_any_plan_exports_to_onnx_that_computes_the_same(
     spec: list[tuple[str, int, int]], seed: int, gone: set[int]
@@ -238,7 +238,7 @@ def test_any_plan_exports_to_onnx_that_computes_the_same(
         assert validate(result.smaller, inputs, dynamic, exported, folder, seed).passed
 
 
-@settings(fast, max_examples=8)
+@settings(fast, max_examples=4)
 @given(specs, seeds)
 def test_removing_nothing_changes_no_bit_and_a_seed_decides_all(
     spec: list[tuple[str, int, int]], seed: int

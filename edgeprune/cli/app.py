@@ -71,6 +71,7 @@ def prune(
     opset: parameters.Opset = None,
     batch: parameters.Batch = None,
     freeze_noise: parameters.FreezeNoise = False,
+    device: parameters.Device = "auto",
     sparse_initializers: Annotated[
         bool,
         Parameter(negative="", help="Store weights that are mostly zeros as values and places."),
@@ -123,6 +124,7 @@ def prune(
         opset=opset,
         batch=batch,
         freeze_noise=freeze_noise,
+        device=device,
     )
     request = Request(
         model,
@@ -267,18 +269,22 @@ def check(
     debug: parameters.Debug = False,
 ) -> int:
     """Does this ONNX model meet the device's budgets? Exit status 0 if it does, 3 if not."""
+    from edgeprune.core.budgets import Budgets
+
+    budgets, device = Budgets(latency_ms, memory_mb, size_mb), None
+    if remote is not None:
+        from edgeprune.runtime.ssh import Remote
+
+        device = Remote.parse(remote, ssh_options)
+    if junit is not None:
+        from edgeprune.cli.junit import check_junit_target, write_junit
+
+        check_junit_target(junit)
     if not model.is_file():  # told before onnx is imported
         raise UserError(f"{model}: no such file")
-    from edgeprune.cli.junit import check_junit_target, write_junit
     from edgeprune.cli.tables import print_check, print_json
-    from edgeprune.core.budgets import Budgets
     from edgeprune.pipeline.check import check as check_file
-    from edgeprune.runtime.ssh import Remote
 
-    budgets = Budgets(latency_ms, memory_mb, size_mb)
-    device = None if remote is None else Remote.parse(remote, ssh_options)
-    if junit is not None:
-        check_junit_target(junit)
     found = check_file(model, profile, budgets, measure, device, cautious, runtime)
     if junit is not None:
         write_junit(found, junit, strict)

@@ -71,6 +71,10 @@ Batch = Annotated[
     str | None,
     Parameter(help="The batch that the file takes: a number, or dynamic (what the runtime wants)."),
 ]
+Device = Annotated[
+    str,
+    Parameter(help="Where fine-tuning runs: auto (a GPU if there is one), cpu, cuda[:N], mps."),
+]
 FreezeNoise = Annotated[
     bool,
     Parameter(negative="", help="Random numbers in forward become constants, drawn from --seed."),

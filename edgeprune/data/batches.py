@@ -163,7 +163,7 @@ def _sample(tensor: Tensor, batch_dim: int) -> tuple[int, ...]:
 
 def _tensor(value: Any, what: str) -> Tensor:
     try:
-        return value if isinstance(value, Tensor) else torch.as_tensor(value)
+        return (value if isinstance(value, Tensor) else torch.as_tensor(value)).cpu()
     except Exception as error:
         raise UserError(f"{what} of a batch is a {type(value).__name__}, not a tensor") from error
 

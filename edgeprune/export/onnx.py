@@ -135,7 +135,7 @@ def _in_form(
         _fix_sizes(whole, example_inputs)
     model = _simplified(whole, warnings)
     with_fusable_forms(model)
-    _name_inputs(model, conversion.program)
+    _name_inputs(model, conversion.program, example_inputs)
     _name_sizes(model, example_inputs)
     model = at_opset(model, form.opset, layers, form.operators)
     if form.opset > EXPORTED_OPSET:  # torch.onnx writes one version whatever the opset
@@ -253,14 +253,20 @@ def _output_names(module: GraphModule, inputs: ExampleInputs, taken: set[str]) -
     return tuple(names)
 
 
-def _name_inputs(model: onnx.ModelProto, program: torch.export.ExportedProgram) -> None:
-    """Inputs keep the names that forward gives them: what is handed through came out as x_orig."""
+def _name_inputs(
+    model: onnx.ModelProto, program: torch.export.ExportedProgram, inputs: ExampleInputs
+) -> None:
+    """Inputs keep the names that forward gives them (what is handed through came out as x_orig), or
+    that the file is to have."""
     asked = [str(name) for name in program.graph_signature.user_inputs]
     used = {name for node in model.graph.node for name in (*node.input, *node.output)}
     used |= {info.name for info in (*model.graph.input, *model.graph.output)}
     for info in model.graph.input:
         name = info.name.removesuffix("_orig")
-        if info.name != name and info.name not in asked and name in asked and name not in used:
+        if info.name == name or info.name in asked or name not in asked or name in used:
+            name = info.name
+        name = inputs.names.get(name, name)
+        if info.name != name:
             for node in model.graph.node:
                 node.input[:] = [name if each == info.name else each for each in node.input]
             info.name = name

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +20,21 @@ class ExampleInputs:
     """What a model is called with: positional and keyword arguments, batch in dimension 0.
 
     free: the sizes beside the batch that a file is to leave free; these are an example of them.
-    Where the batch lies in another dimension of some tensor, it is one of them, by its name.
+    Where the batch lies in another dimension of some tensor, it is one of them, by its name. names:
+    of keyword arguments in a file, where those aren't names in Python (observation.state).
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     free: FreeSizes = NOTHING_FREE
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def named(values: Mapping[str, Any]) -> ExampleInputs:
+        """Keyword arguments by any names: what is no name in Python has an underscore there."""
+        words = {key: re.sub(r"\W", "_", key) for key in values}
+        names = {word: key for key, word in words.items() if word != key}
+        return ExampleInputs((), {words[k]: v for k, v in values.items()}, names=names)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -70,7 +80,7 @@ class ExampleInputs:
     def map(self, change: Any) -> ExampleInputs:
         """The same structure with `change` applied to every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return ExampleInputs(args, kwargs, self.free)
+        return replace(self, args=args, kwargs=kwargs)
 
     def leaving(self, free: FreeSizes) -> ExampleInputs:
         """The same with other sizes free."""

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -314,7 +315,8 @@ def _configured(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
         if isinstance(value, Tensor):
             value = (value,)
         if isinstance(value, Mapping) and value:
-            yield _arrange_quietly(module, value), name
+            named = ExampleInputs.named(value)
+            yield replace(_arrange_quietly(module, named.kwargs), names=named.names), name
         elif isinstance(value, tuple | list) and value:
             yield ExampleInputs(tuple(value), {}), name
 
@@ -378,7 +380,7 @@ def as_example_inputs(value: Any) -> ExampleInputs:
     if isinstance(value, tuple | list):
         return ExampleInputs(tuple(value), {})
     if isinstance(value, Mapping):
-        return ExampleInputs((), dict(value))
+        return ExampleInputs.named(value)
     raise UserError(
         f"example_inputs is a {type(value).__name__}: give a tensor, a tuple of positional "
         "arguments or a dict of keyword arguments"

@@ -12,14 +12,18 @@ from torch import nn
 
 from edgeprune.core.errors import UserError
 from edgeprune.loading.import_spec import one_line
+from edgeprune.loading.policies import is_policy, policy_from_folder
 from edgeprune.loading.torchvision_compat import with_operators
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 
 def from_folder(path: Path) -> nn.Module:
-    """The model of a folder: transformers' (config.json with `architectures`) or timm's (with
-    `architecture`). Raises UserError for any other, or where the library isn't installed."""
+    """The model of a folder: transformers' (config.json with `architectures`), timm's (with
+    `architecture`), or a policy of lerobot's (with `input_features`).
+
+    Raises UserError for any other, or where the library isn't installed.
+    """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -29,13 +33,16 @@ def from_folder(path: Path) -> nn.Module:
             f"{path} is a folder without a config.json that can be read: give a folder of Hugging "
             f"Face's or timm's{more}"
         ) from error
+    if is_policy(config):
+        return policy_from_folder(path, config)
     if isinstance(config, dict) and isinstance(config.get("architecture"), str):
         return _timm(path, config)
     names = config.get("architectures") if isinstance(config, dict) else None
     if isinstance(names, list) and names and isinstance(names[0], str):
         return _transformers(path, names[0])
     raise UserError(
-        f"{path}/config.json names no architecture: only folders of transformers and timm are known"
+        f"{path}/config.json names no architecture: only folders of transformers, timm and lerobot "
+        "are known"
     )
 
 

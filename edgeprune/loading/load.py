@@ -36,6 +36,7 @@ from edgeprune.loading.folder import from_folder, read_safetensors
 from edgeprune.loading.foreign import FORMS, check_exists, foreign, is_safetensors
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
 from edgeprune.loading.older_torch import up_to_date
+from edgeprune.loading.policies.act import ActPolicy
 from edgeprune.loading.program_schema import check_program
 from edgeprune.loading.safe_pickle import harmless, inert, may_be_inert, only_weights, pickled_names
 from edgeprune.loading.sandbox import Bounds, confined
@@ -85,9 +86,15 @@ def load(spec: str, arch: str | None = None, trust: bool = False) -> LoadedModel
     return _ready(loaded)
 
 
+def _of_folder(path: Path) -> LoadedModel:
+    module = from_folder(path)
+    remarks = module.remarks if isinstance(module, ActPolicy) else ()
+    return LoadedModel(module, path.resolve().name, "folder", remarks=remarks)
+
+
 def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
     if path.is_dir():
-        return LoadedModel(from_folder(path), path.resolve().name, "folder")
+        return _of_folder(path)
     if path.suffix.lower() in _OTHER_FORMATS:
         raise UserError(f"{path} is {_OTHER_FORMATS[path.suffix.lower()]}")
     if path.suffix == ".py":
@@ -104,7 +111,7 @@ def _from_file(path: Path, arch: str | None, trust: bool) -> LoadedModel:
         raise UserError(f"{path} is empty: give {FORMS}")
     if is_safetensors(start):
         if arch is None and (path.parent / "config.json").is_file():
-            return LoadedModel(from_folder(path.parent), path.parent.resolve().name, "folder")
+            return _of_folder(path.parent)
         return _from_content(path, read_safetensors(path), arch, [])
     words = foreign(path, start)
     if words is not None:

@@ -21,7 +21,7 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.precision import FileModule, layer_parameters, samples_of
-from edgeprune.pipeline.carry_out import carried_out
+from edgeprune.pipeline.carry_out import Draft
 from edgeprune.pipeline.workspace import Baseline, Workspace
 from edgeprune.quantization import LayerByLayer, preset_for
 from edgeprune.quantization.running import Sample, node_times
@@ -30,10 +30,10 @@ from edgeprune.reconstruction.outputs import floating
 from edgeprune.reconstruction.work import work_per_sample
 from edgeprune.runtime.machines import Here
 from edgeprune.scoring.sensitivity import judge_of
-from edgeprune.solve import Problem, Solution
+from edgeprune.solve import Problem
 from edgeprune.solve.bits import LEAST_RATIO, Bit, Bits, bits_of
 from edgeprune.solve.plan_search import SAMPLES
-from edgeprune.surgery.resize import PrunedModel
+from edgeprune.surgery.resize import PrunedModel, resize
 
 #: Samples that ranges are calibrated on, and that a trial is judged on, for losses of bits.
 _CALIBRATION, _JUDGED = 64, 64
@@ -188,13 +188,10 @@ def _places(workspace: Workspace) -> dict[str, int]:
     return found
 
 
-def file_loss(
-    workspace: Workspace, baseline: Baseline, problem: Problem, solution: Solution
-) -> float:
-    """What the file of a choice loses on the samples held back, its layers fitted on the others."""
-    draft = carried_out(workspace, problem, solution)
+def file_loss(workspace: Workspace, baseline: Baseline, draft: Draft) -> float:
+    """What a draft's file loses on the samples held back, its layers fitted on the others."""
     samples, seed = workspace.calibration(), workspace.settings.seed
-    module = draft.module
+    module = resize(workspace.traced, workspace.coupling, draft.plan)
     if not draft.plan.removes_nothing:
         fit = samples.first(SAMPLES, samples.count).fit
         pruned = PrunedModel(workspace.traced, workspace.coupling, draft.plan, module)

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from edgeprune.core.budgets import Budgets
+from edgeprune.core.devices import AUTO, checked_device
 from edgeprune.core.errors import UserError
 from edgeprune.core.schedules import SCHEDULES
 from edgeprune.core.timeout import STEP_SECONDS
@@ -50,7 +51,8 @@ class PruneOptions(BaseModel):
     original below which a model has lost its job; 0: never; None: MIN_AGREEMENT. opset: of the
     file; None for what the profile's runtime reads. batch: a size that the file takes alone, or
     "dynamic"; None for what the profile's runtime wants. freeze_noise: what the model draws at
-    random becomes constants, from the seed.
+    random becomes constants, from the seed. device: where fine-tuning runs, "auto" for a GPU if
+    there is one.
 
     Raises UserError, in one line, for what can't be or isn't there yet.
     """
@@ -77,6 +79,7 @@ class PruneOptions(BaseModel):
     opset: int | None = None
     batch: int | str | None = None
     freeze_noise: bool = False
+    device: str = AUTO
 
     @model_validator(mode="wrap")
     @classmethod
@@ -126,6 +129,7 @@ class PruneOptions(BaseModel):
                 f"--opset {self.opset}: files are written in {OLDEST_OPSET} to {NEWEST_OPSET}"
             )
         _samples(self.batch)
+        checked_device(self.device)
         least = self.min_agreement
         if least is not None and not (math.isfinite(least) and 0 <= least <= 100):
             raise UserError(f"--min-agreement {least:g}: give percent, from 0 to 100")

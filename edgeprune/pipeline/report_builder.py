@@ -8,6 +8,7 @@ from typing import Literal, cast
 
 import onnx
 
+from edgeprune.core.devices import resolved
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
 from edgeprune.cost.kernels import KernelGraph
@@ -102,6 +103,7 @@ def build_report(
         warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
         obstacle=obstacle,
         onnx=_onnx(traced, best, settings),
+        device=resolved(settings.device) if best.trained else "cpu",
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
             achieved=removed,

@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -324,15 +325,34 @@ class _Search:
         return limits.eased(full, share_at(self.workspace.settings.schedule, done, left))
 
     def _fitted(self, problem: Problem) -> Draft:
-        """The draft of least loss whose file keeps the budgets, or the last one if none does."""
+        """The draft of least loss whose file keeps the budgets, or the last one if none does.
+
+        Where bits are decided too, the same is looked for with every layer in int8, and the file
+        that loses less on samples is taken: losses of widths and of bits needn't add up, and what
+        borders take is known of files alone.
+        """
+        choice = self.choice if problem is self.problem else None
+        if problem.bits is None:
+            return self._looped(problem, choice)
+        found: list[tuple[bool, float, Draft, BudgetController]] = []
+        start = self.controller
+        for way, known in ((problem, None), (problem.in_int8(), choice)):
+            self.controller = copy.deepcopy(start)  # files of one kind tell little of the other's
+            draft = self._looped(way, known)
+            lost = file_loss(self.workspace, self.baseline, draft)
+            assert draft.cost is not None
+            missed = bool(over(draft.cost, self.controller.budgets))
+            found.append((missed, lost, draft, self.controller))
+        self.bits_tried = [lost for _, lost, _, _ in found]
+        _, _, draft, self.controller = min(found, key=lambda each: each[:2])
+        return draft
+
+    def _looped(self, problem: Problem, choice: Choice | None) -> Draft:
+        """The best draft of a closed loop. choice: the plan that was judged before, if any."""
 
         def carry_out(limits: Limits, before: Draft | None) -> Draft:
-            nonlocal problem
             solution = self._solve(problem, limits, before.solution if before else None)
-            if problem.bits is None:
-                solution = self._judged(problem, solution)
-            elif before is None:
-                solution, problem = self._best_bits(problem, solution, limits)
+            solution = self._judged(problem, solution, choice)
             if before is not None and self.workspace.machine is None:
                 same = before.plan.same_as(problem.plan(solution.values))
                 if same and before.floats == problem.floats(solution.values):
@@ -350,11 +370,10 @@ class _Search:
         kept = [d for d in drafts if d.cost and not over(d.cost, self.controller.budgets)]
         return min(kept, key=lambda d: d.solution.objective, default=drafts[-1])
 
-    def _judged(self, problem: Problem, solution: Solution) -> Solution:
+    def _judged(self, problem: Problem, solution: Solution, choice: Choice | None) -> Solution:
         """The solver's choice, or the one that was judged before, whichever loses less on samples:
         the solver had longer now, and knows the losses' sum alone."""
-        choice = self.choice
-        if choice is None or problem is not self.problem or solution.status == "infeasible":
+        if choice is None or solution.status == "infeasible":
             return solution
         if not problem.within(choice.values, self.controller.limits()):
             return solution
@@ -364,24 +383,6 @@ class _Search:
             return solution
         objective = problem.loss(choice.values)
         return replace(solution, values=choice.values, status="feasible", objective=objective)
-
-    def _best_bits(
-        self, problem: Problem, solution: Solution, limits: Limits
-    ) -> tuple[Solution, Problem]:
-        """The solver's choice, or the best one with every layer in int8, whichever's file loses
-        less on samples: losses of widths and of bits needn't add up. And what to go on solving."""
-        every = problem.in_int8()
-        others = [] if self.choice is None else [self.choice.values]
-        if every.within(every.smallest, limits):
-            others.append(self._solve(every, limits).values)
-        candidates = [solution.values, *(v for v in others if every.within(v, limits))]
-        found = []
-        for values in {tuple(sorted(v.items())): v for v in candidates}.values():
-            made = replace(solution, values=values, objective=problem.loss(values))
-            found.append((file_loss(self.workspace, self.baseline, problem, made), made))
-        self.bits_tried = [loss for loss, _ in found]
-        best = min(found, key=lambda pair: pair[0])[1]
-        return best, every if every.holds(best.values) else problem
 
     def _solve(self, problem: Problem, limits: Limits, before: Solution | None = None) -> Solution:
         solution = solved(self.workspace, problem, limits, before)
@@ -412,7 +413,7 @@ class _Search:
         told = f"bits were decided with widths: {count} layers in int8"
         if len(self.bits_tried) > 1:
             lost = ", ".join(f"{loss:.3g}" for loss in self.bits_tried)
-            told += f"; the solver's file and those all in int8, judged, lose {lost}"
+            told += f"; the solver's file and the best one all in int8, judged, lose {lost}"
         return [told]
 
     # -- the file -------------------------------------------------------------------------------

@@ -275,16 +275,21 @@ class Workspace:
         masks: Masks | None = None,
     ) -> tuple[str, ...]:
         """What epochs of training did to a module, in place."""
+        from edgeprune.training import Extras  # Lightning comes with it
+
         assert self.task.data is not None
         with self.steps.step("fine-tune"):
             return tune(
                 self._pruned(module, plan, masks),
                 self.task.data,
                 epochs,
-                self.settings.seed,
-                self.task.loss,
                 recovery.after.loss,
-                lambda words, share: self.steps.note("fine-tune", words, share),
+                Extras(
+                    loss=self.task.loss,
+                    seed=self.settings.seed,
+                    note=lambda words, share: self.steps.note("fine-tune", words, share),
+                    device=self.settings.device,
+                ),
             )
 
     # -- files ----------------------------------------------------------------------------------

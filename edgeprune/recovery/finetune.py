@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgeprune.core.cache import cache_folder
 from edgeprune.coupling.plan import Plan
 from edgeprune.data.loaders import Data
 from edgeprune.sparse.masks import Masks
 from edgeprune.surgery.resize import PrunedModel
+
+if TYPE_CHECKING:
+    from edgeprune.training import Extras
 
 _TEACHER = 0.9  # the original's share in what a classifier learns, the labels having the rest
 _INNER_VALUES = 1.0  # what they weigh beside the outputs
@@ -30,23 +33,22 @@ def tune(
     model: PrunedModel,
     data: Data,
     epochs: int,
-    seed: int,
-    loss: Callable[[Any, Any], Any] | None,
     error: float,
-    note: Callable[[str, float | None], None],
+    extras: Extras,
 ) -> tuple[str, ...]:
     """Trains the smaller graph in place and says what was done; see training.fine_tune.
 
     error: the share of the outputs' variance by which the model misses the original's. A model that
-    is near already learns gently: at full rate it would first unlearn what recovery won.
+    is near already learns gently: at full rate it would first unlearn what recovery won. extras:
+    loss, seed, note and device; what else training takes follows from the model.
 
     Each epoch is saved in the user's cache folder: an interrupted run of the same plan goes on from
     there. What is saved goes once training is done.
     """
     from edgeprune.recovery.distillation import taught_features
-    from edgeprune.training import Extras, Recipe, fine_tune
+    from edgeprune.training import Recipe, fine_tune
 
-    checkpoint = _checkpoint(seed, model.plan, epochs, model.masks)
+    checkpoint = _checkpoint(extras.seed, model.plan, epochs, model.masks)
     done = fine_tune(
         model.module,
         data,
@@ -55,11 +57,9 @@ def tune(
             epochs=epochs, rate_scale=_scale(error), distillation=_TEACHER, features=_INNER_VALUES
         ),
         teacher=model.traced.graph_module,
-        extras=Extras(
-            loss=loss,
-            seed=seed,
+        extras=replace(
+            extras,
             checkpoint=checkpoint,
-            note=note,
             masks=model.masks,
             features=taught_features(model.traced, model.module, model.coupling, model.plan),
         ),

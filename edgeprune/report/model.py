@@ -232,6 +232,7 @@ class Report(_Frozen):
     files: paths of what was written, by what it is. runtime: what runs the file on the device.
     latency_interval_ms: where nine of ten predictions of the latency after lie; None of a
     measurement.
+    device: what the run computed with; fine-tuning alone takes another than "cpu".
     """
 
     edgeprune: String
@@ -271,6 +272,7 @@ class Report(_Frozen):
     obstacle: String | None = None
     onnx: OnnxFacts | None = None
     latency_interval_ms: tuple[Number, Number] | None = None
+    device: String = "cpu"
 
     @field_validator("budgets", mode="before")
     @classmethod

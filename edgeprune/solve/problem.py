@@ -280,10 +280,6 @@ class Problem:
             "parameters": self.count(values),
         }
 
-    def holds(self, values: Mapping[int, int]) -> bool:
-        """Whether a choice is one of this decision's."""
-        return all(values[v] in options for v, options in self.options.items())
-
     def within(self, values: Mapping[int, int], limits: Limits) -> bool:
         """Whether a choice keeps all limits."""
         costs = self.costs(values)

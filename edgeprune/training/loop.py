@@ -65,7 +65,7 @@ def fine_tune(
         nothing = None if metric is None else ()
         return Trained(0, 0, (), nothing, time.perf_counter() - began, None, recipe.optimizer, 0.0)
     with ExitStack() as stack:
-        fabric = stack.enter_context(launched(recipe.precision))
+        fabric = stack.enter_context(launched(recipe.precision, extras.device))
         stack.enter_context(random_state_kept())
         stack.enter_context(placed(student, fabric.device))
         marked = stack.enter_context(_all_learning(student))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.devices import AUTO
 from edgeprune.core.errors import UserError
 from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.training_flags import is_batch_norm
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def launched(precision: str) -> Iterator[Fabric]:
-    """Fabric on an accelerator if there is one; under torchrun all its processes train together.
+def launched(precision: str, device: str = AUTO) -> Iterator[Fabric]:
+    """Fabric on a device, by default an accelerator if there is one; under torchrun all its
+    processes train together.
 
     Raises UserError if they can't be set up, as where there are fewer GPUs than processes.
     """
@@ -41,16 +43,18 @@ def launched(precision: str) -> Iterator[Fabric]:
         except ImportError as error:
             raise UserError("training needs Lightning: pip install lightning-fabric") from error
         try:
-            yield _launch(lightning_fabric, precision)
+            yield _launch(lightning_fabric, precision, device)
         finally:
             logger.setLevel(level)
 
 
-def _launch(lightning_fabric: Any, precision: str) -> Fabric:
+def _launch(lightning_fabric: Any, precision: str, device: str) -> Fabric:
     from lightning_fabric.plugins.environments import LightningEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
-    settings: dict[str, Any] = {"accelerator": "auto", "precision": precision, "devices": 1}
+    kind, _, number = device.partition(":")
+    devices = [int(number)] if number else 1
+    settings: dict[str, Any] = {"accelerator": kind, "precision": precision, "devices": devices}
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         settings["devices"] = here

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from edgeprune.core.devices import AUTO
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import arrange
 from edgeprune.data.loaders import Data
@@ -80,7 +81,8 @@ class Extras:
     same seed gives the same weights, on one process. checkpoint: a file that the run is saved to
     after each epoch and taken up from, if it is of the same settings, model and number of
     processes. note: called with words and the share done. masks: weights that are zero, and are so
-    after each step. features: inner values to draw to the teacher's, None to look for them.
+    after each step. features: inner values to draw to the teacher's, None to look for them. device:
+    as core/devices.py names it.
     """
 
     metric: Metric | None = None
@@ -90,6 +92,7 @@ class Extras:
     note: Note | None = None
     masks: Masks | None = None
     features: Sequence[Feature] | None = None
+    device: str = AUTO
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,22 @@ def test_a_layer_that_would_lose_much_stays_float(
     assert dear.op_type == "Conv" and dear.name in kept
 
 
+@pytest.mark.parametrize("mixed_is_better", [True, False])
+def test_the_file_that_loses_less_is_taken(
+    tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch, mixed_is_better: bool
+) -> None:
+    """The solver's own, with a layer in float, against all in int8: by what the files lose."""
+    from edgeprune.pipeline import structured
+
+    def lost(_workspace: Any, _baseline: Any, draft: Any) -> float:
+        return float(bool(draft.floats) != mixed_is_better)
+
+    monkeypatch.setattr(structured, "file_loss", lost)
+    report = chosen(tmp_path, size_mb=0.55 * whole["size_mb"]).report
+    assert (report["quantization"]["int8_layers"] < 4) == mixed_is_better
+    assert "judged, lose" in " ".join(report["remarks"])
+
+
 def test_nothing_is_quantised_where_the_budgets_hold(tmp_path: Path, whole: Any) -> None:
     report = chosen(tmp_path, size_mb=2 * whole["size_mb"]).report
     assert report["precision"] == "fp32" and report.get("quantization") is None

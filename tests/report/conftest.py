@@ -121,6 +121,7 @@ def _plain() -> dict[str, Any]:
         },
         "obstacle": None,
         "latency_interval_ms": None,
+        "device": "cpu",
         "onnx": {
             "opset": 18,
             "ir_version": 10,

@@ -1,0 +1,123 @@
+"""A policy's folder, by the lerobot that the user has installed; weights from safetensors alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import types
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgeprune.core.errors import UserError
+from edgeprune.loading.import_spec import one_line
+from edgeprune.loading.policies.act import ActPolicy
+from edgeprune.loading.policies.normalize import Scaling, scaling
+from edgeprune.loading.torchvision_compat import with_operators
+
+#: The policies that can be loaded, by their type in config.json.
+KNOWN = {"act": ("lerobot.policies.act.modeling_act", "ACTPolicy")}
+#: Where lerobot keeps the statistics, and the step's name in there.
+_PROCESSORS = {
+    "policy_preprocessor.json": "normalizer_processor",
+    "policy_postprocessor.json": "unnormalizer_processor",
+}
+_ACTION = "action"
+
+
+def is_policy(config: Any) -> bool:
+    """Whether a config.json is of one of lerobot's policies."""
+    features = ("input_features", "output_features")
+    return isinstance(config, dict) and isinstance(config.get("type"), str) and all(
+        isinstance(config.get(name), dict) for name in features
+    )  # fmt: skip
+
+
+def policy_from_folder(path: Path, config: dict[str, Any]) -> nn.Module:
+    """The policy as it runs on a robot, normalisation inside where the folder has statistics.
+
+    Raises UserError for a kind that isn't known, a folder that doesn't fit its configuration, or
+    where lerobot isn't installed.
+    """
+    kind = config["type"]
+    if kind not in KNOWN:
+        raise UserError(
+            f"{path} is a policy of lerobot's type {kind!r}: so far only "
+            f"{', '.join(sorted(KNOWN))} can be loaded"
+        )
+    try:
+        return with_operators(lambda: _act(path, config))
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a policy of lerobot, which can't be imported ({one_line(error)}): "
+            "pip install lerobot"
+        ) from error
+    except Exception as error:
+        raise UserError(f"{path} can't be loaded as lerobot's {kind}: {one_line(error)}") from error
+
+
+def _act(path: Path, config: dict[str, Any]) -> nn.Module:
+    where, name = KNOWN[config["type"]]
+    _without_its_neighbours()
+    configs = importlib.import_module("lerobot.configs.policies")
+    policies = importlib.import_module(where)
+    made = configs.PreTrainedConfig.from_pretrained(str(path), local_files_only=True)
+    # Weights of the backbone come with the folder's, and nothing is fetched.
+    made.device, made.pretrained_backbone_weights = "cpu", None
+    policy = getattr(policies, name)(made)
+    weights = load_file(path / "model.safetensors")
+    if any(key.startswith(("normalize_", "unnormalize_")) for key in weights):
+        raise UserError(
+            f"{path} was saved by an older lerobot, with its normalisation among the weights: run "
+            "lerobot's migrate_policy_normalization.py on it"
+        )
+    policy.load_state_dict(weights)
+    modes = {str(getattr(k, "value", k)): str(getattr(m, "value", m))
+             for k, m in made.normalization_mapping.items()}  # fmt: skip
+    features = {**made.input_features, **made.output_features}
+    scalings: dict[str, Scaling] = {}
+    for feature, declared in features.items():
+        statistics = _statistics(path, feature, back=feature == _ACTION)
+        mode = modes.get(str(getattr(declared.type, "value", declared.type)), "IDENTITY")
+        found = scaling(feature, mode, statistics, feature == _ACTION)
+        if found is not None:
+            scalings[feature] = found
+    shapes = {feature: declared.shape for feature, declared in made.input_features.items()}
+    return ActPolicy(policy.model, shapes, scalings).eval()
+
+
+def _statistics(path: Path, feature: str, back: bool) -> dict[str, Tensor]:
+    """What the folder knows of a feature's distribution; nothing where it has no processors."""
+    processor, step = list(_PROCESSORS.items())[int(back)]
+    file = path / processor
+    if not file.is_file():
+        return {}
+    steps = json.loads(file.read_text(encoding="utf-8")).get("steps", [])
+    states = [
+        s["state_file"] for s in steps if s.get("registry_name") == step and "state_file" in s
+    ]
+    if not states:
+        return {}
+    prefix = f"{feature}."
+    held = load_file(path / Path(states[0]).name)
+    return {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
+
+
+def _without_its_neighbours() -> None:
+    """lerobot.policies imports every policy, whose libraries few have all: where that fails, the
+    package stands there empty, and the one policy is imported by itself."""
+    try:
+        importlib.import_module("lerobot.policies")
+    except ImportError:
+        spec = find_spec("lerobot")
+        if spec is None or spec.origin is None:
+            raise
+        package = types.ModuleType("lerobot.policies")
+        package.__path__ = [str(Path(spec.origin).parent / "policies")]
+        sys.modules["lerobot.policies"] = package
