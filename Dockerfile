@@ -7,10 +7,11 @@ COPY requirements.lock /src/
 RUN pip install --no-cache-dir --no-deps --require-hashes -r /src/requirements.lock \
  && pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 
-COPY pyproject.toml LICENSE /src/
+COPY pyproject.toml LICENSE README.md /src/
 COPY edgeprune /src/edgeprune
 COPY device_profiles /src/device_profiles
 COPY export /src/export
+COPY examples/digits /src/examples/digits
 RUN pip install --no-cache-dir --no-deps --no-build-isolation /src && pip check
 
 RUN useradd --create-home edgeprune

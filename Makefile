@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 PYTHON := $(shell command -v python3.11 || command -v python3)
 CODE := $(wildcard edgeprune tests benchmarks export examples)
 
-.PHONY: demo test lint soak fuzz coverage trust matrix lock audit bench-env clean .venv
+.PHONY: docs demo test lint soak fuzz coverage trust matrix lock audit bench-env clean .venv
 
 .venv: $(STAMP)
 
@@ -24,6 +24,13 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+# The site, strictly, into site/. An environment of its own: griffe reads the source, and nothing of
+# ours is installed for it.
+docs:
+	test -x .venv-docs/bin/mkdocs || { $(PYTHON) -m venv .venv-docs && \
+	    .venv-docs/bin/pip install --quiet -c constraints.txt mkdocs-material 'mkdocstrings[python]'; }
+	.venv-docs/bin/mkdocs build --strict --quiet
 
 # A file's tests stay together: they share what they set up. One thread each, or they fight for cores.
 test: lint
@@ -79,5 +86,5 @@ bench-env: $(STAMP)
 	    einops draccus imageio av multiprocess pyarrow xxhash pyserial psutil regex
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo
+	rm -rf build dist site .venv-docs .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo
 	find edgeprune tests benchmarks export examples -name __pycache__ -prune -exec rm -rf {} +

@@ -73,7 +73,7 @@ def sweep(content: bytes, folder: Path) -> object:
 
     point = folder / "points" / "0.60"
     point.mkdir(parents=True, exist_ok=True)
-    for name in ("model.onnx", "pruned.pt2", "report.html", "report.json"):
+    for name in ("model.onnx", "pruned.pt2", "pruned.safetensors", "report.html", "report.json"):
         (point / name).write_bytes(content)
     (folder / "sums.json").write_bytes(content)
     (folder / "prepared.json").write_bytes(content)

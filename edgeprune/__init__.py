@@ -31,6 +31,7 @@ _HOMES = {
     "UserError": "edgeprune.core.errors",
     "check": "edgeprune.pipeline.check",
     "couple": "edgeprune.api",
+    "load": "edgeprune.results.load",
     "load_profile": "edgeprune.calibration.named",
     "prune": "edgeprune.api",
     "Result": "edgeprune.api",
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "check",
     "couple",
+    "load",
     "load_profile",
     "prune",
     "sweep",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from edgeprune.core.budgets import Budgets
     from edgeprune.core.errors import BudgetError, EdgePruneError, ParityError, UserError
     from edgeprune.pipeline.check import check
+    from edgeprune.results.load import load
     from edgeprune.sweeping.api import SweepResult, sweep
 
 
@@ -67,3 +70,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -39,12 +39,16 @@ from edgeprune.pipeline.run import Outcome, run, with_reports
 from edgeprune.pipeline.task import Loss, Metric, Task, check_teachable
 from edgeprune.profiles.profile import HOST, Profile
 from edgeprune.report import Report
+from edgeprune.report.notebook import framed, groups_frame, kernels_frame, summary
 from edgeprune.runtime.devices import AUTO, home_of
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.seeds import random_state_kept
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """What `prune` gives.
 
@@ -67,6 +71,21 @@ class Result:
     def report(self) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads(self.facts.to_json())
         return facts
+
+    def __repr__(self) -> str:
+        return summary(self.facts)
+
+    def _repr_html_(self) -> str:
+        """The report's page, as a notebook shows it."""
+        return framed(self.facts)
+
+    def groups_frame(self) -> pandas.DataFrame:
+        """The groups and their widths, a row each. Raises UserError without pandas."""
+        return groups_frame(self.facts)
+
+    def kernels_frame(self) -> pandas.DataFrame:
+        """The kernels and their predicted costs, a row each. Raises UserError without pandas."""
+        return kernels_frame(self.facts)
 
     def export(self, path: str | Path) -> Path:
         """Writes `graph_module`, as it is now, to an ONNX file and proves it in onnxruntime.
@@ -163,7 +182,8 @@ def prune(
     freeze_noise: what the model draws at random becomes constants, from the seed. device: where
     fine-tuning runs: auto (a GPU if there is one), cpu, cuda, cuda:N, mps; all else runs on the
     CPU. A model on a GPU is copied from there, and what comes of it goes back there.
-    output: a folder for model.onnx, pruned.pt2, report.json and report.html.
+    output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
+    report.html.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.

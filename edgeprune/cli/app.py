@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from edgeprune.cli import parameters
+from edgeprune.cli.guidance import examples, mistyped
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.timeout import STEP_SECONDS
 from edgeprune.core.version import __version__
@@ -20,11 +21,12 @@ app = App(
     help="Shrinks a trained PyTorch model until it fits a device, and proves its ONNX equal.",
     version=__version__,
     help_format="plaintext",
+    help_epilogue=examples(),
     suppress_keyboard_interrupt=False,  # main answers it
 )
 
 
-@app.command(name="prune")
+@app.command(name="prune", help_epilogue=examples("prune"))
 @app.default
 def prune(
     model: str,
@@ -143,7 +145,7 @@ def prune(
     return prune_model(request, json, quiet)
 
 
-@app.command
+@app.command(help_epilogue=examples("sweep"))
 def sweep(
     model: str,
     /,
@@ -229,7 +231,7 @@ def sweep(
     return sweep_model(request, asked, json, quiet)
 
 
-@app.command
+@app.command(help_epilogue=examples("check"))
 def check(
     model: Path,
     /,
@@ -291,7 +293,7 @@ def check(
     return 0 if found["met"] and (found["runs_on_target"] or not strict) and elsewhere else 3
 
 
-@app.command
+@app.command(help_epilogue=examples("inspect"))
 def inspect(
     model: str,
     /,
@@ -311,6 +313,29 @@ def inspect(
     from edgeprune.cli.commands import inspect_model
 
     return inspect_model(model, profile, tuple(input or ()), arch, trust, json, step_seconds)
+
+
+@app.command(help_epilogue=examples("diff"))
+def diff(
+    a: Path, b: Path, /, *, json: parameters.Json = False, debug: parameters.Debug = False
+) -> int:
+    """Compare two runs (folders or report.json) or two ONNX files: figures, widths, layers.
+
+    Exit status 0 whether they differ or not; --json says `"same": true` where they don't.
+    """
+    from edgeprune.results.diff import diff as compared
+    from edgeprune.results.diff import to_json
+
+    found = compared(a, b)
+    if json:
+        print(to_json(found))
+    else:
+        from rich.console import Console
+
+        from edgeprune.cli.diff import print_diff
+
+        print_diff(found, Console())
+    return 0
 
 
 @app.command
@@ -402,12 +427,23 @@ def demo(
     return run_demo(output, seed, quiet)
 
 
+@app.command(name="--install-completion")
+def install_completion() -> int:
+    """Complete commands, options and profiles with the tab key, in this shell."""
+    from edgeprune.cli.completion import install
+
+    print(f"{install(app)}: start a new shell to use it")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status (the table in README.md)."""
     words = sys.argv[1:] if arguments is None else arguments
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if (told := mistyped(words, app)) is not None:
+            return _fail(told, 2)
         result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
         return int(result) if isinstance(result, int) else 0
     except CycloptsError as error:

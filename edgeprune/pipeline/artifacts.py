@@ -19,6 +19,7 @@ from edgeprune.core.scratch import clear_away, scratch_folder
 RESULTS = {
     "onnx": "model.onnx",
     "program": "pruned.pt2",
+    "weights": "pruned.safetensors",
     "report": "report.json",
     "page": "report.html",
 }

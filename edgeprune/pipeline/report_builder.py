@@ -145,6 +145,11 @@ def build_report(
         batch=task.example_inputs.batch or 1,
         runtime=settings.profile.runtime,
         agreement=_agreement(workspace, result),
+        latency_interval_ms=(
+            settings.profile.latency_interval_ms(best.cost.latency_ms)
+            if best.cost.source == "predicted"
+            else None
+        ),
     )
 
 

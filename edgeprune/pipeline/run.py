@@ -27,6 +27,7 @@ from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
 from edgeprune.export.precision import FileModule, samples_of
 from edgeprune.export.program import save_program
+from edgeprune.export.weights import save_weights
 from edgeprune.graph.fidelity import in_eval, outputs_of
 from edgeprune.graph.free_sizes import NOTHING_FREE
 from edgeprune.graph.inputs import ExampleInputs
@@ -143,7 +144,7 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     _mark(workspace, result)
     validation = _validated(workspace, best)
     written = _written_back(workspace, best)
-    _save(workspace, best)
+    _save(workspace, best, written)
     report = build_report(workspace, result, validation, written)
     module = written.module if written.module is not None else best.module
     inputs, dynamic = workspace.traced.example_inputs, workspace.traced.dynamic_batch
@@ -392,8 +393,9 @@ def _written_back(workspace: Workspace, best: Candidate) -> WrittenBack:
             return WrittenBack(None, str(late))
 
 
-def _save(workspace: Workspace, best: Candidate) -> None:
-    """pruned.pt2, with what tells that it computes the same when it is loaded again."""
+def _save(workspace: Workspace, best: Candidate, written: WrittenBack) -> None:
+    """pruned.pt2, with what tells that it computes the same when it is loaded again, and the
+    weights under the names of the user's class."""
     traced, seed = workspace.traced, workspace.settings.seed
     with workspace.steps.step("write back"):
         save_program(
@@ -402,6 +404,13 @@ def _save(workspace: Workspace, best: Candidate) -> None:
             best.module,
             cases_for(traced.example_inputs, traced.dynamic_batch, seed)[:2],
             TOLERANCE,
+        )
+        save_weights(
+            workspace.folder / RESULTS["weights"],
+            workspace.task.module,
+            written,
+            best.module,
+            traced.example_inputs,
         )
 
 

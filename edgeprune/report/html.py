@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from edgeprune.report import words
 from edgeprune.report.digits import DASH, milliseconds, significant
+from edgeprune.report.headline import headline, headline_tone, tone
 from edgeprune.report.model import GroupWidth, Report
 
 MOST_KERNELS = 20
@@ -60,9 +61,10 @@ def render(report: Report) -> str:
     kernels, rest = words.kernel_rows(report, MOST_KERNELS)
     return template("edgeprune.report", "template.html.j2").render(
         report=report,
-        headline=words.headline(report),
+        headline=headline(report),
+        headline_tone=headline_tone(report),
         verdict=words.verdict(report),
-        good=words.good(report),
+        tone=tone(report),
         rows=words.rows(report),
         notes=words.notes(report),
         steps=words.steps(report),

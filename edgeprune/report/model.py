@@ -230,6 +230,8 @@ class Report(_Frozen):
     module_note says why, or which parts of the class are graphs. remarks: what was assumed.
     batch: the batch size that costs are for.
     files: paths of what was written, by what it is. runtime: what runs the file on the device.
+    latency_interval_ms: where nine of ten predictions of the latency after lie; None of a
+    measurement.
     device: what the run computed with; fine-tuning alone takes another than "cpu".
     """
 
@@ -269,6 +271,7 @@ class Report(_Frozen):
     agreement: Agreement = Agreement()
     obstacle: String | None = None
     onnx: OnnxFacts | None = None
+    latency_interval_ms: tuple[Number, Number] | None = None
     device: String = "cpu"
 
     @field_validator("budgets", mode="before")

@@ -13,9 +13,12 @@ from rich.text import Text
 
 from edgeprune.report import words
 from edgeprune.report.digits import DASH, MINUS, TIMES, UNKNOWN
+from edgeprune.report.headline import headline, headline_tone, tone
 from edgeprune.report.model import GroupWidth, Report
 
 MOST_GROUPS = 24
+
+_STYLES = {"good": "green", "warn": "yellow", "bad": "bold red", "": ""}
 
 #: What stands in for characters that the terminal's encoding lacks.
 _PLAIN = str.maketrans(
@@ -47,7 +50,7 @@ class _Printer:
     def run(self) -> None:
         report = self._report
         self._line(f"{report.model} on {report.profile}", "bold")
-        self._line(words.headline(report), "bold red" if report.agreement.lost else "")
+        self._line(headline(report), _STYLES[headline_tone(report)])
         self._figures()
         self._history()
         self._widths()
@@ -167,7 +170,7 @@ class _Printer:
     def _end(self) -> None:
         where = words.written(self._report)
         self._console.print()
-        style = "green" if words.good(self._report) else "bold red"
+        style = _STYLES[tone(self._report)]
         verdict = words.verdict(self._report)
         self._line(f"{verdict} {where}".rstrip(), style)
 

@@ -126,6 +126,9 @@ def _latency(report: Report) -> Row:
     row = _cost(
         "latency", before.latency_ms, after.latency_ms, report.budgets.latency_ms, milliseconds
     )
+    if report.latency_interval_ms is not None and math.isfinite(after.latency_ms):
+        low, high = (significant(end, 2) for end in report.latency_interval_ms)
+        row = replace(row, after=f"{row.after} ({low}{DASH}{high})")
     if before.latency_source == after.latency_source:
         return replace(row, label=f"latency, {after.latency_source}")
     return replace(
@@ -218,17 +221,6 @@ def _less(before: float, after: float, less: str, more: str) -> list[str]:
     return [f"{change(before, after)[1:]} {less if part < 1 else more}"]
 
 
-def headline(report: Report) -> str:
-    """That the model lost its job, if it did; the gains and what they cost in one line, or that
-    nothing changed."""
-    if report.agreement.lost:
-        return lost_sentence(report.agreement)
-    won = gains(report)[:2]
-    if not won:
-        return "No change in speed or size"
-    return ", ".join([*won, *_kept(report)])
-
-
 def lost_sentence(facts: Agreement) -> str:
     """That a model no longer does its job, and where it still does."""
     told = (
@@ -238,18 +230,6 @@ def lost_sentence(facts: Agreement) -> str:
     if facts.works_at_ms is None:
         return told
     return f"{told}; at about {milliseconds(facts.works_at_ms)} it still does it"
-
-
-def _kept(report: Report) -> list[str]:
-    """What is left of the model's accuracy, or that nobody measured it."""
-    facts = report.agreement
-    other = report.removed_layers or report.sparsity is not None or report.quantization is not None
-    if changed(report) or other:
-        if facts.kind is not None and facts.after is not None and not facts.made_up:
-            return [f"{facts.after:.0f} % agreement with the original"]
-        if report.after.metric is None:
-            return ["accuracy not measured"]
-    return []
 
 
 def good(report: Report) -> bool:

@@ -1,28 +1,17 @@
-"""The curve as one HTML file: plotly's script is in it, so that it opens without a network."""
+"""The curve as one HTML file that loads nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import plotly.graph_objects as go
-import plotly.io
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
-from edgeprune.report.digits import milliseconds
+from edgeprune.report.digits import milliseconds, significant
 from edgeprune.report.html import template
+from edgeprune.sweeping.plot import Mark, Point, scatter
 from edgeprune.sweeping.results import Row, Sweep, front
 from edgeprune.sweeping.words import columns, headline, ranked, row_cells, title, unmet, verdict
-
-# Readable on a white page and on a black one: plotly doesn't know which it is on.
-_TEXT, _GRID, _FRONT, _OTHER, _MISSED = (
-    "#7d8896",
-    "rgba(128,136,150,.25)",
-    "#2f9c7f",
-    "#a9b4bf",
-    "#d9534f",
-)
 
 _Figure = Callable[[Row], float | None]
 
@@ -48,12 +37,12 @@ def render(sweep: Sweep) -> str:
         rows=[(row, row_cells(sweep, row), row in best) for row in sweep.rows],
         notes=unmet(sweep),
         plots=plots,
-        script=Markup(f"<script>{get_plotlyjs()}</script>"),  # the package's own file
     )
 
 
 def _plot(sweep: Sweep, figure: _Figure, label: str, higher_is_better: bool) -> Markup:
-    """A figure against the latency: the front joined, the points that others beat apart."""
+    """A figure against the latency: the front joined to the unpruned model, the points that others
+    beat apart."""
     sign = -1.0 if higher_is_better else 1.0
 
     def cost(row: Row) -> float | None:
@@ -61,46 +50,22 @@ def _plot(sweep: Sweep, figure: _Figure, label: str, higher_is_better: bool) -> 
         return None if value is None else sign * value
 
     best = front(sweep.rows, cost)
-    known = [row for row in sweep.rows if row.latency_ms is not None and figure(row) is not None]
-    rest = [row for row in known if row not in best]
-    plot = go.Figure()
-    plot.add_trace(_trace(best, figure, "on the front", "lines+markers", _FRONT, "circle"))
-    if rest:
-        plot.add_trace(_trace(rest, figure, "beaten by another", "markers", _OTHER, "circle-open"))
-    missed = [row for row in known if not row.met]
-    if missed:
-        plot.add_trace(_trace(missed, figure, "budget not met", "markers", _MISSED, "x"))
-    if sweep.baseline in known:
-        whole = _trace([sweep.baseline], figure, "unpruned", "markers", _TEXT, "diamond")
-        plot.add_trace(whole)
-    axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": _GRID}
-    plot.update_layout(
-        height=380,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": _TEXT, "family": "system-ui, sans-serif", "size": 13},
-        showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        xaxis={**axis, "title": "latency, ms", "rangemode": "tozero", "automargin": True},
-        yaxis={**axis, "title": label, "automargin": True},
-    )
-    config = {"displayModeBar": False, "responsive": True}
-    text = plotly.io.to_html(plot, config, include_plotlyjs=False, full_html=False)
-    return Markup(text)  # plotly escapes what it is given
+    points = {id(row): p for row in sweep.rows if (p := _point(sweep, row, figure, row in best))}
+    joined = [row for row in sweep.rows if row in best or row is sweep.baseline]
+    line = [points[id(row)] for row in joined if id(row) in points]
+    return scatter(list(points.values()), line, label)
 
 
-def _trace(
-    rows: Sequence[Row], figure: _Figure, name: str, mode: str, color: str, symbol: str
-) -> go.Scatter:
-    return go.Scatter(
-        x=[row.latency_ms for row in rows],
-        y=[figure(row) for row in rows],
-        name=name,
-        mode=mode,
-        line={"color": color, "width": 2},
-        marker={"color": color, "symbol": symbol, "size": 10},
-        text=["unpruned" if row.latency_budget_ms is None else f"{row.share:.2f}" for row in rows],
-        customdata=[milliseconds(row.latency_ms or 0.0) for row in rows],
-        hovertemplate="%{text}: %{customdata}, %{y:.4g}<extra></extra>",
-    )
+def _point(sweep: Sweep, row: Row, figure: _Figure, on_front: bool) -> Point | None:
+    """None for a row of which the latency or the figure isn't known."""
+    value = figure(row)
+    if value is None or row.latency_ms is None:
+        return None
+    mark: Mark = "front" if on_front else "beaten"
+    name = f"{row.share:.2f}"
+    if row.latency_budget_ms is None:
+        mark, name = "whole", "unpruned"
+    elif not row.met:
+        mark = "missed"
+    told = f"{name}: {milliseconds(row.latency_ms)}, {significant(value, 4)}"
+    return Point(row.latency_ms, value, mark, told)

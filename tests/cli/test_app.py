@@ -26,7 +26,7 @@ from edgeprune.export.parity import Validation
 from edgeprune.loading.import_spec import import_object
 from edgeprune.report import Report
 
-RESULTS = ["model.onnx", "pruned.pt2", "report.html", "report.json"]
+RESULTS = ["model.onnx", "pruned.pt2", "pruned.safetensors", "report.html", "report.json"]
 REPORT_KEYS = (
     "edgeprune model profile seed budgets before after solver validation surgery groups "
     "removed_layers met seconds warnings"

@@ -109,6 +109,7 @@ def test_the_pytorch_program_stays_float(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "model.onnx",
         "pruned.pt2",
+        "pruned.safetensors",
         "report.html",
         "report.json",
     ]

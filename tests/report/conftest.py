@@ -120,6 +120,7 @@ def _plain() -> dict[str, Any]:
             "works_at_ms": None,
         },
         "obstacle": None,
+        "latency_interval_ms": None,
         "device": "cpu",
         "onnx": {
             "opset": 18,
