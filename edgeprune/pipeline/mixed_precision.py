@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from edgeprune.core.distributed import from_first
+from edgeprune.core.errors import UserError
 from edgeprune.cost.fx_reader import parameter_counts
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
@@ -40,6 +41,7 @@ _CALIBRATION, _JUDGED = 64, 64
 #: Layers go together where there are more than this, or where trials of each cost more than WORK.
 _MOST_UNITS, _FEWEST_UNITS = 24, 6
 WORK = 1.5e12  # multiply-accumulates (reconstruction/work.py)
+_ALL_IS_LOST = 1e3  # answers that are no numbers lose no more than that
 _RUNS = 15  # that kernels' times are medians of
 
 
@@ -66,6 +68,11 @@ def choices_of(workspace: Workspace, baseline: Baseline, problem: Problem) -> Ch
         each = LayerByLayer(baseline.exported.path, calls[:_CALIBRATION], preset)
         parameters = layer_parameters(each.layers, module)
         units = _units(workspace, [n for n in each.candidates if n in parameters])
+        if not units:
+            raise UserError(
+                "--precision auto: no layer of this model has a weight of its own that int8 could "
+                "be chosen for: use --precision int8 or fp32"
+            )
         found = from_first(lambda: _losses(workspace, each, units))
     everything = Plan.everything(workspace.coupling)
     exported = workspace.export(module, everything, baseline, False, frozenset())
@@ -114,10 +121,11 @@ def _losses(
 
 def adding_up(alone: Sequence[float], together: float) -> list[float]:
     """What each loses alone, scaled so that the sum is what all lose together."""
-    losses = [max(loss, 0.0) for loss in alone]
+    losses = [min(max(loss, 0.0), _ALL_IS_LOST) for loss in alone]
+    whole = min(max(together, 0.0), _ALL_IS_LOST)
     if not sum(losses):
-        return [max(together, 0.0) / len(losses)] * len(losses)
-    return [loss * max(together, 0.0) / sum(losses) for loss in losses]
+        return [whole / len(losses)] * len(losses)
+    return [loss * whole / sum(losses) for loss in losses]
 
 
 def _shares(

@@ -332,7 +332,7 @@ class _Search:
         borders take is known of files alone.
         """
         choice = self.choice if problem is self.problem else None
-        if problem.bits is None:
+        if problem.bits is None or not problem.bits.variables:
             return self._looped(problem, choice)
         found: list[tuple[bool, float, Draft, BudgetController]] = []
         start = self.controller

@@ -314,3 +314,4 @@ def test_the_losses_of_bits_add_up_to_that_of_all() -> None:
 
     assert adding_up([0.1, -0.05, 0.2], 0.6) == pytest.approx([0.2, 0.0, 0.4])
     assert adding_up([0.0, 0.0], 0.6) == [0.3, 0.3]
+    assert adding_up([0.5, float("inf")], float("inf")) == pytest.approx([0.5, 999.5], rel=1e-3)
