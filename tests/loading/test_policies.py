@@ -19,7 +19,7 @@ from edgeprune.core.errors import UserError
 from edgeprune.loading.folder import from_folder
 from edgeprune.loading.load import load
 from edgeprune.loading.policies.normalize import scaling
-from export.policy import Policy
+from export.recipes.policy import Policy
 
 STATE, TOP = "observation.state", "observation.images.top"
 
