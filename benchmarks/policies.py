@@ -3,11 +3,11 @@
     PYTHONPATH=. python benchmarks/policies.py --json FILE [small|default …]
 
 A folder of ACT with random weights is written by lerobot itself (`make bench-env`), pruned for half
-its latency on a Jetson Orin Nano, and its file run by export/recipes/policy.py. What counts: how far the
-file's chunk is from what the pruned policy's own `select_action` gives, with lerobot's own steps
-before and after it, as a share of the largest action; and the whole command's time. "default" is
-lerobot's ACT (51.6 M parameters, two cameras of 640×480). Each row of FILE is kept: an interrupted
-run goes on.
+its latency on a Jetson Orin Nano, and its file run by export/recipes/policy.py. What counts: how
+far the file's chunk is from what the pruned policy's own `select_action` gives, with lerobot's own
+steps before and after it, as a share of the largest action; and the whole command's time. "default"
+is lerobot's ACT (51.6 M parameters, two cameras of 640×480). Each row of FILE is kept: an
+interrupted run goes on.
 """
 
 from __future__ import annotations
