@@ -390,9 +390,14 @@ def _left(workspace: Workspace, result: PruningResult) -> str:
 
 def _recovered(task: Task, best: Candidate) -> list[str]:
     if best.removes_nothing:
+        kept = (
+            "the model is exported as it is"
+            if best.exported.quantized is None
+            else f"{best.exported.quantized.precision} is enough"
+        )
         return [
-            "nothing had to be removed: the model is exported as it is (for a smaller one give "
-            "--rate 0.5, for a faster one a lower --latency-ms)"
+            f"nothing had to be removed: {kept} (for a smaller one give --rate 0.5, for a faster "
+            "one a lower --latency-ms)"
         ]
     if best.recovery is None:
         return []

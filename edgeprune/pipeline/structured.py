@@ -410,7 +410,7 @@ class _Search:
             return []
         made = exported.quantized
         count = 0 if made is None else made.int8_layers
-        told = f"bits were decided with widths: {count} layers in int8"
+        told = f"bits were decided with widths: {count} layer{'s'[: count != 1]} in int8"
         if len(self.bits_tried) > 1:
             lost = ", ".join(f"{loss:.3g}" for loss in self.bits_tried)
             told += f"; the solver's file and the best one all in int8, judged, lose {lost}"

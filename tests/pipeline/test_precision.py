@@ -252,6 +252,7 @@ def test_where_bits_are_enough_no_channel_goes(tmp_path: Path, whole: Any) -> No
         "the budgets hold with it in float" in k for k in report["quantization"]["kept_float"]
     )
     assert "bits were decided with widths" in " ".join(report["remarks"])
+    assert "nothing had to be removed: int8 is enough" in " ".join(report["remarks"])
 
 
 def test_beyond_what_bits_reach_widths_go_too(tmp_path: Path, whole: Any) -> None:
