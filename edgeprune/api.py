@@ -223,7 +223,7 @@ def prune(
     home = home_of(model)
     if home is not None:
         model = copy.deepcopy(model).cpu()
-    model, remarks = in_float32(type(model).__name__, model)
+    model, remarks = in_float32(type(model).__name__, model, in_place=home is not None)
     inputs = check_inputs(model, _in_float32(as_example_inputs(example_inputs)))
     if free_sizes:
         texts = [free_sizes] if isinstance(free_sizes, str) else list(free_sizes)

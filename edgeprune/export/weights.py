@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
 from edgeprune.graph.inputs import ExampleInputs
-from edgeprune.loading.folder import read_safetensors
+from edgeprune.loading.checkpoint import read_safetensors
 from edgeprune.surgery.recipe import CannotRebuild, Recipe, recipe_for, weights_of
 from edgeprune.surgery.write_back import WrittenBack
 

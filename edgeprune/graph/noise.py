@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -81,7 +82,7 @@ def _calling(kind: type[nn.Module], names: Sequence[str]) -> Callable[..., Any]:
     return forward
 
 
-class _Noise(TorchFunctionMode):
+class _Noise(TorchFunctionMode, ABC):
     """Takes the place of the functions that draw."""
 
     def __torch_function__(
@@ -108,10 +109,11 @@ class _Noise(TorchFunctionMode):
             )
         return func(*args, **kwargs)
 
+    @abstractmethod
     def _of(
         self, draw: Callable[..., Tensor], args: Any, kwargs: Mapping[str, Any], size: Any
     ) -> Tensor:
-        raise NotImplementedError
+        """What is drawn, or what stands in its place. size: of it."""
 
 
 class _Recorder(_Noise):

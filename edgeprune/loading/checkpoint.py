@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.loading.import_spec import one_line
 
 # Averaged weights are what people evaluate; then the usual names.
 _AVERAGED = ("ema", "params_ema", "model_ema", "ema_state_dict", "state_dict_ema", "ema_model")
@@ -228,3 +230,13 @@ def check_finite(name: str, module: nn.Module) -> None:
                 f"{name}: {count} of {tensor.numel()} weights of {key} are {what}: the training "
                 "diverged or the file is damaged, take an earlier checkpoint"
             )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file. Raises UserError for one that is damaged."""
+    try:
+        return load_file(str(path), device="cpu")
+    except Exception as error:
+        raise UserError(
+            f"{path} is cut short or damaged ({one_line(error)}): copy it again"
+        ) from error

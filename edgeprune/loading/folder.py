@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.loading.checkpoint import read_safetensors
 from edgeprune.loading.import_spec import one_line
 from edgeprune.loading.policies import is_policy, policy_from_folder
 from edgeprune.loading.torchvision_compat import with_operators
@@ -102,15 +103,3 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
             found: dict[str, torch.Tensor] = torch.load(file, "cpu", weights_only=True)
             return found
     raise UserError(f"{path} has no weights: {', '.join(_WEIGHTS)} was looked for")
-
-
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .safetensors file. Raises UserError for one that is damaged."""
-    library = _library("safetensors.torch", path)
-    try:
-        found: dict[str, torch.Tensor] = library.load_file(str(path), device="cpu")
-    except Exception as error:
-        raise UserError(
-            f"{path} is cut short or damaged ({one_line(error)}): copy it again"
-        ) from error
-    return found

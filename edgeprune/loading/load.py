@@ -31,8 +31,9 @@ from edgeprune.loading.checkpoint import (
     is_odd,
     keys_of,
     mismatch,
+    read_safetensors,
 )
-from edgeprune.loading.folder import from_folder, read_safetensors
+from edgeprune.loading.folder import from_folder
 from edgeprune.loading.foreign import FORMS, check_exists, foreign, is_safetensors
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
 from edgeprune.loading.older_torch import up_to_date

@@ -29,12 +29,13 @@ from edgeprune.quantization.running import Sample, node_times
 from edgeprune.reconstruction.layerwise import BRIEF, reconstruct
 from edgeprune.reconstruction.outputs import floating
 from edgeprune.reconstruction.work import work_per_sample
+from edgeprune.recovery.unlabelled import state_of
 from edgeprune.runtime.machines import Here
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Problem
 from edgeprune.solve.bits import LEAST_RATIO, Bit, Bits, bits_of
 from edgeprune.solve.plan_search import SAMPLES
-from edgeprune.surgery.resize import PrunedModel, resize
+from edgeprune.surgery.resize import PrunedModel
 
 #: Samples that ranges are calibrated on, and that a trial is judged on, for losses of bits.
 _CALIBRATION, _JUDGED = 64, 64
@@ -197,11 +198,19 @@ def _places(workspace: Workspace) -> dict[str, int]:
 
 
 def file_loss(workspace: Workspace, baseline: Baseline, draft: Draft) -> float:
-    """What a draft's file loses on the samples held back, its layers fitted on the others."""
-    samples, seed = workspace.calibration(), workspace.settings.seed
-    module = resize(workspace.traced, workspace.coupling, draft.plan)
+    """What a draft's file loses on the samples held back, its layers fitted on the others. The
+    draft's own weights stay: its graph is lent, as it is known in ONNX already."""
+    module, weights = draft.module, state_of(draft.module)
+    try:
+        return _lost_when_fitted(workspace, baseline, draft)
+    finally:
+        module.load_state_dict(weights)
+
+
+def _lost_when_fitted(workspace: Workspace, baseline: Baseline, draft: Draft) -> float:
+    samples, module = workspace.calibration(), draft.module
     if not draft.plan.removes_nothing:
-        fit = samples.first(SAMPLES, samples.count).fit
+        fit, seed = samples.first(SAMPLES, samples.count).fit, workspace.settings.seed
         pruned = PrunedModel(workspace.traced, workspace.coupling, draft.plan, module)
         with workspace.steps.step("choose a plan"):
             from_first(lambda: reconstruct(pruned, fit, seed, effort=BRIEF))

@@ -224,6 +224,11 @@ class Settings(PruneOptions):
         return FileForm(self.opset, self.fixed_batch, None if has is None else has.names)
 
     @property
+    def fewer_bits(self) -> bool:
+        """Whether the file is of fewer bits whatever the budgets ask."""
+        return self.precision not in ("fp32", "auto")
+
+    @property
     def measures(self) -> bool:
         """Whether the profile's device is this machine, so that costs are measured here."""
         return self.profile.name == HOST

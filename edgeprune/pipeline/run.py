@@ -102,7 +102,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
     baseline = workspace.baseline()
     if _fits_already(task.settings, baseline):
-        if task.settings.precision not in ("fp32", "auto"):  # what it is calibrated on
+        if task.settings.fewer_bits:  # what it is calibrated on
             workspace = _with_made(workspace, made_for(task, traced, steps))
         return _finished(workspace, left_as_it_was(workspace, baseline))
     _check_prunable(traced, coupling, task.settings)

@@ -115,8 +115,8 @@ def _problem(workspace: Workspace, scores: Scores) -> Problem:
 
 
 def _in_precision(workspace: Workspace, baseline: Baseline) -> Cost | None:
-    """What the model as it was costs in the precision asked for; None in float32."""
-    if workspace.settings.precision in ("fp32", "auto"):
+    """What the model as it was costs in fewer bits; None where budgets decide, or in float32."""
+    if not workspace.settings.fewer_bits:
         return None
     module, plan = workspace.traced.graph_module, Plan.everything(workspace.coupling)
     exported = workspace.export(module, plan, baseline, final=False)

@@ -112,9 +112,7 @@ class Bits:
         times = self.kernel_latencies_ms(kernels, profile, values)
         crossed = [each for each in self.borders if each.factor(values)]
         works = [each.kernel.work(values) for each in crossed]
-        return (
-            sum(times) + float(sum(pricing(profile).milliseconds(works))) if works else sum(times)
-        )
+        return float(sum(times) + sum(pricing(profile).milliseconds(works)))
 
     def kernel_latencies_ms(
         self, kernels: KernelGraph, profile: Profile, values: Mapping[int, float]
@@ -160,7 +158,7 @@ def _losing(
 ) -> set[int]:
     """Variables whose int8 costs more time than it saves though all others are int8."""
     works = [each.kernel.work(whole) for each in bits.borders]
-    crossing = [float(ms) for ms in pricing(profile).milliseconds(works)] if works else []
+    crossing = [float(ms) for ms in pricing(profile).milliseconds(works)]
     values = dict.fromkeys(bits.variables, INT8)
 
     def around(variable: int) -> float:

@@ -203,6 +203,14 @@ def test_what_does_not_fit_is_said_in_a_line(tmp_path: Path) -> None:
     save_file({"normalize_inputs.buffer_a.mean": torch.zeros(1)}, old / "model.safetensors")
     with pytest.raises(UserError, match="older lerobot"):
         load(str(old))
+    empty = folder_at(tmp_path / "empty")
+    (empty / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights: model\.safetensors"):
+        load(str(empty))
+    cut = folder_at(tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes(b"0" * 40)
+    with pytest.raises(UserError, match="cut short or damaged"):
+        load(str(cut))
     broken = folder_at(tmp_path / "broken")
     save_file({"model.act.bias": torch.zeros(2)}, broken / "model.safetensors")
     with pytest.raises(UserError, match="can't be loaded as lerobot's act"):

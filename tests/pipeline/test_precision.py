@@ -299,6 +299,25 @@ def test_the_file_that_loses_less_is_taken(
     assert "judged, lose" in " ".join(report["remarks"])
 
 
+def test_judging_a_file_leaves_the_draft_as_it_was(
+    tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeprune.pipeline import structured
+
+    judged, same = structured.file_loss, []
+
+    def looked_at(workspace: Any, baseline: Any, draft: Any) -> float:
+        before = {name: tensor.clone() for name, tensor in draft.module.state_dict().items()}
+        found = judged(workspace, baseline, draft)
+        after = draft.module.state_dict()
+        same.append(all(torch.equal(tensor, after[name]) for name, tensor in before.items()))
+        return found
+
+    monkeypatch.setattr(structured, "file_loss", looked_at)
+    chosen(tmp_path, size_mb=0.2 * whole["size_mb"])
+    assert same == [True, True]
+
+
 def test_nothing_is_quantised_where_the_budgets_hold(tmp_path: Path, whole: Any) -> None:
     report = chosen(tmp_path, size_mb=2 * whole["size_mb"]).report
     assert report["precision"] == "fp32" and report.get("quantization") is None

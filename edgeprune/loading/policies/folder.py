@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.loading.checkpoint import read_safetensors
 from edgeprune.loading.import_spec import one_line
 from edgeprune.loading.policies.act import ActPolicy
 from edgeprune.loading.policies.normalize import Scaling, scaling
@@ -71,7 +71,10 @@ def _act(path: Path, config: dict[str, Any]) -> nn.Module:
     # Weights of the backbone come with the folder's, and nothing is fetched.
     made.device, made.pretrained_backbone_weights = "cpu", None
     policy = getattr(policies, name)(made)
-    weights = load_file(path / "model.safetensors")
+    file = path / "model.safetensors"
+    if not file.is_file():
+        raise UserError(f"{path} has no weights: {file.name} was looked for")
+    weights = read_safetensors(file)
     if any(key.startswith(("normalize_", "unnormalize_")) for key in weights):
         raise UserError(
             f"{path} was saved by an older lerobot, with its normalisation among the weights: run "
@@ -105,7 +108,7 @@ def _statistics(path: Path, feature: str, back: bool) -> dict[str, Tensor]:
     if not states:
         return {}
     prefix = f"{feature}."
-    held = load_file(path / Path(states[0]).name)
+    held = read_safetensors(path / Path(states[0]).name)
     return {k.removeprefix(prefix): t for k, t in held.items() if k.startswith(prefix)}
 
 
