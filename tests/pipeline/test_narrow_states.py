@@ -123,7 +123,9 @@ def test_the_file_runs_on_with_its_own_narrow_states(name: str, tmp_path: Path) 
     result = edgeprune.prune(
         model, inputs, "raspberry-pi-4", rate=0.5, narrow_state=asked, data="none", output=tmp_path
     )
-    assert result.report["module"] == "user class" and result.report["rate"]["met"]
+    assert result.report["rate"]["met"]
+    # Attention divides by the root of its head size, which the class would take from the new one.
+    assert result.report["module"] == ("graph" if name == "cache" else "user class")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     first, *held = [entry.name for entry in session.get_inputs()]
     shapes = {entry.name: [n if isinstance(n, int) else 1 for n in entry.shape]
