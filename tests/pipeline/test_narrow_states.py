@@ -65,7 +65,8 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, new_k, new_v = (
-            each(x).view(x.shape[0], 1, self.heads, -1).transpose(1, 2) for each in (self.q, self.k, self.v)
+            each(x).view(len(x), 1, self.heads, -1).transpose(1, 2)
+            for each in (self.q, self.k, self.v)
         )
         k, v = torch.cat([k, new_k], 2), torch.cat([v, new_v], 2)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape[0], 1, -1)
