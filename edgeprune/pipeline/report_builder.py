@@ -493,8 +493,8 @@ def _agreement(workspace: Workspace, result: PruningResult) -> Agreement:
 
 
 def _unknown(coupling: Coupling) -> list[str]:
-    if not coupling.unknown:
+    ops = sorted(set(coupling.unknown.values()) & {r for f in coupling.frozen for r in f.reasons})
+    if not ops:
         return []
-    ops = sorted(set(coupling.unknown.values()))
     more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
     return [f"ops without a rule, so what they touch stays as it is: {', '.join(ops[:3])}{more}"]
