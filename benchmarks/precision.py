@@ -4,12 +4,12 @@
 
 Networks with public weights, each at two budgets: shares of the latency that the fp32 model has on
 this machine, one thread, measured; an idle one, or its noise is what is compared. With --on PROFILE
-it is that device's, predicted: the same on any load. Both ways get the same 200 unlabelled inputs and the same budget in
-milliseconds, and are judged on the same labelled inputs, as files in onnxruntime. "int8" prunes
-for the budget with every layer in int8; "auto" decides bits, widths and layers together. The two
-files are then timed in turns, unless latency is predicted. resnet18 has random weights: its row says how fast pruned and int8 is
-beside fp32, and how often the first class stays. Each row of FILE is kept: an interrupted run goes
-on. About half an hour on 2 cores.
+it is that device's, predicted: the same on any load. Both ways get the same 200 unlabelled inputs
+and the same budget in milliseconds, and are judged on the same labelled inputs, as files in
+onnxruntime. "int8" prunes for the budget with every layer in int8; "auto" decides bits, widths and
+layers together. The two files are then timed in turns, unless latency is predicted. resnet18 has
+random weights: its row says how fast pruned and int8 is beside fp32, and how often the first class
+stays. Each row of FILE is kept: an interrupted run goes on. About half an hour on 2 cores.
 """
 
 from __future__ import annotations
