@@ -84,8 +84,8 @@ NarrowState = Annotated[
     Parameter(
         "--narrow-state",
         negative="",
-        help="An input that comes back as an output (an LSTM's h), whose width may change: NAME or "
-        "NAME=OUTPUT; repeatable.",
+        help="Inputs that come back as outputs (an LSTM's h,c), whose width may change: NAME or "
+        "NAME=OUTPUT.",
     ),
 ]
 Align = Annotated[
