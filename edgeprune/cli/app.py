@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,9 @@ from edgeprune.cli.guidance import examples, mistyped
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.timeout import STEP_SECONDS
 from edgeprune.core.version import __version__
+
+#: The command as it was typed, for the report.
+typed: ContextVar[str] = ContextVar("typed", default="")
 
 app = App(
     name="edgeprune",
@@ -138,6 +143,7 @@ def prune(
         output=output,
         remote=remote,
         ssh_options=ssh_options,
+        command=typed.get(),
     )
     request = (request if asked is None else request.with_limits(asked)).checked()
     from edgeprune.cli.commands import prune_model
@@ -227,6 +233,7 @@ def sweep(
         data=data,
         metric=eval,
         output=output,
+        command=typed.get(),
     )
     return sweep_model(request, asked, json, quiet)
 
@@ -439,6 +446,7 @@ def install_completion() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status (the table in README.md)."""
     words = sys.argv[1:] if arguments is None else arguments
+    typed.set(shlex.join(["edgeprune", *words]))
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

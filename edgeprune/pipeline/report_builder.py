@@ -20,6 +20,7 @@ from edgeprune.export.parity import Validation
 from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
+from edgeprune.pipeline.facts import network
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import compressed_mb
@@ -51,6 +52,7 @@ from edgeprune.report import (
     Surgery,
 )
 from edgeprune.report import Validation as ValidationFacts
+from edgeprune.report.origin import origin
 from edgeprune.runtime.devices import resolved
 from edgeprune.runtime.support import findings
 from edgeprune.surgery.write_back import WrittenBack
@@ -71,6 +73,7 @@ def build_report(
     obstacle = _obstacle(workspace, result)
     removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
     inputs = best.exported.input_names
+    groups = [*_widths(coupling, best), *_frozen(coupling)]
     return Report(
         edgeprune=__version__,
         model=task.name,
@@ -97,7 +100,7 @@ def build_report(
             exact=best.proof.exact,
             oracle_max_rel_error=best.proof.max_rel_error,
         ),
-        groups=[*_widths(coupling, best), *_frozen(coupling)],
+        groups=groups,
         removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
         seconds={name: round(seconds, 3) for name, seconds in workspace.steps.seconds.items()},
         warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
@@ -150,6 +153,10 @@ def build_report(
             if best.cost.source == "predicted"
             else None
         ),
+        origin=origin(task.command),
+        layers=network.layers(workspace, best, groups),
+        memory=network.memory(workspace, best.plan),
+        prices=network.prices(settings, solution),
     )
 
 
