@@ -231,12 +231,14 @@ class Origin(_Frozen):
 
 class Layer(_Frozen):
     """A layer in the order of execution. reads, writes: places in `groups` of the widths that come
-    in and go out. error: the norm of what its outputs differ by from the original's, over the
-    norm of those, for the channels that stay; None where it is gone or no samples could tell."""
+    in and go out. removed: with a branch. error: the norm of what its outputs differ by from the
+    original's, over the norm of those, for the channels that stay; None where no samples could
+    tell."""
 
     name: String
     reads: list[Count] = []
     writes: list[Count] = []
+    removed: bool = False
     error: float | None = None
 
 

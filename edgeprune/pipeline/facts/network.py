@@ -24,6 +24,7 @@ def layers(workspace: Workspace, best: Candidate, groups: Sequence[GroupWidth]) 
     groups: of the report; those of the coupling come first, then what is frozen."""
     found = links(workspace.traced, workspace.coupling)
     errors = _errors(workspace, best, found)
+    there = {node.name for node in best.module.graph.nodes}
     first = len(workspace.coupling.groups)
     frozen = {group.name: i for i, group in enumerate(groups) if i >= first}
     return [
@@ -31,6 +32,7 @@ def layers(workspace: Workspace, best: Candidate, groups: Sequence[GroupWidth]) 
             name=layer.name,
             reads=layer.reads,
             writes=layer.writes or ([frozen[layer.name]] if layer.name in frozen else []),
+            removed=layer.node not in there,
             error=errors.get(layer.node),
         )
         for layer in found
@@ -41,9 +43,7 @@ def _errors(workspace: Workspace, best: Candidate, found: Sequence[Links]) -> di
     samples = workspace.samples
     if samples is None or best.removes_nothing:
         return {}
-    model = PrunedModel(
-        workspace.traced, workspace.coupling, best.plan, best.module, best.masks
-    )
+    model = PrunedModel(workspace.traced, workspace.coupling, best.plan, best.module, best.masks)
     order = {node.name: i for i, node in enumerate(workspace.traced.graph_module.graph.nodes)}
     nodes = sorted((layer.node for layer in found), key=order.__getitem__)
     with workspace.steps.step("evaluate"):
@@ -60,9 +60,7 @@ def memory(workspace: Workspace, plan: Plan) -> Memory:
     )
 
 
-def _timeline(
-    kernels: KernelGraph, profile: Profile, values: Mapping[int, float]
-) -> list[float]:
+def _timeline(kernels: KernelGraph, profile: Profile, values: Mapping[int, float]) -> list[float]:
     model, size = memory_model(profile), profile.bytes_per_element
     always = model.base_mb + model.held(kernels, size)(values)
     return [always + step(values) for step in model.steps(kernels, size)]
