@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from edgeprune.report.html import MOST_GROUPS, MOST_KERNELS, MOST_LISTED, render, snippet, write_html
+from edgeprune.report.html import (
+    MOST_GROUPS,
+    MOST_KERNELS,
+    MOST_LISTED,
+    render,
+    snippet,
+    write_html,
+)
 from edgeprune.report.model import Report
 
 HOSTILE = '<script>alert("1")</script>'
@@ -269,7 +276,7 @@ def test_the_python_for_onnxruntime_is_python(
     ast.parse(code)
     assert 'ort.InferenceSession("model.onnx"' in code
     assert all("x".join(map(str, shape)) in code for shape in shapes.values())
-    shown = re.search(r"<pre><code>(.*?)</code></pre>", render(report), re.DOTALL)
+    shown = re.search(r"<pre[^>]*><code>(.*?)</code></pre>", render(report), re.DOTALL)
     assert shown is not None
     assert html.unescape(shown[1]) == code
 
@@ -279,7 +286,14 @@ def test_an_empty_report_is_a_page_too(plain: dict[str, Any]) -> None:
     plain |= {name: [] for name in lists} | {"seconds": {}, "input_shapes": {}, "files": {}}
     plain |= {"layers": [], "memory": {}, "origin": None, "prices": {}}
     text = _Reader(page(plain)).text
-    for heading in ("Widths", "Layers and the widths", "Where time", "Layers removed", "Cost per kernel", "Warnings"):
+    for heading in (
+        "Widths",
+        "Layers and the widths",
+        "Where time",
+        "Layers removed",
+        "Cost per kernel",
+        "Warnings",
+    ):
         assert heading not in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from edgeprune.report.model import Report
@@ -64,7 +65,7 @@ def test_lines_of_one_lane_never_meet(plain: dict[str, Any]) -> None:
         lanes.setdefault(lane.x, []).append((lane.top, lane.bottom))
     for spans in lanes.values():
         spans.sort()
-        ends = zip(spans, spans[1:], strict=False)
+        ends = itertools.pairwise(spans)
         assert all(above[1] < below[0] for above, below in ends)
 
 
