@@ -1,7 +1,7 @@
 """A page in Chromium as a reader sees it: wide and narrow, light and dark, and for who can't see.
 
 Skips where Chromium, playwright (which drives it) or axe (which axe-playwright-python brings) isn't
-installed: pip install 'edgeprune[browser]', and Chromium from the system.
+installed: pip install 'edgeprune[bench]', and Chromium from the system.
 """
 
 from __future__ import annotations

@@ -434,6 +434,18 @@ def demo(
     return run_demo(output, seed, quiet)
 
 
+@app.command
+def mcp(*, debug: parameters.Debug = False) -> int:
+    """Serve prune, inspect, check and sweep to an agent, over stdio (pip install 'edgeprune[mcp]').
+
+    The agent's settings name the command: edgeprune mcp.
+    """
+    from edgeprune.cli.mcp_server import serve
+
+    serve()
+    return 0
+
+
 @app.command(name="--install-completion")
 def install_completion() -> int:
     """Complete commands, options and profiles with the tab key, in this shell."""
