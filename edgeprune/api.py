@@ -154,6 +154,7 @@ def prune(
     batch: int | str | None = None,
     free_sizes: str | Sequence[str] = (),
     freeze_noise: bool = False,
+    narrow_state: Iterable[str] = (),
     device: str = AUTO,
     output: str | Path | None = None,
     listener: Listener | None = None,
@@ -179,9 +180,11 @@ def prune(
     opset: of the ONNX file, 11 to 23; None for what the profile's runtime reads. batch: the only
     size that the file takes, or "dynamic"; None for what the runtime wants. free_sizes: of the
     inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
-    freeze_noise: what the model draws at random becomes constants, from the seed. device: where
-    fine-tuning runs: auto (a GPU if there is one), cpu, cuda, cuda:N, mps; all else runs on the
-    CPU. A model on a GPU is copied from there, and what comes of it goes back there.
+    freeze_noise: what the model draws at random becomes constants, from the seed. narrow_state:
+    names of inputs that come back as outputs (an LSTM's h), whose width may change too; the result
+    takes and gives them narrower. device: where fine-tuning runs: auto (a GPU if there is one),
+    cpu, cuda, cuda:N, mps; all else runs on the CPU. A model on a GPU is copied from there, and
+    what comes of it goes back there.
     output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
     report.html.
 
@@ -211,6 +214,7 @@ def prune(
         opset=opset,
         batch=batch,
         freeze_noise=freeze_noise,
+        narrow_state=tuple(narrow_state),
         device=device,
     )
     if require is not None:
