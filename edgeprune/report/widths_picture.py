@@ -67,7 +67,7 @@ def widths_picture(report: Report) -> WidthsPicture | None:
         return None
     spans = _spans(layers, len(report.groups))
     lane_of, count = _packed(spans)
-    x_of = {group: _EDGE + LANE * lane for group, lane in lane_of.items()}
+    x_of: dict[int, float] = {group: _EDGE + LANE * lane for group, lane in lane_of.items()}
     text = _EDGE + LANE * max(count, 1) + 6
     rows = [_row(report, i, layer, x_of) for i, layer in enumerate(layers)]
     longest = max(len(row.name) + len(row.told) + 3 for row in rows)
