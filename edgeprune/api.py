@@ -187,8 +187,8 @@ def prune(
     cpu, cuda, cuda:N, mps; all else runs on the CPU. A model on a GPU is copied from there, and
     what comes of it goes back there.
     output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
-    report.html. progress: lines on standard error as steps go by; listener: one of your own in their
-    place.
+    report.html. progress: lines on standard error as steps go by; listener: one of your own
+    instead.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-
 _WORTH_A_LINE, _BETWEEN_NOTES = 1.0, 10.0  # seconds
 
 
