@@ -252,13 +252,7 @@ def check(
     measure: Annotated[
         bool, Parameter(negative="", help="Run it here rather than predict.")
     ] = False,
-    remote: Annotated[
-        str | None,
-        Parameter(
-            help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH], or "
-            "?trtexec=PATH for a profile of TensorRT."
-        ),
-    ] = None,
+    remote: parameters.RunElsewhere = None,
     ssh_options: parameters.SshOptions = "",
     junit: Annotated[
         Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
@@ -267,13 +261,7 @@ def check(
     strict: Annotated[
         bool, Parameter(negative="", help="Exit status 3 too if the device's runtime can't run it.")
     ] = False,
-    runtime: Annotated[
-        str | None,
-        Parameter(
-            help="Try it in another runtime too (exit status 3 if that fails): openvino, ncnn, "
-            "mnn, litert, rknn, or onnxruntime==1.16.3."
-        ),
-    ] = None,
+    runtime: parameters.OtherRuntime = None,
     json: parameters.Json = False,
     debug: parameters.Debug = False,
 ) -> int:
