@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from edgeprune.cli.app import app, main
 
@@ -147,11 +148,31 @@ def test_a_page_works_as_it_stands(name: str, folder: Path) -> None:
             file = re.match(r"# (\w+\.py)\n", block.body)
             if block.kind == "python" and file:
                 Path(file[1]).write_text(block.body + "\n", encoding="utf-8")
+                exec(compile(block.body, file[1], "exec"), {"__name__": Path(file[1]).stem})
             elif block.runs and block.kind == "python":
                 exec(compile(quicker(block.body), f"{name}.md", "exec"), names)
             elif block.runs:
                 for words, status in block.commands:
                     assert main(words) == status, words
+
+
+def _pictures(folder: Path) -> None:
+    """What a page takes for the reader's own."""
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 48), (40 * i, 90, 200)).save(folder / f"{i}.jpg")
+
+
+def test_the_detectors_loader_gives_what_the_network_takes(folder: Path) -> None:
+    names: dict[str, Any] = {"__name__": "frames"}
+    if not (folder / "images").exists():
+        _pictures(folder / "images")
+    with at(folder):
+        block = next(b for b in blocks(ROOT / "docs/detector.md") if "# frames.py" in b.body)
+        exec(compile(block.body, "frames.py", "exec"), names)
+        batch = next(iter(names["loader"]()))
+    assert batch.shape == (3, 3, 640, 640)
+    assert batch.min() >= 0 and batch.max() <= 1
 
 
 def _weights(folder: Path) -> None:
