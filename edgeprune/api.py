@@ -28,6 +28,7 @@ from edgeprune.data.loaders import NO_DATA, as_data
 from edgeprune.export.form import FileForm
 from edgeprune.export.onnx import export
 from edgeprune.export.parity import validate
+from edgeprune.graph.fidelity import has_values
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
 from edgeprune.loading.checkpoint import in_float32, is_odd
@@ -298,8 +299,12 @@ def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
 
 @random_state_kept()
 def couple(model: nn.Module, example_inputs: Any) -> Coupling:
-    """The dependency graph alone: groups, removable branches, what is frozen and by which op."""
-    inputs = check_inputs(model, as_example_inputs(example_inputs))
+    """The dependency graph alone: groups, removable branches, what is frozen and by which op.
+
+    `model` and inputs may lie on torch's meta device: sizes without values are enough."""
+    inputs = as_example_inputs(example_inputs)
+    if has_values(model):
+        inputs = check_inputs(model, inputs)
     with deadline("trace"):
         traced = trace(model, inputs)
     with deadline("couple"):

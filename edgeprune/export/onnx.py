@@ -134,6 +134,7 @@ def _in_form(
     if form.fixed:
         _fix_sizes(whole, example_inputs)
     model = _simplified(whole, warnings)
+    del whole  # weights of gigabytes may hang on it
     with_fusable_forms(model)
     _name_inputs(model, conversion.program, example_inputs)
     _name_sizes(model, example_inputs)

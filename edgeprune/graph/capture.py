@@ -21,13 +21,34 @@ from edgeprune.graph.inputs import ExampleInputs
 def capture(
     module: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    with quiet(), state_kept(module):
+    with quiet(), state_kept(module), _forwards_of_classes(module):
         try:
             return torch.export.export(
                 module, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes
             )
         except Exception as error:
             raise UserError(_explain(error)) from error
+
+
+@contextlib.contextmanager
+def _forwards_of_classes(module: nn.Module) -> Iterator[None]:
+    """Methods that modules call in place of their class's forward (`self.forward = self.fused`) as
+    forwards of a class: torch.export loses the place of what they call otherwise."""
+    found = [
+        (part, type(part), part.__dict__["forward"])
+        for part in module.modules()
+        if getattr(part.__dict__.get("forward"), "__self__", None) is part
+    ]
+    for part, kind, method in found:
+        space = {"forward": method.__func__, "__module__": kind.__module__}
+        part.__class__ = type(kind.__name__, (kind,), space)
+        del part.__dict__["forward"]
+    try:
+        yield
+    finally:
+        for part, kind, method in found:
+            part.__class__ = kind
+            part.__dict__["forward"] = method
 
 
 @contextlib.contextmanager

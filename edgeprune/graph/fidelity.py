@@ -42,6 +42,11 @@ def unlike(module: nn.Module, graph: GraphModule, calls: Sequence[ExampleInputs]
     return None
 
 
+def has_values(module: nn.Module) -> bool:
+    """Whether a module computes numbers: on torch's meta device it has sizes alone."""
+    return not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+
+
 def _apart(graph: GraphModule, call: ExampleInputs, want: list[Any]) -> str | None:
     """How the graph's outputs on a call differ from these; None where they don't."""
     got = outputs_of(graph, call)

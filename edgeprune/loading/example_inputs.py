@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.capture import state_kept
 from edgeprune.graph.dynamic import batch_elsewhere
-from edgeprune.graph.fidelity import in_eval
+from edgeprune.graph.fidelity import has_values, in_eval
 from edgeprune.graph.free_sizes import BATCH, NOTHING_FREE, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
@@ -113,7 +114,9 @@ def describe(inputs: ExampleInputs) -> str:
 
 
 def check_inputs(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
-    """`inputs`, if the model runs on them; UserError if it doesn't."""
+    """`inputs`, if the model runs on them; UserError if it doesn't, or has no values."""
+    if not has_values(module):
+        raise UserError("the model lies on the meta device, without values: load its weights first")
     return _checked(module, inputs, "given as example_inputs: give others")
 
 
@@ -136,7 +139,7 @@ def _with_batch(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
 def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
     """Why a forward pass fails, None if it doesn't; leaves the module as it was."""
     try:
-        with torch.no_grad(), in_eval(module):
+        with torch.no_grad(), in_eval(module), state_kept(module):
             module(*inputs.args, **inputs.kwargs)
     except Exception as error:
         return error

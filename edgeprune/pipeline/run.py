@@ -98,7 +98,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     onnxruntime differs from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that
     can't be met are no error here: the report says so.
     """
-    keep_freed_memory()
+    keep_freed_memory(sum(p.nbytes for p in task.module.parameters()))
     traced = _traced(task, steps)
     coupling = _coupled(task, traced, steps)
     workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
@@ -120,7 +120,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
-    keep_freed_memory()
+    keep_freed_memory(sum(p.nbytes for p in task.module.parameters()))
     traced = _traced(task, steps)
     coupling = _coupled(task, traced, steps)
     _check_prunable(traced, coupling, task.settings)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import PRIMES, export_program, sizes_of, trace
 from tests.pruning import Net, equal, randomized, run
@@ -184,3 +185,20 @@ def test_what_a_module_keeps_of_a_call_is_as_it_was_before_tracing() -> None:
     module(torch.randn(1, 3, 4, 4))
     trace(module, inputs(x))
     assert module.shape == (1, 3, 4, 4) and len(module.anchors) == 4
+
+
+def test_ops_of_a_method_that_stands_for_forward_have_their_place() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.forward = self.fused  # type: ignore[method-assign]
+
+        def fused(self, x: Tensor) -> Tensor:
+            return self.layer(x).relu()
+
+    module = nn.Sequential(Fused(), Fused()).eval()
+    traced = trace(module, inputs(torch.randn(2, 4)))
+    places = [module_path(n) for n in traced.graph_module.graph.nodes if n.op == "call_function"]
+    assert places == ["0.layer", "0", "1.layer", "1"]
+    assert module[0].forward == module[0].fused and type(module[0]) is Fused
