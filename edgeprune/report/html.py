@@ -23,7 +23,7 @@ from edgeprune.report.model import GroupWidth, Report
 from edgeprune.report.widths_picture import widths_picture
 
 MOST_KERNELS = 20
-MOST_LISTED = 300
+MOST_LISTED = 200
 MOST_GROUPS = 60
 
 
