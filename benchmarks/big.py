@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from edgeprune.profiles.profile import load_profile
 from torch import nn
 
 from edgeprune.cost.fx_reader import kernel_graph, parameter_count
@@ -32,6 +31,7 @@ from edgeprune.coupling import Coupling, couple
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
 from edgeprune.loading.torchvision_compat import with_operators
+from edgeprune.profiles.profile import load_profile
 from edgeprune.scoring.magnitude import Scores
 from edgeprune.solve import Limits, Problem, solve
 
