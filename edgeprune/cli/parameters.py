@@ -114,3 +114,18 @@ SshOptions = Annotated[
 ]
 Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
 Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
+
+OtherRuntime = Annotated[
+    str | None,
+    Parameter(
+        help="Try it in another runtime too (exit status 3 if that fails): openvino, ncnn, "
+        "mnn, litert, rknn, or onnxruntime==1.16.3."
+    ),
+]
+RunElsewhere = Annotated[
+    str | None,
+    Parameter(
+        help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH], or "
+        "?trtexec=PATH for a profile of TensorRT."
+    ),
+]
