@@ -99,7 +99,7 @@ def export(
         _finished(model, example_inputs, metadata, path)
     if sparse:
         stored = with_sparse_initializers(model)
-        _save(model, path)
+        save(model, path)
         # Without shape inference, which knows no op with sparse weights; onnxruntime runs the file
         # in validation all the same.
         onnx.checker.check_model(str(path))
@@ -179,7 +179,7 @@ def _finished(
     """Writes a model with what it says of itself. Raises onnx.checker.ValidationError."""
     shapes = _shapes(model, example_inputs)
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
-    _save(model, path)
+    save(model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.shape_inference.InferenceError as error:
@@ -203,7 +203,7 @@ def mark_lost(path: Path) -> None:
 def _mark(path: Path, key: str, value: str) -> None:
     model = onnx.load(str(path))
     model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
-    _save(model, path)
+    save(model, path)
 
 
 def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
@@ -308,7 +308,7 @@ def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
         model.metadata_props.append(onnx.StringStringEntryProto(key=f"edgeprune.{key}", value=text))
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path) -> None:
     """Writes a file, its weights beside it where they are too many. What lay there from the file
     before goes: onnx would append to it."""
     weights = path.with_name(f"{path.name}.data")

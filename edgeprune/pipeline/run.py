@@ -23,6 +23,7 @@ from edgeprune.core.timing import Steps
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.coupling import obstacles
 from edgeprune.data.batches import as_batches
+from edgeprune.export.loop_parts import check_parts, write_parts
 from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
 from edgeprune.export.precision import FileModule, samples_of
@@ -32,7 +33,7 @@ from edgeprune.graph.fidelity import in_eval, outputs_of
 from edgeprune.graph.free_sizes import NOTHING_FREE
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel, trace
-from edgeprune.pipeline.artifacts import MASKS, RESULTS
+from edgeprune.pipeline.artifacts import MASKS, PARTS, RESULTS
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
@@ -143,6 +144,7 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     best = result.best
     _mark(workspace, result)
     validation = _validated(workspace, best)
+    _part(workspace, best)
     written = _written_back(workspace, best)
     _save(workspace, best, written)
     report = build_report(workspace, result, validation, written)
@@ -382,6 +384,19 @@ def _validated(workspace: Workspace, best: Candidate) -> Validation:
     return validation
 
 
+def _part(workspace: Workspace, best: Candidate) -> None:
+    """Where one answer takes several runs: the file in two, what is computed once and a step.
+
+    Raises ParityError if both together aren't the whole."""
+    if workspace.traced.loop is None:
+        return
+    with workspace.steps.step("part"):
+        whole, inputs = best.exported.path, workspace.traced.example_inputs
+        parts = write_parts(whole, workspace.folder)
+        named = zip(best.exported.input_names, inputs.tensors, strict=True)
+        check_parts(whole, parts, {name: tensor.numpy() for name, tensor in named})
+
+
 def _written_back(workspace: Workspace, best: Candidate) -> WrittenBack:
     """The user's own class made smaller, if it can follow."""
     task, coupling = workspace.task, workspace.coupling
@@ -417,6 +432,7 @@ def _save(workspace: Workspace, best: Candidate, written: WrittenBack) -> None:
 def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     """Writes report.json and report.html into `folder`; they name the files as in `target`."""
     files = {**RESULTS, **({"masks": MASKS} if outcome.masks is not None else {})}
+    files |= {kind: name for kind, name in PARTS.items() if (folder / name).exists()}
     report = outcome.report.model_copy(
         update={"files": {kind: str(target / name) for kind, name in files.items()}}
     )

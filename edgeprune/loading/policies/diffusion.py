@@ -1,0 +1,72 @@
+"""Diffusion Policy as it runs on a robot: observations once, then one step of denoising at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.core.loop import Loop
+from edgeprune.loading.policies.normalize import Scaling
+from edgeprune.loading.policies.robot import ACTION, IMAGES, RobotPolicy
+from edgeprune.loading.policies.schedule import diffusion_rows, schedule
+
+
+class DiffusionPolicy(RobotPolicy):
+    """Chi et al. 2023, arXiv:2303.04137, as lerobot builds it: a 1-D U-Net.
+
+    forward takes the last observations, observation_state (batch, observations, joints), each
+    camera (batch, observations, 3, height, width) from 0 to 1, and of the step sample (batch,
+    horizon, joints), normalised, and timestep (batch,), int64. It gives {"prediction": (batch,
+    horizon, joints)}, which `loop.schedule` makes the next sample of.
+    """
+
+    kind = "Diffusion Policy, one step of denoising (a chunk takes several: metadata edgeprune.loop)"
+
+    def __init__(
+        self, network: nn.Module, features: Mapping[str, Any], scalings: Mapping[str, Scaling]
+    ) -> None:
+        """As RobotPolicy; network: lerobot's DiffusionModel. Raises UserError for a schedule that
+        isn't known."""
+        config = network.config
+        looks = {name: (config.n_obs_steps, *shape) for name, shape in features.items()}
+        super().__init__(network, looks, scalings)
+        timesteps, rows = diffusion_rows(network.noise_scheduler, network.num_inference_steps)
+        joints, first = config.action_feature.shape[0], config.n_obs_steps - 1
+        chunk = {
+            "first": first,
+            "last": first + config.n_action_steps,
+            "joints": joints,
+            "observations": config.n_obs_steps,
+        }
+        clip = float(config.clip_sample_range) if config.clip_sample else None
+        self._shape = (config.horizon, joints)
+        self._schedule = schedule(
+            rows, timesteps, clip, self._shape, self.scaling(ACTION), chunk
+        )
+
+    @property
+    def loop(self) -> Loop:
+        """Its steps of denoising."""
+        return Loop(("sample", "timestep"), len(self._schedule["rows"]), self._schedule)
+
+    def forward(self, sample: Tensor, timestep: Tensor, **observation: Tensor) -> dict[str, Tensor]:
+        """What the network says of a noisy chunk."""
+        seen = self.seen(observation)
+        if self.cameras:
+            seen[IMAGES] = torch.stack([seen[name] for name in self.cameras], dim=2)
+        known = self.network._prepare_global_conditioning(seen)
+        return {"prediction": self.network.unet(sample, timestep, global_cond=known)}
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """One history of observations, and a step amid the schedule."""
+        generator = torch.Generator().manual_seed(1)
+        steps = self._schedule["timesteps"]
+        return {
+            **super().dummy_inputs,
+            "sample": torch.randn(1, *self._shape, generator=generator),
+            "timestep": torch.tensor([steps[len(steps) // 2]]),
+        }
