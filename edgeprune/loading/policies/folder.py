@@ -7,6 +7,7 @@ import json
 import sys
 import types
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,17 +22,20 @@ from edgeprune.loading.policies.act import ActPolicy
 from edgeprune.loading.policies.diffusion import DiffusionPolicy
 from edgeprune.loading.policies.normalize import Scaling, scaling
 from edgeprune.loading.policies.robot import ACTION, RobotPolicy
+from edgeprune.loading.policies.smolvla import SmolVlaPolicy, without_hub
 from edgeprune.loading.torchvision_compat import with_operators
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Where lerobot has a policy, what of it runs on a robot, and what that becomes here."""
+    """Where lerobot has a policy, what of it runs on a robot (all of it where no attribute is
+    named), what that becomes here, and what has to stand while it is built."""
 
     module: str
     name: str
-    network: str
+    network: str | None
     made: Callable[[nn.Module, Mapping[str, Any], Mapping[str, Scaling]], RobotPolicy]
+    around: Callable[[Path, Any, str], AbstractContextManager[None]] = lambda *_: nullcontext()
 
 
 #: The policies that can be loaded, by their type in config.json.
@@ -43,9 +47,21 @@ KNOWN = {
         "diffusion",
         DiffusionPolicy,
     ),
+    "smolvla": Kind(
+        "lerobot.policies.smolvla.modeling_smolvla",
+        "SmolVLAPolicy",
+        None,
+        SmolVlaPolicy,
+        without_hub,
+    ),
 }
 #: Weights of the backbone come with the folder's, nothing is fetched, nothing compiled.
-_HERE = {"device": "cpu", "pretrained_backbone_weights": None, "compile_model": False}
+_HERE = {
+    "device": "cpu",
+    "pretrained_backbone_weights": None,
+    "compile_model": False,
+    "load_vlm_weights": False,
+}
 #: Where lerobot keeps the statistics, and the step's name in there.
 _PROCESSORS = {
     "policy_preprocessor.json": "normalizer_processor",
@@ -94,7 +110,8 @@ def _policy(path: Path, config: dict[str, Any]) -> RobotPolicy:
     made = configs.PreTrainedConfig.from_pretrained(str(path), local_files_only=True)
     for setting, value in _HERE.items():
         setattr(made, setting, value)
-    policy = getattr(policies, kind.name)(made)
+    with kind.around(path, made, kind.module):
+        policy = getattr(policies, kind.name)(made)
     file = path / "model.safetensors"
     if not file.is_file():
         raise UserError(f"{path} has no weights: {file.name} was looked for")
@@ -116,7 +133,8 @@ def _policy(path: Path, config: dict[str, Any]) -> RobotPolicy:
         if found is not None:
             scalings[feature] = found
     shapes = {feature: declared.shape for feature, declared in made.input_features.items()}
-    return kind.made(getattr(policy, kind.network), shapes, scalings).eval()
+    network = policy if kind.network is None else getattr(policy, kind.network)
+    return kind.made(network.eval(), shapes, scalings).eval()
 
 
 def _statistics(path: Path, feature: str, back: bool) -> dict[str, Tensor]:
