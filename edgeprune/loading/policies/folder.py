@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import sys
 import types
@@ -110,7 +112,8 @@ def _policy(path: Path, config: dict[str, Any]) -> RobotPolicy:
     made = configs.PreTrainedConfig.from_pretrained(str(path), local_files_only=True)
     for setting, value in _HERE.items():
         setattr(made, setting, value)
-    with kind.around(path, made, kind.module):
+    # What lerobot prints would stand amid the report.
+    with kind.around(path, made, kind.module), contextlib.redirect_stdout(io.StringIO()):
         policy = getattr(policies, kind.name)(made)
     file = path / "model.safetensors"
     if not file.is_file():
