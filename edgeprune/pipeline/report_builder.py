@@ -14,6 +14,7 @@ from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.coupling import obstacles
 from edgeprune.coupling.plan import Plan
+from edgeprune.data.lerobot import ActionError
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.parity import Validation
@@ -129,6 +130,7 @@ def build_report(
             *_predicted(task, best),
             *_recovered(task, best),
             *best.trained,
+            *_of_metric(task, baseline, best),
             *_seen_in_training(best),
         ],
         kernels_before=kernel_costs(
@@ -151,6 +153,13 @@ def build_report(
             else None
         ),
     )
+
+
+def _of_metric(task: Task, baseline: Baseline, best: Candidate) -> list[str]:
+    """What a metric says besides its number."""
+    if not isinstance(task.metric, ActionError):
+        return []
+    return task.metric.words(baseline.metric, best.metric)
 
 
 def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:

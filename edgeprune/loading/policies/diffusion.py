@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from edgeprune.core.loop import Loop
 from edgeprune.loading.policies.normalize import Scaling
-from edgeprune.loading.policies.robot import ACTION, IMAGES, RobotPolicy
+from edgeprune.loading.policies.robot import ACTION, RobotPolicy
 from edgeprune.loading.policies.schedule import diffusion_rows, schedule
+
+_STATE, _ENVIRONMENT = "observation.state", "observation.environment_state"
 
 
 class DiffusionPolicy(RobotPolicy):
@@ -41,6 +43,7 @@ class DiffusionPolicy(RobotPolicy):
             "joints": joints,
             "observations": config.n_obs_steps,
         }
+        self._kept = [float(network.noise_scheduler.alphas_cumprod[t]) for t in timesteps]
         clip = float(config.clip_sample_range) if config.clip_sample else None
         self._shape = (config.horizon, joints)
         self._schedule = schedule(
@@ -52,13 +55,38 @@ class DiffusionPolicy(RobotPolicy):
         """Its steps of denoising."""
         return Loop(("sample", "timestep"), len(self._schedule["rows"]), self._schedule)
 
-    def forward(self, sample: Tensor, timestep: Tensor, **observation: Tensor) -> dict[str, Tensor]:
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """What the network says of a noisy chunk."""
-        seen = self.seen(observation)
-        if self.cameras:
-            seen[IMAGES] = torch.stack([seen[name] for name in self.cameras], dim=2)
-        known = self.network._prepare_global_conditioning(seen)
-        return {"prediction": self.network.unet(sample, timestep, global_cond=known)}
+        network: Any = self.network
+        known = self._looked(self.seen(inputs))
+        return {"prediction": network.unet(inputs["sample"], inputs["timestep"], global_cond=known)}
+
+    def _looked(self, seen: Mapping[str, Tensor]) -> Tensor:
+        """(batch, features): all that is observed, in the order that the U-Net was trained on."""
+        network: Any = self.network
+        found = [seen[_STATE]]
+        images = [seen[name] for name in self.cameras]
+        looks = found[0].shape[1]
+        if images and isinstance(network.rgb_encoder, nn.ModuleList):
+            pairs = zip(network.rgb_encoder, images, strict=True)
+            found += [encoder(x.flatten(0, 1)).unflatten(0, (-1, looks)) for encoder, x in pairs]
+        elif images:
+            made = network.rgb_encoder(torch.stack(images, dim=2).flatten(0, 2))
+            found.append(made.unflatten(0, (-1, looks, len(images))).flatten(2))
+        if _ENVIRONMENT in seen:
+            found.append(seen[_ENVIRONMENT])
+        return torch.cat(found, dim=-1).flatten(1)
+
+    def noised(self, actions: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
+        """As RobotPolicy: noise that hides the actions as far as one of the steps does."""
+        step = int(torch.randint(0, len(self._kept), (), generator=generator))
+        x = torch.randn(self._shape, generator=generator)
+        if actions is None:
+            step = 0
+        else:
+            kept = self._kept[step]
+            x = kept**0.5 * self.normalised(actions) + (1 - kept) ** 0.5 * x
+        return {"sample": x, "timestep": torch.tensor(self._schedule["timesteps"][step])}
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:

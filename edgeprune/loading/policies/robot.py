@@ -41,6 +41,24 @@ class RobotPolicy(nn.Module):
         """How it runs, where one answer takes several runs."""
         return None
 
+    @property
+    def looks(self) -> int | None:
+        """How many observations it looks back on; None where it has no dimension for them."""
+        found: int | None = None if self.loop is None else self.loop.schedule["observations"]
+        return found
+
+    def noised(self, actions: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
+        """The inputs of a step somewhere on the way to these actions, as in training.
+
+        actions: (horizon, joints) in the data set's units; None where there are none, which the
+        first step needs none of. Gives what `loop.inputs` names, of one sample; {} without a loop.
+        """
+        return {}
+
+    def normalised(self, actions: Tensor) -> Tensor:
+        """Actions as the policy computes with them."""
+        return self._scaled(ACTION, actions)
+
     def seen(self, observation: Mapping[str, Tensor]) -> dict[str, Any]:
         """The observations by their own names, normalised."""
         return {name: self._scaled(name, observation[key_of(name)]) for name in self.shapes}

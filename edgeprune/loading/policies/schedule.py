@@ -8,8 +8,11 @@ One step takes a sample x, the network's prediction p and fresh noise n, and is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from edgeprune.core.errors import UserError
 from edgeprune.loading.policies.normalize import Scaling
@@ -95,3 +98,25 @@ def schedule(
         "shift": shift,
         **actions,
     }
+
+
+def denoised(
+    predicted: Callable[[Tensor, float], Tensor], loop: Mapping[str, Any], noise: Tensor
+) -> Tensor:
+    """The actions that noise becomes, (batch, chunk, joints), in the data set's units.
+
+    predicted: the network's answer at a sample and a timestep. loop: what `schedule` gave. noise:
+    (1 + steps, batch, horizon, joints): where it begins, and what each step adds.
+    """
+    x = noise[0]
+    for time, row, fresh in zip(loop["timesteps"], loop["rows"], noise[1:], strict=True):
+        p = predicted(x, time)
+        a, b, c, d, e, s = row
+        clean = a * x + b * p
+        if loop["clip"] is not None:
+            clean = clean.clamp(-loop["clip"], loop["clip"])
+        x = c * clean + d * x + e * p + s * fresh
+    actions = x[:, loop["first"] : loop["last"], : loop["joints"]]
+    if loop["scale"] is None:
+        return actions
+    return actions * torch.tensor(loop["scale"]) + torch.tensor(loop["shift"])

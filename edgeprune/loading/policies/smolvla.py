@@ -163,10 +163,11 @@ class SmolVlaPolicy(RobotPolicy):
         """Its steps of flow matching."""
         return Loop(("sample", "timestep"), len(self._schedule["rows"]), self._schedule)
 
-    def forward(self, sample: Tensor, timestep: Tensor, **observation: Tensor) -> dict[str, Tensor]:
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Where the expert moves a noisy chunk."""
         model: Any = self.network.model
-        cached, valid = self._prefix({k: v for k, v in observation.items()})
+        sample, timestep = inputs["sample"], inputs["timestep"]
+        cached, valid = self._prefix(inputs)
         actions = model.action_in_proj(sample)
         moment = F.embedding(timestep, self.times)[:, None].expand(-1, self._sample[0], -1)
         x = model.action_time_mlp_in(torch.cat((actions, moment), dim=2))
@@ -276,6 +277,19 @@ class SmolVlaPolicy(RobotPolicy):
         """Cosine and sine of rotary positions, (batch, tokens, 1, half a head)."""
         angles = (positions[..., None].float() * self.frequencies)[:, :, None]
         return angles.cos(), angles.sin()
+
+    def noised(self, actions: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
+        """As RobotPolicy: on the straight way from noise to the actions."""
+        steps = len(self._schedule["rows"])
+        step = int(torch.randint(0, steps, (), generator=generator))
+        x = torch.randn(self._sample, generator=generator)
+        if actions is None:
+            step = 0
+        else:
+            wide = F.pad(self.normalised(actions), (0, self._sample[1] - actions.shape[1]))
+            share = step / steps
+            x = (1 - share) * x + share * wide
+        return {"sample": x, "timestep": torch.tensor(step)}
 
     @property
     def dummy_inputs(self) -> dict[str, Tensor]:
