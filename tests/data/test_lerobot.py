@@ -197,7 +197,7 @@ def test_the_error_is_that_of_the_chunk_in_its_units(tmp_path: Path) -> None:
     class Standing(Reacting):
         def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
             n = inputs["observation_state"][:, :1, None]
-            return {"action": n * torch.tensor([1.0, -1.0, 0.0]).expand(-1, 5, -1)}
+            return {"action": n * torch.tensor([1.0, -1.0, 0.0]).expand(1, 5, -1)}
 
     path, policy = recorded(tmp_path / "set", "v3.0"), Standing()
     metric = load_metric(str(path), policy, inputs_of(policy))

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader
+from torch.utils.data import default_collate
 
 from edgeprune.core.errors import UserError
 from edgeprune.data.lerobot.recording import recording
@@ -44,8 +45,13 @@ class ActionError:
         """Minus the error, on average over joints."""
         total = count = torch.zeros(1)
         generator = torch.Generator().manual_seed(0)
-        for number, batch in enumerate(DataLoader(self._windows, _BATCH)):
-            rows = self._windows.rows[number * _BATCH : (number + 1) * _BATCH]
+        size = _only_batch(module)
+        whole = len(self._windows) // size * size if size else len(self._windows)
+        size = size or _BATCH
+        for start in range(0, whole, size):
+            places = range(start, min(start + size, whole))
+            batch = default_collate([self._windows[place] for place in places])
+            rows = [self._windows.rows[place] for place in places]
             with torch.no_grad():
                 made = self._chunks(module, batch, generator)
             error, valid = self._compared(made, rows)
@@ -98,6 +104,15 @@ class ActionError:
 
     def _name(self, joint: int) -> str:
         return self._names[joint] if joint < len(self._names) else str(joint)
+
+
+def _only_batch(module: nn.Module) -> int | None:
+    """The batch that a graph takes alone; None where it takes any."""
+    if not isinstance(module, GraphModule):
+        return None
+    value = next(iter(module.graph.find_nodes(op="placeholder"))).meta.get("val")
+    size = value.shape[0] if isinstance(value, Tensor) and value.dim() else None
+    return size if isinstance(size, int) else None
 
 
 def _tensor(output: Any) -> Tensor:
