@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorD
 
 from edgeprune.core.bounded import read_arrays
 from edgeprune.core.errors import UserError
-from edgeprune.data.lerobot import ActionError, calibration, is_recording
 from edgeprune.data.batches import accuracy, arrange, describe_tensor, split_batch
+from edgeprune.data.lerobot import ActionError, calibration, is_recording
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import import_callable, one_line
 

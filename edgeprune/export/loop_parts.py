@@ -46,9 +46,7 @@ def write_parts(whole: Path, folder: Path) -> tuple[Path, Path]:
     save(_part(model, cut.once, [i for i in inputs if i.name in cut.stay], between, names), once)
     made = _part(model, cut.step, [*between, *(i for i in inputs if i.name in cut.used)], outputs,
                  names)  # fmt: skip
-    made.metadata_props.append(
-        onnx.StringStringEntryProto(key=SCHEDULE_KEY, value=loop.as_json())
-    )
+    made.metadata_props.append(onnx.StringStringEntryProto(key=SCHEDULE_KEY, value=loop.as_json()))
     save(made, step)
     return once, step
 

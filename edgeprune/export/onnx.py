@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import onnxsim
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
@@ -27,6 +23,7 @@ from edgeprune.export.conversion import Conversion, conversion_of
 from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
 from edgeprune.export.fusable_ops import with_fusable_forms
 from edgeprune.export.opset.convert import at_opset
+from edgeprune.export.simplified import simplified
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.quantization.quantize import Quantized
 from edgeprune.sparse.initializers import with_sparse_initializers
@@ -129,11 +126,7 @@ def _in_form(
     optimize: bool = True,
 ) -> onnx.ModelProto:
     """The graph in ONNX, simplified, in the form asked for."""
-    whole = conversion.model(outputs, optimize)
-    layers = _layers(whole)
-    if form.fixed:
-        _fix_sizes(whole, example_inputs)
-    model = _simplified(whole, warnings)
+    layers, model = _simple(conversion.model(outputs, optimize), example_inputs, form, warnings)
     with_fusable_forms(model)
     _name_inputs(model, conversion.program, example_inputs)
     _name_sizes(model, example_inputs)
@@ -142,6 +135,16 @@ def _in_form(
         least = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
         model.ir_version = max(model.ir_version, least)
     return model
+
+
+def _simple(
+    whole: onnx.ModelProto, example_inputs: ExampleInputs, form: FileForm, warnings: list[str]
+) -> tuple[dict[str, str], onnx.ModelProto]:
+    """The module that each node is of, by the node's name, and a simpler model."""
+    layers = _layers(whole)
+    if form.fixed:
+        _fix_sizes(whole, example_inputs)
+    return layers, simplified(whole, warnings)
 
 
 def _layers(model: onnx.ModelProto) -> dict[str, str]:
@@ -204,34 +207,6 @@ def _mark(path: Path, key: str, value: str) -> None:
     model = onnx.load(str(path))
     model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
     save(model, path)
-
-
-def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
-    try:
-        with _native_warnings_hidden():  # of ops that it leaves as they are, twice an export
-            simpler, same = onnxsim.simplify(model)
-    except Exception as error:  # onnxsim is C++: it raises what it likes; the model is fine without
-        warnings.append(f"onnxsim could not simplify the model ({error}): it stays as exported")
-        return model
-    if not same:
-        warnings.append("onnxsim changed the model's output: it stays as exported")
-        return model
-    return simpler
-
-
-@contextlib.contextmanager
-def _native_warnings_hidden() -> Iterator[None]:
-    """Sends what C++ writes to standard error nowhere; Python's redirection doesn't reach it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _output_names(module: GraphModule, inputs: ExampleInputs, taken: set[str]) -> tuple[str, ...]:

@@ -101,9 +101,7 @@ def observations(count: int) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("file", ["", "model.onnx"])
-def test_the_recipe_gives_the_chunk_that_pytorch_gives(
-    pruned: tuple[Any, Path], file: str
-) -> None:
+def test_the_recipe_gives_the_chunk_that_pytorch_gives(pruned: tuple[Any, Path], file: str) -> None:
     result, out = pruned
     seen = observations(3)
     noise = torch.randn(1 + STEPS, HORIZON, JOINTS, generator=torch.Generator().manual_seed(0))

@@ -69,7 +69,7 @@ class Recording:
         return str(self.features[name].get("dtype"))
 
     def places(self, name: str, rows: Sequence[int]) -> list[Place]:
-        """Where the pictures of some rows are. Raises UserError where a video's place isn't told."""
+        """Where the pictures of some rows are. Raises UserError where no video's place is told."""
         if self.kind(name) == "image":
             return [Place(self.files[f], row=int(r)) for f, r in self.rows[list(rows)]]
         begins = {e: self._video(name, e) for e in {int(self.episode[row]) for row in rows}}

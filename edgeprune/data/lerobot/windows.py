@@ -36,7 +36,11 @@ def calibration(
     rows = rows_of(held, False)
     samples = Windows(held, rows, names, module if isinstance(module, RobotPolicy) else None)
     told = f"{len(samples)} of {len(held)} frames of {path.resolve().name} calibrate the policy"
-    if samples.policy is not None and samples.policy.loop is not None and ACTION not in held.numbers:
+    if (
+        samples.policy is not None
+        and samples.policy.loop is not None
+        and ACTION not in held.numbers
+    ):
         told += "; it has no actions, so that only the first step of a chunk is among them"
     generator = torch.Generator().manual_seed(0)
     loader: DataLoader[Any] = DataLoader(samples, _BATCH, shuffle=True, generator=generator)

@@ -25,7 +25,9 @@ class DiffusionPolicy(RobotPolicy):
     horizon, joints)}, which `loop.schedule` makes the next sample of.
     """
 
-    kind = "Diffusion Policy, one step of denoising (a chunk takes several: metadata edgeprune.loop)"
+    kind = (
+        "Diffusion Policy, one step of denoising (a chunk takes several: metadata edgeprune.loop)"
+    )
 
     def __init__(
         self, network: nn.Module, features: Mapping[str, Any], scalings: Mapping[str, Scaling]
@@ -46,9 +48,7 @@ class DiffusionPolicy(RobotPolicy):
         self._kept = [float(network.noise_scheduler.alphas_cumprod[t]) for t in timesteps]
         clip = float(config.clip_sample_range) if config.clip_sample else None
         self._shape = (config.horizon, joints)
-        self._schedule = schedule(
-            rows, timesteps, clip, self._shape, self.scaling(ACTION), chunk
-        )
+        self._schedule = schedule(rows, timesteps, clip, self._shape, self.scaling(ACTION), chunk)
 
     @property
     def loop(self) -> Loop:

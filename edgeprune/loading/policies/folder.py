@@ -124,7 +124,8 @@ def _policy(path: Path, config: dict[str, Any]) -> RobotPolicy:
             f"{path} was saved by an older lerobot, with its normalisation among the weights: run "
             "lerobot's migrate_policy_normalization.py on it"
         )
-    policy.load_state_dict(weights)
+    # Taken as they are, not copied: a policy may be as large as half of the memory.
+    policy.load_state_dict(weights, assign=True)
     modes = {str(getattr(k, "value", k)): str(getattr(m, "value", m))
              for k, m in made.normalization_mapping.items()}  # fmt: skip
     features = {**made.input_features, **made.output_features}
@@ -162,7 +163,9 @@ def _without_its_neighbours() -> None:
     package stands there empty, and the one policy is imported by itself."""
     try:
         importlib.import_module("lerobot.policies")
-    except Exception:  # whatever another policy's file raises beside another release of its libraries
+    except (
+        Exception
+    ):  # whatever another policy's file raises beside another release of its libraries
         spec = find_spec("lerobot")
         if spec is None or spec.origin is None:
             raise

@@ -197,7 +197,9 @@ class SmolVlaPolicy(RobotPolicy):
         x = model.vlm_with_expert.lm_expert.norm(x)
         return {"prediction": model.action_out_proj(x)}
 
-    def _prefix(self, observation: Mapping[str, Tensor]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def _prefix(
+        self, observation: Mapping[str, Tensor]
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Each layer's keys and values, (batch, tokens, heads, size), of what is observed, and
         which of the tokens count, (batch, tokens)."""
         model: Any = self.network.model
@@ -337,5 +339,3 @@ def _behind(layer: Any, x: Tensor, attended: Tensor) -> Tensor:
     x = x + layer.self_attn.o_proj(attended)
     made: Tensor = x + layer.mlp(layer.post_attention_layernorm(x))
     return made
-
-
