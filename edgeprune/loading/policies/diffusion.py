@@ -1,4 +1,4 @@
-"""Diffusion Policy as it runs on a robot: observations once, then one step of denoising at a time."""
+"""Diffusion Policy as it runs on a robot: observations once, then denoising step by step."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class DiffusionPolicy(RobotPolicy):
     ) -> None:
         """As RobotPolicy; network: lerobot's DiffusionModel. Raises UserError for a schedule that
         isn't known."""
-        config = network.config
+        config: Any = network.config
+        scheduler: Any = network.noise_scheduler
         looks = {name: (config.n_obs_steps, *shape) for name, shape in features.items()}
         super().__init__(network, looks, scalings)
-        timesteps, rows = diffusion_rows(network.noise_scheduler, network.num_inference_steps)
+        timesteps, rows = diffusion_rows(scheduler, int(network.num_inference_steps))  # type: ignore[arg-type]
         joints, first = config.action_feature.shape[0], config.n_obs_steps - 1
         chunk = {
             "first": first,
@@ -45,7 +46,7 @@ class DiffusionPolicy(RobotPolicy):
             "joints": joints,
             "observations": config.n_obs_steps,
         }
-        self._kept = [float(network.noise_scheduler.alphas_cumprod[t]) for t in timesteps]
+        self._kept = [float(scheduler.alphas_cumprod[t]) for t in timesteps]
         clip = float(config.clip_sample_range) if config.clip_sample else None
         self._shape = (config.horizon, joints)
         self._schedule = schedule(rows, timesteps, clip, self._shape, self.scaling(ACTION), chunk)

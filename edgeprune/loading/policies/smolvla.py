@@ -1,4 +1,4 @@
-"""SmolVLA as it runs on a robot: cameras, instruction and state once, then its expert step by step."""
+"""SmolVLA as it runs on a robot: what it observes once, then its action expert step by step."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ _KNOWN_MODELS: dict[str, dict[str, Any]] = {
         },
     }
 }
+
+_Cached = tuple[Tensor, Tensor]  # a layer's keys and values
 
 
 @contextmanager
@@ -197,9 +199,7 @@ class SmolVlaPolicy(RobotPolicy):
         x = model.vlm_with_expert.lm_expert.norm(x)
         return {"prediction": model.action_out_proj(x)}
 
-    def _prefix(
-        self, observation: Mapping[str, Tensor]
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def _prefix(self, observation: Mapping[str, Tensor]) -> tuple[list[_Cached], Tensor]:
         """Each layer's keys and values, (batch, tokens, heads, size), of what is observed, and
         which of the tokens count, (batch, tokens)."""
         model: Any = self.network.model
