@@ -15,7 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeprune.core.errors import ParityError, UserError
 from edgeprune.core.loop import SCHEDULE_KEY, Loop
-from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY, recorded_shapes
+from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY, load_onnx, recorded_shapes
 from edgeprune.export.onnx import save
 from edgeprune.quantization.running import opened
 from edgeprune.runtime.machines import Machine
@@ -33,7 +33,7 @@ def write_parts(whole: Path, folder: Path) -> tuple[Path, Path]:
     takes these and the inputs that change, gives the file's outputs, and holds the loop's schedule.
     Raises UserError for a file that runs once, or of which nothing is computed once.
     """
-    model = onnx.load(str(whole))
+    model = load_onnx(whole)
     loop = Loop.recorded(model)
     if loop is None:
         raise UserError(f"{whole.name} runs once for an answer: it has no parts")
@@ -193,9 +193,6 @@ def _part(
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
         functions=model.functions,
-    )
-    made.graph.sparse_initializer.extend(
-        tensor for tensor in model.graph.sparse_initializer if tensor.values.name in needed
     )
     there = {info.name for info in inputs}
     shapes = {name: size for name, size in recorded_shapes(model).items() if name in there}

@@ -76,6 +76,12 @@ def test_a_budget_is_kept_over_all_steps() -> None:
     assert report["met"] and 0.6 * limit <= report["after"]["latency_ms"] <= limit
 
 
+def test_a_whole_file_is_not_measured_as_if_it_ran_once(pruned: tuple[Any, Path]) -> None:
+    _, out = pruned
+    with pytest.raises(UserError, match=r"runs 4 times for one answer: measure once\.onnx"):
+        edgeprune.check(out / "model.onnx", profile=PROFILE, measure=True)
+
+
 def chunk_of(module: nn.Module, observations: list[dict[str, np.ndarray]], noise: Tensor) -> Any:
     """What PyTorch makes of noise."""
     seen = {

@@ -49,5 +49,5 @@ class Loop:
             if not all(isinstance(each, str) for each in inputs) or not 1 <= times <= 10_000:
                 raise ValueError
             return Loop(tuple(inputs), int(times), held)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise UserError(f"the file's metadata {LOOP_KEY} are no loop: {text[:80]}") from error
