@@ -44,7 +44,7 @@ def judged(network: Network) -> dict[str, Any]:
     module.eval()
     row: dict[str, Any] = {"name": network.name, "expected": network.says or "pruned"}
     try:
-        row |= whole(module, inputs) | pruned(module, inputs, network.least)
+        row |= whole(module, inputs, network) | pruned(module, inputs, network)
     except UserError as error:
         line = str(error)
         right = bool(network.says) and re.search(network.says, line) and "\n" not in line
@@ -59,9 +59,12 @@ def judged(network: Network) -> dict[str, Any]:
     return row | {"seconds": round(time.perf_counter() - began, 1)}
 
 
-def whole(module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
-    """The file at rate 0 against the user's own module."""
-    result = edgeprune.prune(module, inputs, PROFILE, rate=0, data="none")
+def whole(module: torch.nn.Module, inputs: Any, network: Network) -> dict[str, Any]:
+    """The file at rate 0 against the user's own module, or, where what that draws became constants,
+    against the module with these."""
+    result = edgeprune.prune(module, inputs, PROFILE, rate=0, data="none", **network.options)
+    if network.options.get("freeze_noise"):
+        module = result.module
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         result.export(path)
@@ -69,7 +72,7 @@ def whole(module: torch.nn.Module, inputs: Any) -> dict[str, Any]:
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         worst = error(session, module, args)
         if result.report["onnx"]["batch"] == "dynamic":
-            worst = max(worst, error(session, module, wider(args)))
+            worst = max(worst, error(session, module, wider(args, session)))
     return {"error at rate 0": worst, "batch": result.report["onnx"]["batch"]}
 
 
@@ -130,8 +133,15 @@ def grown(tensor: Tensor, place: dict[int, str], known: dict[str, int]) -> Tenso
     return tensor
 
 
-def wider(args: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), args)
+def wider(args: Any, session: Any) -> Any:
+    """Twice the samples, which lie where the file says."""
+    shapes = iter([list(info.shape) for info in session.get_inputs()])
+
+    def twice(tensor: Tensor) -> Tensor:
+        shape = next(shapes)
+        return torch.cat([tensor, tensor], shape.index("batch") if "batch" in shape else 0)
+
+    return pytree.tree_map_only(Tensor, twice, args)
 
 
 def error(session: Any, module: torch.nn.Module, args: Any) -> float:
@@ -151,16 +161,15 @@ def error(session: Any, module: torch.nn.Module, args: Any) -> float:
     return worst
 
 
-def pruned(module: torch.nn.Module, inputs: Any, least: float) -> dict[str, Any]:
-    report = edgeprune.prune(
-        module, inputs, PROFILE, rate=0.5, data="none", importance="magnitude"
-    ).report
+def pruned(module: torch.nn.Module, inputs: Any, network: Network) -> dict[str, Any]:
+    options = {"rate": 0.5, "data": "none", "importance": "magnitude", **network.options}
+    report = edgeprune.prune(module, inputs, PROFILE, **options).report
     rate = report["rate"]["achieved"]
     row = {"rate": round(rate, 3), "line": report["obstacle"] or "", "module": report["module"]}
     proved = report["validation"]["passed"] and report["surgery"]["oracle_max_rel_error"] <= 1e-4
     if not proved:
         return {**row, "outcome": "WRONG"}
-    enough = least <= rate <= 0.75
+    enough = network.least <= rate <= 0.75
     honest = not report["met"] and report["obstacle"]
     return {**row, "outcome": "pruned" if enough else "said" if honest else "FAR"}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,12 +24,13 @@ from benchmarks.wild_detectors import Detector
 @dataclasses.dataclass(frozen=True)
 class Network:
     """says: words of the one line that refuses it, empty where it is to be pruned. least: the rate
-    that must be reached where less than half can go."""
+    that must be reached where less than half can go. options: of edgeprune.prune."""
 
     name: str
     make: Callable[[], tuple[nn.Module, Any]]
     says: str = ""
     least: float = 0.45
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 NETWORKS: list[Network] = []
@@ -788,3 +789,17 @@ for version in (5, 8, 11):
         NETWORKS.append(Network(words, make_detector))
 
 simple(lambda s, x: plain(s, x).squeeze(0), lambda: image(2), name="squeeze of two")
+
+# -- with what the refusals offer ------------------------------------------------------------------
+
+
+def allowed(name: str, label: str, **options: Any) -> None:
+    """A network again, with an option that its refusal or its notes name."""
+    (found,) = (n for n in NETWORKS if n.name == name)
+    NETWORKS.append(Network(f"{name}, {label}", found.make, options=options))
+
+
+for drawn in ("sampling", "dropout when used", "noise of its own", "normal"):
+    allowed(drawn, "frozen noise", freeze_noise=True)
+allowed("lstm_states", "narrow states", narrow_state=("h", "c"))
+allowed("gru_cell", "narrow states", narrow_state=("h",))

@@ -28,6 +28,7 @@ from edgeprune.data.loaders import NO_DATA, as_data
 from edgeprune.export.form import FileForm
 from edgeprune.export.onnx import export
 from edgeprune.export.parity import validate
+from edgeprune.graph.fidelity import has_values
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
 from edgeprune.loading.checkpoint import in_float32, is_odd
@@ -154,6 +155,7 @@ def prune(
     batch: int | str | None = None,
     free_sizes: str | Sequence[str] = (),
     freeze_noise: bool = False,
+    narrow_state: Iterable[str] = (),
     device: str = AUTO,
     output: str | Path | None = None,
     listener: Listener | None = None,
@@ -179,9 +181,11 @@ def prune(
     opset: of the ONNX file, 11 to 23; None for what the profile's runtime reads. batch: the only
     size that the file takes, or "dynamic"; None for what the runtime wants. free_sizes: of the
     inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
-    freeze_noise: what the model draws at random becomes constants, from the seed. device: where
-    fine-tuning runs: auto (a GPU if there is one), cpu, cuda, cuda:N, mps; all else runs on the
-    CPU. A model on a GPU is copied from there, and what comes of it goes back there.
+    freeze_noise: what the model draws at random becomes constants, from the seed. narrow_state:
+    names of inputs that come back as outputs (an LSTM's h), whose width may change too; the result
+    takes and gives them narrower. device: where fine-tuning runs: auto (a GPU if there is one),
+    cpu, cuda, cuda:N, mps; all else runs on the CPU. A model on a GPU is copied from there, and
+    what comes of it goes back there.
     output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
     report.html.
 
@@ -211,6 +215,7 @@ def prune(
         opset=opset,
         batch=batch,
         freeze_noise=freeze_noise,
+        narrow_state=tuple(narrow_state),
         device=device,
     )
     if require is not None:
@@ -291,8 +296,12 @@ def written(outcome: Outcome, folder: Path, target: Path) -> Outcome:
 
 @random_state_kept()
 def couple(model: nn.Module, example_inputs: Any) -> Coupling:
-    """The dependency graph alone: groups, removable branches, what is frozen and by which op."""
-    inputs = check_inputs(model, as_example_inputs(example_inputs))
+    """The dependency graph alone: groups, removable branches, what is frozen and by which op.
+
+    `model` and inputs may lie on torch's meta device: sizes without values are enough."""
+    inputs = as_example_inputs(example_inputs)
+    if has_values(model):
+        inputs = check_inputs(model, inputs)
     with deadline("trace"):
         traced = trace(model, inputs)
     with deadline("couple"):

@@ -71,6 +71,7 @@ def prune(
     opset: parameters.Opset = None,
     batch: parameters.Batch = None,
     freeze_noise: parameters.FreezeNoise = False,
+    narrow_state: parameters.NarrowState = None,
     device: parameters.Device = "auto",
     sparse_initializers: Annotated[
         bool,
@@ -124,6 +125,7 @@ def prune(
         opset=opset,
         batch=batch,
         freeze_noise=freeze_noise,
+        narrow_state=tuple(narrow_state or ()),
         device=device,
     )
     request = Request(

@@ -83,6 +83,15 @@ FreezeNoise = Annotated[
     bool,
     Parameter(negative="", help="Random numbers in forward become constants, drawn from --seed."),
 ]
+NarrowState = Annotated[
+    list[str] | None,
+    Parameter(
+        "--narrow-state",
+        negative="",
+        help="An input that comes back as an output (an LSTM's h), whose width may change: NAME or "
+        "NAME=OUTPUT; repeatable.",
+    ),
+]
 Align = Annotated[
     str | None,
     Parameter(help="Passes of unlabelled alignment, or none; left out: as many as help."),

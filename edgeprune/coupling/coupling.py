@@ -17,7 +17,7 @@ from edgeprune.coupling.labels import kept
 from edgeprune.coupling.propagate import Labels, Literal, Pin, Walk
 from edgeprune.coupling.rules.registry import rule_for
 from edgeprune.coupling.union_find import Atoms, Rows
-from edgeprune.graph.fx_utils import attribute
+from edgeprune.graph.fx_utils import INPUT, attribute
 from edgeprune.graph.trace import TracedModel
 
 
@@ -130,7 +130,7 @@ def obstacles(traced: TracedModel, coupling: Coupling) -> dict[str, int]:
     unknown = set(coupling.unknown.values())
 
     def first(reason: str) -> bool:
-        return reason in unknown or reason.startswith("the model's input")
+        return reason in unknown or reason.startswith(INPUT)
 
     held: dict[str, int] = {}
     elements = frozen_elements(traced, coupling)

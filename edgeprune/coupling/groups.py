@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeprune.coupling.propagate import Walk, flat_labels
+from edgeprune.coupling.states import is_index
 from edgeprune.coupling.union_find import NOTHING, Ids, Rows
 from edgeprune.graph.fx_utils import attribute
 
@@ -282,7 +283,8 @@ def _names(slots_of: list[tuple[Slot, ...]]) -> list[str]:
     """The module whose outputs a group is; numbered where one module makes several groups."""
     plain = []
     for slots in slots_of:
-        makers = [s for s in slots if s.dim == 0] or list(slots)
+        own = [s for s in slots if not is_index(s.parameter)] or list(slots)
+        makers = [s for s in own if s.dim == 0] or own
         plain.append(makers[0].parameter.rpartition(".")[0] or makers[0].parameter)
     names = []
     for i, name in enumerate(plain):

@@ -16,6 +16,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgeprune.coupling.labels import Label
+from edgeprune.coupling.states import is_index
 from edgeprune.coupling.union_find import Atoms, Rows
 from edgeprune.graph.fx_utils import attribute, describe
 from edgeprune.graph.trace import sizes_of
@@ -167,7 +168,7 @@ class Walk:
             return None
         name = str(node.target)
         if name not in self.parameters:
-            free = tensor.is_floating_point()
+            free = tensor.is_floating_point() or is_index(name)
             self.parameters[name] = [
                 self.atoms.fresh(n) if free and n > 1 else None for n in tensor.shape
             ]

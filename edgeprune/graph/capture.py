@@ -21,13 +21,52 @@ from edgeprune.graph.inputs import ExampleInputs
 def capture(
     module: nn.Module, inputs: ExampleInputs, dynamic_shapes: Any
 ) -> torch.export.ExportedProgram:
-    with quiet():
+    with quiet(), state_kept(module), _forwards_of_classes(module):
         try:
             return torch.export.export(
                 module, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes
             )
         except Exception as error:
             raise UserError(_explain(error)) from error
+
+
+@contextlib.contextmanager
+def _forwards_of_classes(module: nn.Module) -> Iterator[None]:
+    """Methods that modules call in place of their class's forward (`self.forward = self.fused`) as
+    forwards of a class: torch.export loses the place of what they call otherwise."""
+    found = [
+        (part, type(part), part.__dict__["forward"])
+        for part in module.modules()
+        if getattr(part.__dict__.get("forward"), "__self__", None) is part
+    ]
+    for part, kind, method in found:
+        space = {"forward": method.__func__, "__module__": kind.__module__}
+        part.__class__ = type(kind.__name__, (kind,), space)
+        del part.__dict__["forward"]
+    try:
+        yield
+    finally:
+        for part, kind, method in found:
+            part.__class__ = kind
+            part.__dict__["forward"] = method
+
+
+@contextlib.contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Puts back what a call changed: buffers, and attributes that it set."""
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    held = [(m, dict(m.__dict__), dict(m._buffers)) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, attributes, named in held:
+            m.__dict__.clear()
+            m.__dict__.update(attributes)
+            m._buffers.clear()
+            m._buffers.update(named)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _explain(error: Exception) -> str:

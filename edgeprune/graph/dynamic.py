@@ -217,7 +217,7 @@ def _dynamic_shapes(module: nn.Module, inputs: ExampleInputs, mark: Any) -> Any:
         return args
     first = len(args) if rest is None else list(parameters).index(rest)
     shapes: dict[str, Any] = dict(zip(named, args[:first], strict=False))
-    if rest is not None:
+    if rest is not None and args[first:]:  # where nothing is left for *args, it isn't asked for
         shapes[rest] = args[first:]
     for name, shape in kwargs.items():
         gathered = next((p.name for p in parameters.values() if p.kind is p.VAR_KEYWORD), "")

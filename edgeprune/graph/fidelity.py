@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.capture import state_kept
 from edgeprune.graph.compare import TOLERANCE, difference
 from edgeprune.graph.dynamic import symbol_values
 from edgeprune.graph.fx_utils import describe, op_name
@@ -41,6 +42,11 @@ def unlike(module: nn.Module, graph: GraphModule, calls: Sequence[ExampleInputs]
     return None
 
 
+def has_values(module: nn.Module) -> bool:
+    """Whether a module computes numbers: on torch's meta device it has sizes alone."""
+    return not any(t.is_meta for t in (*module.parameters(), *module.buffers()))
+
+
 def _apart(graph: GraphModule, call: ExampleInputs, want: list[Any]) -> str | None:
     """How the graph's outputs on a call differ from these; None where they don't."""
     got = outputs_of(graph, call)
@@ -54,7 +60,7 @@ def _apart(graph: GraphModule, call: ExampleInputs, want: list[Any]) -> str | No
 
 def outputs_of(module: nn.Module, call: ExampleInputs) -> list[Any] | Exception:
     """The leaves of a module's output, or what it raised. Its state is as before afterwards."""
-    with torch.no_grad(), _state_kept(module), warnings.catch_warnings():
+    with torch.no_grad(), state_kept(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             made = module(*call.args, **dict(call.kwargs))
@@ -141,7 +147,7 @@ def know_outputs(module: nn.Module, inputs: ExampleInputs) -> None:
 
     Raises UserError for a distribution, whose tensors nobody named, and for text.
     """
-    with torch.no_grad(), _state_kept(module), warnings.catch_warnings():
+    with torch.no_grad(), state_kept(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             made = module(*inputs.args, **dict(inputs.kwargs))
@@ -216,7 +222,7 @@ def _changes_meaning(graph: GraphModule, call: ExampleInputs) -> str | None:
     """The first op whose result has another shape than the graph says of it at these sizes."""
     leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
     checked = _Shapes(graph, symbol_values(graph, call))
-    with torch.no_grad(), _state_kept(graph):
+    with torch.no_grad(), state_kept(graph):
         try:
             checked.run(*leaves)
         except Exception:  # its outputs are compared as well, and then it is said
@@ -272,21 +278,3 @@ def in_eval(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, training in modes:
             submodule.training = training
-
-
-@contextlib.contextmanager
-def _state_kept(module: nn.Module) -> Iterator[None]:
-    """Puts back what a call changed: buffers, and attributes that it set."""
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    held = [(m, dict(m.__dict__), dict(m._buffers)) for m in module.modules()]
-    try:
-        yield
-    finally:
-        for m, attributes, named in held:
-            m.__dict__.clear()
-            m.__dict__.update(attributes)
-            m._buffers.clear()
-            m._buffers.update(named)
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

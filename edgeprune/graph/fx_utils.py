@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+#: What stands before an input's name where it holds something as it is.
+INPUT = "the model's input "
+
 
 def module_path(node: Node) -> str:
     """The dotted path of the user's module that called this op, '' if unknown."""
@@ -50,7 +53,7 @@ def describe(node: Node) -> str:
     """An op as people write it: aten.conv2d at its place in the user's module tree; an input by
     its name."""
     if node.op == "placeholder":
-        return f"the model's input {node.target}"
+        return f"{INPUT}{node.target}"
     target = node.target
     op = str(target).removesuffix(".default") if not callable(target) else _qualified(target)
     place = module_path(node)

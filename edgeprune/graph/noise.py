@@ -19,8 +19,25 @@ from edgeprune.graph.inputs import ExampleInputs
 
 _SIZED = (torch.randn, torch.rand)
 _LIKE = (torch.randn_like, torch.rand_like)
-_IN_PLACE = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.exponential_)
-_DROPOUTS = (nn.functional.dropout, torch.dropout)
+_WHOLE = (torch.randint, torch.randperm)
+_IN_PLACE = (
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    torch.Tensor.exponential_,
+    torch.Tensor.log_normal_,
+    torch.Tensor.cauchy_,
+    torch.Tensor.geometric_,
+    torch.Tensor.random_,
+)
+_BERNOULLI = (torch.bernoulli, torch.Tensor.bernoulli)
+_DROPOUTS = (
+    nn.functional.dropout,
+    nn.functional.dropout1d,
+    nn.functional.dropout2d,
+    nn.functional.dropout3d,
+    torch.dropout,
+    torch.feature_dropout,
+)
 
 
 def with_frozen_noise(
@@ -98,16 +115,24 @@ class _Noise(TorchFunctionMode, ABC):
                 lambda: func(torch.empty_like(args[0]), *args[1:], **kwargs), (), {}, args[0].shape
             )
             return args[0].copy_(noise)
-        if func is torch.normal and all(isinstance(a, Tensor) for a in args[:2]) and len(args) > 1:
-            mean, spread = args[:2]
-            size = (mean + spread).shape
+        if func in _WHOLE:
+            size = kwargs.get("size", args[-1] if args else ())
+            return self._of(func, args, kwargs, size if func is torch.randint else (size,))
+        if func is torch.normal:
+            mean, spread, size = _normal(*args, **kwargs)
             return mean + spread * self._of(torch.randn, (size,), {}, size)
+        if func in _BERNOULLI:
+            return self._bernoulli(*args, **kwargs)
         if func in _DROPOUTS and _drops(args, kwargs):
             x, rate = args[0], args[1] if len(args) > 1 else kwargs.get("p", 0.5)
-            return x * self._of(
-                lambda: nn.functional.dropout(torch.ones_like(x), rate, True), (), {}, x.shape
-            )
+            kind = nn.functional.dropout if func is torch.dropout else func
+            return x * self._of(lambda: kind(torch.ones_like(x), rate, True), (), {}, x.shape)
         return func(*args, **kwargs)
+
+    def _bernoulli(self, x: Tensor, p: Any = None, **_: Any) -> Tensor:
+        """1 where what is drawn lies below the probability, which may hang on the data."""
+        below = self._of(torch.rand, (x.shape,), {}, x.shape) < (x if p is None else p)
+        return below.to(x.dtype)
 
     @abstractmethod
     def _of(
@@ -138,6 +163,13 @@ class _Replacer(_Noise):
     ) -> Tensor:
         constant = next(self._constants)
         return constant.expand(size) if len(size) else constant
+
+
+def _normal(mean: Any = 0.0, std: Any = 1.0, size: Any = None, **_: Any) -> tuple[Any, Any, Any]:
+    """Mean, deviation and size of what torch.normal draws, in any of its forms."""
+    tensors = [each for each in (mean, std) if isinstance(each, Tensor)]
+    shape = torch.broadcast_shapes(*(t.shape for t in tensors)) if size is None else size
+    return mean, std, shape
 
 
 def _asked(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

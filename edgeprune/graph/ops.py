@@ -124,6 +124,7 @@ FAMILIES = (
     Family("getitem", kernel="free"),
     Family("contiguous clone detach alias lift_fresh_copy", SAME, "free", "Identity"),
     Family("to _to_copy type_as float", SAME, "free", "Cast"),
+    Family("enter leave", kernel="free"),  # of states whose width is open: coupling/states.py
     Family("dropout feature_dropout alpha_dropout", SAME, "free", "Dropout", training_flag=2),
     Family("", kernel="free", onnx="Flatten Shape Constant ConstantOfShape Size Range"),
     # -- moves ----------------------------------------------------------------------------------

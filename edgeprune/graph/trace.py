@@ -23,6 +23,7 @@ from edgeprune.graph.fidelity import (
     check_faithful,
     check_stateless,
     depends_on_sizes,
+    has_values,
     in_eval,
     know_outputs,
     sizes_matter,
@@ -80,6 +81,7 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
 
     The graph computes what the module does: on the inputs given and on random ones, and, where the
     batch or other sizes are free, at others too; where it doesn't follow there, they are fixed.
+    A module on torch's meta device is captured by its sizes: nothing can be compared.
 
     Raises UserError when torch.export can't take the model, naming the line of the user's code, for
     a model that draws random numbers, for names that can't be traced, and for a graph that isn't
@@ -87,6 +89,8 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
     """
     check_names(module)
     with in_eval(module):
+        if not has_values(module):
+            return _freest(module, example_inputs)
         know_outputs(module, example_inputs)
         traced = _freest(module, example_inputs)
         check_faithful(module, traced.graph_module, example_inputs)
@@ -132,11 +136,12 @@ def _attempt(
         if node is not None:
             taken = "the batch" if not inputs.free else "a free size"
             return (f"{node} takes {taken} for a number of its own",)
-    if free_batch:
+    known = has_values(module)
+    if free_batch and known:
         why = batch_matters(module, graph, inputs)
         if why is not None:
             return (why,)
-    if inputs.free:
+    if inputs.free and known:
         why, smallest = sizes_matter(module, graph, inputs)
         if smallest:  # what lies below the example may be too small for the model
             raised = inputs.free.upwards_of(inputs.sizes)

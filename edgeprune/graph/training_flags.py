@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, cast
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -21,8 +24,27 @@ def least_batch(graph: GraphModule) -> int:
     return 2 if ranks and min(ranks) <= 2 else 1
 
 
+def is_plain(value: Any) -> bool:
+    """Whether an attribute is numbers, text or lists of these."""
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return isinstance(value, bool | int | float | str | None)
+
+
 class TrainableGraph(GraphModule):
     """A torch.fx.GraphModule of ATen ops whose train() and eval() do what a module's do."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainableGraph:
+        """With the plain attributes that were set on it and inside, which torch leaves out: a
+        stand-in for a module is asked for them by what is around it."""
+        copied = cast(TrainableGraph, super().__deepcopy__(memo))
+        inside = dict(copied.named_modules())
+        for path, module in self.named_modules():
+            if path in inside:
+                there = inside[path].__dict__
+                own = {n: v for n, v in vars(module).items() if n not in there and is_plain(v)}
+                there.update(copy.deepcopy(own, memo))
+        return copied
 
     def train(self, mode: bool = True) -> TrainableGraph:
         """Sets every batch norm with running statistics and every dropout to training, or not."""

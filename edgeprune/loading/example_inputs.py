@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.capture import state_kept
 from edgeprune.graph.dynamic import batch_elsewhere
-from edgeprune.graph.fidelity import in_eval
+from edgeprune.graph.fidelity import has_values, in_eval
 from edgeprune.graph.free_sizes import BATCH, NOTHING_FREE, FreeSizes
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
@@ -113,7 +114,9 @@ def describe(inputs: ExampleInputs) -> str:
 
 
 def check_inputs(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
-    """`inputs`, if the model runs on them; UserError if it doesn't."""
+    """`inputs`, if the model runs on them; UserError if it doesn't, or has no values."""
+    if not has_values(module):
+        raise UserError("the model lies on the meta device, without values: load its weights first")
     return _checked(module, inputs, "given as example_inputs: give others")
 
 
@@ -136,7 +139,7 @@ def _with_batch(module: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
 def _failure(module: nn.Module, inputs: ExampleInputs) -> Exception | None:
     """Why a forward pass fails, None if it doesn't; leaves the module as it was."""
     try:
-        with torch.no_grad(), in_eval(module):
+        with torch.no_grad(), in_eval(module), state_kept(module):
             module(*inputs.args, **inputs.kwargs)
     except Exception as error:
         return error
@@ -298,7 +301,7 @@ def _assumed(inputs: ExampleInputs, origin: str) -> str:
 
 
 def _configured(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
-    """Inputs from what timm, Lightning and transformers models say about themselves."""
+    """Inputs from what timm, Lightning, transformers and ultralytics models say of themselves."""
     for name in ("pretrained_cfg", "default_cfg"):
         config = _attribute(module, name)
         get: Callable[[str], Any] = config.get if isinstance(config, Mapping) else _getter(config)
@@ -310,6 +313,11 @@ def _configured(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
                     "give --input"
                 )
             yield ExampleInputs((_contents(InputSpec(None, (1, *size)), module),), {}), name
+    size = _image_size(module)
+    channels = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    if size is not None and channels is not None and math.prod(size) <= _CONFIGURED:
+        spec = InputSpec(None, (1, channels, *size))
+        yield ExampleInputs((_contents(spec, module),), {}), "its training's imgsz"
     for name in ("example_input_array", "dummy_inputs"):
         value = _attribute(module, name)
         if isinstance(value, Tensor):
@@ -319,6 +327,16 @@ def _configured(module: nn.Module) -> Iterator[tuple[ExampleInputs, str]]:
             yield replace(_arrange_quietly(module, named.kwargs), names=named.names), name
         elif isinstance(value, tuple | list) and value:
             yield ExampleInputs(tuple(value), {}), name
+
+
+def _image_size(module: nn.Module) -> tuple[int, int] | None:
+    """Height and width that an ultralytics model keeps of its training."""
+    arguments = _attribute(module, "args")
+    get = arguments.get if isinstance(arguments, Mapping) else _getter(arguments)
+    said: Any = get("imgsz")
+    height, width = said if isinstance(said, tuple | list) and len(said) == 2 else (said, said)
+    right = all(isinstance(n, int) and n > 0 for n in (height, width))
+    return (height, width) if right else None
 
 
 def _attribute(module: nn.Module, name: str) -> Any:

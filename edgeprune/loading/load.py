@@ -23,6 +23,7 @@ from edgeprune.graph.dynamic import program_sizes
 from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names
+from edgeprune.loading.as_used import as_deployed, up_to_date
 from edgeprune.loading.checkpoint import (
     Found,
     best_fit,
@@ -36,7 +37,6 @@ from edgeprune.loading.checkpoint import (
 from edgeprune.loading.folder import from_folder
 from edgeprune.loading.foreign import FORMS, check_exists, foreign, is_safetensors
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
-from edgeprune.loading.older_torch import up_to_date
 from edgeprune.loading.policies.robot import RobotPolicy
 from edgeprune.loading.program_schema import check_program
 from edgeprune.loading.safe_pickle import harmless, inert, may_be_inert, only_weights, pickled_names
@@ -453,7 +453,7 @@ def _ready(loaded: LoadedModel) -> LoadedModel:
     if any(torch.nn.parameter.is_lazy(p) or p.is_meta for p in parameters):
         raise UserError(f"{loaded.name} has parameters without values: save it once it was trained")
     module, converted = in_float32(loaded.name, module.to("cpu"), in_place=True)
-    remarks = (*remarks, *converted)
+    remarks = (*remarks, *converted, *as_deployed(module))
     if inputs is not None:
         inputs = inputs.map(lambda t: (t.float() if is_odd(t) else t).cpu())
     return replace(loaded, module=module.eval(), example_inputs=inputs, remarks=remarks)

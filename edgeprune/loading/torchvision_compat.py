@@ -53,10 +53,20 @@ def with_operators(action: Callable[[], _Made]) -> _Made:
     try:
         return action()
     except (ImportError, RuntimeError, OSError) as error:
-        if "operator torchvision::" not in str(error) or _declared:
+        if not _lack_operators(error) or _declared:
             raise
     _declare()
     return action()
+
+
+def _lack_operators(error: BaseException | None) -> bool:
+    """Whether torchvision's operators are what is missing, whoever says so: transformers tells it
+    as a module that can't be imported, because of this."""
+    while error is not None:
+        if "operator torchvision::" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _declare() -> None:

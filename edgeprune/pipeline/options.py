@@ -51,7 +51,8 @@ class PruneOptions(BaseModel):
     original below which a model has lost its job; 0: never; None: MIN_AGREEMENT. opset: of the
     file; None for what the profile's runtime reads. batch: a size that the file takes alone, or
     "dynamic"; None for what the profile's runtime wants. freeze_noise: what the model draws at
-    random becomes constants, from the seed. device: where fine-tuning runs, "auto" for a GPU if
+    random becomes constants, from the seed. narrow_state: inputs that come back as outputs, whose
+    width may change, as NAME or NAME=OUTPUT. device: where fine-tuning runs, "auto" for a GPU if
     there is one.
 
     Raises UserError, in one line, for what can't be or isn't there yet.
@@ -79,6 +80,7 @@ class PruneOptions(BaseModel):
     opset: int | None = None
     batch: int | str | None = None
     freeze_noise: bool = False
+    narrow_state: tuple[str, ...] = ()
     device: str = AUTO
 
     @model_validator(mode="wrap")
@@ -129,6 +131,7 @@ class PruneOptions(BaseModel):
                 f"--opset {self.opset}: files are written in {OLDEST_OPSET} to {NEWEST_OPSET}"
             )
         _samples(self.batch)
+        _narrows(self)
         checked_device(self.device)
         least = self.min_agreement
         if least is not None and not (math.isfinite(least) and 0 <= least <= 100):
@@ -281,6 +284,17 @@ def _check_computed(precision: str, profile: Profile, limits: Budgets) -> None:
         from edgeprune.quantization.preset import preset_for  # onnxruntime comes with it
 
         preset_for(profile)
+
+
+def _narrows(options: PruneOptions) -> None:
+    """Raises UserError for what doesn't go with states whose width changes."""
+    if options.narrow_state and (options.pattern is not None or options.precision != "fp32"):
+        with_what = (
+            f"--precision {options.precision}"
+            if options.pattern is None
+            else f"--method {options.method}, which leaves widths as they are"
+        )
+        raise UserError(f"--narrow-state doesn't go with {with_what}")
 
 
 def _samples(batch: int | str | None) -> int | None:

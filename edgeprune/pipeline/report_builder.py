@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Literal, cast
 
 import onnx
+from torch import Tensor
 
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_names
@@ -14,7 +15,7 @@ from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.coupling import obstacles
 from edgeprune.coupling.plan import Plan
-from edgeprune.data.lerobot import ActionError
+from edgeprune.coupling.states import outside, state_widths
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.parity import Validation
@@ -119,18 +120,18 @@ def build_report(
         module_note=written.note,
         input_shapes={
             name: list(tensor.shape)
-            for name, tensor in zip(inputs, task.example_inputs.tensors, strict=False)
+            for name, tensor in zip(inputs, _file_inputs(workspace, best), strict=False)
         },
         remarks=[
             *task.remarks,
             *traced.notes,
             *_fixed_sizes(traced, settings),
+            *_states(best),
             *_unused(traced),
             *best.remarks,
             *_predicted(task, best),
             *_recovered(task, best),
             *best.trained,
-            *_of_metric(task, baseline, best),
             *_seen_in_training(best),
         ],
         kernels_before=kernel_costs(
@@ -155,11 +156,26 @@ def build_report(
     )
 
 
-def _of_metric(task: Task, baseline: Baseline, best: Candidate) -> list[str]:
-    """What a metric says besides its number."""
-    if not isinstance(task.metric, ActionError):
+def _file_inputs(workspace: Workspace, best: Candidate) -> list[Tensor]:
+    """The example inputs as the file takes them: the task's, narrow where states are."""
+    if not workspace.settings.narrow_state:
+        return workspace.task.example_inputs.tensors
+    return outside(best.module, workspace.traced.example_inputs)[1].tensors
+
+
+def _states(best: Candidate) -> list[str]:
+    """What became of the states whose width was open."""
+    found = state_widths(best.module)
+    if not found:
         return []
-    return task.metric.words(baseline.metric, best.metric)
+    told = [
+        f"{name} {'x'.join(map(str, before))} → {'x'.join(map(str, after))}"
+        for name, (before, after) in found.items()
+    ]
+    return [
+        f"states: {', '.join(told)}; the file and the module take and give them so: begin with "
+        "zeros of the new size"
+    ]
 
 
 def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:
@@ -477,8 +493,8 @@ def _agreement(workspace: Workspace, result: PruningResult) -> Agreement:
 
 
 def _unknown(coupling: Coupling) -> list[str]:
-    if not coupling.unknown:
+    ops = sorted(set(coupling.unknown.values()) & {r for f in coupling.frozen for r in f.reasons})
+    if not ops:
         return []
-    ops = sorted(set(coupling.unknown.values()))
     more = f" and {len(ops) - 3} more" if len(ops) > 3 else ""
     return [f"ops without a rule, so what they touch stays as it is: {', '.join(ops[:3])}{more}"]

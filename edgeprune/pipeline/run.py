@@ -22,7 +22,9 @@ from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
 from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.coupling import obstacles
+from edgeprune.coupling.states import follows_outside, is_index, outside, with_narrow_states
 from edgeprune.data.batches import as_batches
+from edgeprune.data.lerobot import ActionError
 from edgeprune.export.loop_parts import check_parts, write_parts
 from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
@@ -31,6 +33,7 @@ from edgeprune.export.program import save_program
 from edgeprune.export.weights import save_weights
 from edgeprune.graph.fidelity import in_eval, outputs_of
 from edgeprune.graph.free_sizes import NOTHING_FREE
+from edgeprune.graph.fx_utils import INPUT
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.pipeline.artifacts import MASKS, PARTS, RESULTS
@@ -97,7 +100,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     onnxruntime differs from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that
     can't be met are no error here: the report says so.
     """
-    keep_freed_memory()
+    keep_freed_memory(sum(p.nbytes for p in task.module.parameters()))
     traced = _traced(task, steps)
     coupling = _coupled(task, traced, steps)
     workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
@@ -119,7 +122,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
-    keep_freed_memory()
+    keep_freed_memory(sum(p.nbytes for p in task.module.parameters()))
     traced = _traced(task, steps)
     coupling = _coupled(task, traced, steps)
     _check_prunable(traced, coupling, task.settings)
@@ -140,17 +143,28 @@ def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
 
 def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     """What is proved, written and said of the file that pruning came to."""
-    result = _judged_in_precision(workspace, result)
+    result = _told(_judged_in_precision(workspace, result), workspace.task)
     best = result.best
     _mark(workspace, result)
-    validation = _validated(workspace, best)
-    _part(workspace, best)
-    written = _written_back(workspace, best)
-    _save(workspace, best, written)
+    final = _as_called(workspace, best)
+    validation = _validated(workspace, best, final)
+    _part(workspace, best, final)
+    written = _written_back(workspace, best, final)
+    _save(workspace, best, final, written)
     report = build_report(workspace, result, validation, written)
-    module = written.module if written.module is not None else best.module
-    inputs, dynamic = workspace.traced.example_inputs, workspace.traced.dynamic_batch
-    return Outcome(best.module, module, best.exported, report, inputs, dynamic, best.masks)
+    graph = final.module
+    module = written.module if written.module is not None else graph
+    dynamic = workspace.traced.dynamic_batch
+    return Outcome(graph, module, best.exported, report, final.inputs, dynamic, best.masks)
+
+
+def _told(result: PruningResult, task: Task) -> PruningResult:
+    """With what the metric says besides its number."""
+    if not isinstance(task.metric, ActionError):
+        return result
+    best = result.best
+    words = task.metric.words(result.baseline.metric, best.metric)
+    return replace(result, best=replace(best, remarks=(*best.remarks, *words)))
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -158,7 +172,7 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
 
 def _traced(task: Task, steps: Steps) -> TracedModel:
     with steps.step("trace"), deadline("trace", task.settings.step_seconds):
-        traced = captured(task)
+        traced = with_narrow_states(captured(task), task.settings.narrow_state)
     if task.settings.free_batch and not traced.any_batch:
         raise UserError(
             f"--batch dynamic: this model takes a batch of {traced.batch} alone "
@@ -281,9 +295,15 @@ def _check_prunable(traced: TracedModel, coupling: Coupling, settings: Settings)
     if settings.rate == 0 or coupling.groups or coupling.branches or settings.pattern is not None:
         return
     reasons = list(obstacles(traced, coupling))
+    held = [r for r in reasons if r.startswith(INPUT)]
+    way = (
+        f"--narrow-state {held[0].removeprefix(INPUT)} lets a state's width change; "
+        if held
+        else ""
+    )
     raise UserError(
         "nothing in this model can be pruned: every layer is held by "
-        f"{', '.join(reasons[:3]) or 'its inputs and outputs'} (edgeprune inspect lists them; "
+        f"{', '.join(reasons[:3]) or 'its inputs and outputs'} ({way}edgeprune inspect lists them; "
         "--rate 0 exports it as it is)"
     )
 
@@ -356,15 +376,35 @@ class _UsersOwn:
         return self._graph(*args, **kwargs) if isinstance(outputs, Exception) else outputs
 
 
-def _validated(workspace: Workspace, best: Candidate) -> Validation:
+@dataclass(frozen=True)
+class _Final:
+    """The smaller graph as the user has it, and inputs that it takes."""
+
+    module: GraphModule
+    inputs: ExampleInputs
+
+
+def _as_called(workspace: Workspace, best: Candidate) -> _Final:
+    """With states as narrow as they are inside, where the user allowed that."""
+    inputs = workspace.traced.example_inputs
+    final = _Final(*outside(best.module, inputs))
+    if final.module is not best.module and not follows_outside(best.module, inputs):
+        raise EdgePruneError(
+            "with narrow states the graph computes something else: a bug in edgeprune, nothing was "
+            "written (please report the model)"
+        )
+    return final
+
+
+def _validated(workspace: Workspace, best: Candidate, final: _Final) -> Validation:
     """The proof that onnxruntime computes what the smaller graph does, on the final file."""
     traced = workspace.traced
-    reference = _UsersOwn(workspace) if best.removes_nothing else best.module
+    reference = _UsersOwn(workspace) if best.removes_nothing else final.module
     with workspace.steps.step("validate"):
         validation = from_first(
             lambda: validate(
                 reference,
-                traced.example_inputs,
+                final.inputs,
                 traced.dynamic_batch,
                 best.exported.in_float,
                 workspace.folder,
@@ -384,31 +424,34 @@ def _validated(workspace: Workspace, best: Candidate) -> Validation:
     return validation
 
 
-def _part(workspace: Workspace, best: Candidate) -> None:
+def _part(workspace: Workspace, best: Candidate, final: _Final) -> None:
     """Where one answer takes several runs: the file in two, what is computed once and a step.
 
     Raises ParityError if both together aren't the whole."""
     if workspace.traced.loop is None:
         return
     with workspace.steps.step("part"):
-        whole, inputs = best.exported.path, workspace.traced.example_inputs
+        whole, inputs = best.exported.path, final.inputs
         parts = write_parts(whole, workspace.folder)
         named = zip(best.exported.input_names, inputs.tensors, strict=True)
         check_parts(whole, parts, {name: tensor.numpy() for name, tensor in named})
 
 
-def _written_back(workspace: Workspace, best: Candidate) -> WrittenBack:
+def _written_back(workspace: Workspace, best: Candidate, final: _Final) -> WrittenBack:
     """The user's own class made smaller, if it can follow."""
-    task, coupling = workspace.task, workspace.coupling
+    task, traced, plan = workspace.task, workspace.traced, best.plan
+    labels = workspace.coupling.parameters
+    own = {name: each for name, each in labels.items() if not is_index(name)}
+    coupling = replace(workspace.coupling, parameters=own)
     with workspace.steps.step("write back"):
         try:
             with deadline("write back", task.settings.step_seconds):
-                return write_back(task.module, workspace.traced, coupling, best.plan, best.module)
+                return write_back(task.module, traced, coupling, plan, final.module, final.inputs)
         except UserError as late:  # the graph is there already
             return WrittenBack(None, str(late))
 
 
-def _save(workspace: Workspace, best: Candidate, written: WrittenBack) -> None:
+def _save(workspace: Workspace, best: Candidate, final: _Final, written: WrittenBack) -> None:
     """pruned.pt2, with what tells that it computes the same when it is loaded again, and the
     weights under the names of the user's class."""
     traced, seed = workspace.traced, workspace.settings.seed
@@ -416,16 +459,16 @@ def _save(workspace: Workspace, best: Candidate, written: WrittenBack) -> None:
         save_program(
             best.exported.program,
             workspace.folder / RESULTS["program"],
-            best.module,
-            cases_for(traced.example_inputs, traced.dynamic_batch, seed)[:2],
+            final.module,
+            cases_for(final.inputs, traced.dynamic_batch, seed)[:2],
             TOLERANCE,
         )
         save_weights(
             workspace.folder / RESULTS["weights"],
             workspace.task.module,
             written,
-            best.module,
-            traced.example_inputs,
+            final.module,
+            final.inputs,
         )
 
 

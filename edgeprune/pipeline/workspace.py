@@ -21,6 +21,7 @@ from edgeprune.cost.fx_reader import kernel_graph
 from edgeprune.cost.kernels import KernelGraph
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.plan import Plan
+from edgeprune.coupling.states import outside
 from edgeprune.data.batches import accuracy, as_batches
 from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, predicted
 from edgeprune.export.loop_parts import InParts
@@ -369,6 +370,7 @@ class Workspace:
 
     def _written(self, module: GraphModule, folder: Path, plan: Plan) -> Exported:
         settings = self.settings
+        plain, inputs = outside(module, self.traced.example_inputs)
         metadata: Mapping[str, Any] = {
             "version": __version__,
             "profile": settings.profile.name,
@@ -382,8 +384,8 @@ class Workspace:
         if self.traced.loop is not None:
             metadata = {**metadata, "loop": self.traced.loop.as_json()}
         return export(
-            module,
-            self.traced.example_inputs,
+            plain,
+            inputs,
             self.traced.dynamic_batch,
             folder / "model.onnx",
             metadata,

@@ -16,9 +16,14 @@ from edgeprune.reconstruction.replay import Replay
 def outputs(run: Replay, module: GraphModule) -> list[list[Tensor]]:
     """The graph's floating outputs: one list for each batch."""
     run.run_to("output", including=False)
+    names = floating_outputs(module)
+    return [list(values) for values in zip(*(run.values(name) for name in names), strict=True)]
+
+
+def floating_outputs(module: GraphModule) -> list[str]:
+    """The nodes that make them, in order."""
     nodes = next(iter(module.graph.find_nodes(op="output"))).all_input_nodes
-    floating = [n.name for n in nodes if n.op == "call_function" and _floats(n)]
-    return [list(values) for values in zip(*(run.values(name) for name in floating), strict=True)]
+    return [n.name for n in nodes if n.op == "call_function" and _floats(n)]
 
 
 def _floats(node: Node) -> bool:

@@ -96,12 +96,15 @@ class Yardstick:
         want: Sequence[Sequence[Tensor]],
         by_classes: bool = False,
         recognises: bool = True,
+        ignored: frozenset[int] = frozenset(),
     ) -> None:
         """want: the original's floating outputs, a list for each batch; batch in dimension 0.
         by_classes: labels say that (samples, classes) outputs are class scores. recognises: the
         inputs are images or tokens, so that rows in which one number is far above the others are
-        likely to be class scores; of a machine's state they are likely to be actions."""
-        self._want = [list(batch) for batch in want]
+        likely to be class scores; of a machine's state they are likely to be actions. ignored:
+        outputs that aren't compared, by their places."""
+        self._ignored = ignored
+        self._want = [self._compared(batch) for batch in want]
         columns = list(zip(*self._want, strict=True)) if self._want else []
         given = _Given(by_classes, recognises)
         self._forms = _forms([_sampled(column) for column in columns], given)
@@ -136,7 +139,8 @@ class Yardstick:
     def measure(self, got: Iterable[Sequence[Tensor]]) -> Found:
         """How far outputs are from the original's: one list for each of the batches, in order."""
         sums = [_Sums() for _ in self._forms]
-        for made, wanted in zip(got, self._want, strict=True):
+        for every, wanted in zip(got, self._want, strict=True):
+            made = self._compared(every)
             sure = self._sure(made, wanted)
             for form, total, a, b in zip(self._forms, sums, made, wanted, strict=True):
                 _add(form, total, a.float(), b.float(), sure)
@@ -160,12 +164,16 @@ class Yardstick:
         What it is divided by is what a batch of this size weighs on average, not what this one
         does: in many there is nothing for a detector to see.
         """
+        got, want = self._compared(got), self._compared(want)
         sure = self._sure([t.detach() for t in got], want)
         losses = [
             _error(form, a.float(), b.float(), sure)[0] / (max(len(b), 1) * weight)
             for form, weight, a, b in zip(self._forms, self._weights, got, want, strict=True)
         ]
         return torch.stack(losses).mean()
+
+    def _compared(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        return [t for i, t in enumerate(outputs) if i not in self._ignored]
 
     def _decoded(self, columns: Sequence[Sequence[Tensor]]) -> Decoding | None:
         """How the original's boxes are given, as those of its detections tell."""

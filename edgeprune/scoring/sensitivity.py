@@ -17,11 +17,12 @@ from edgeprune.core.distributed import spread
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.kept_masks import Kept
 from edgeprune.coupling.plan import Plan
+from edgeprune.coupling.states import state_outputs
 from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.layers import find_layers
 from edgeprune.reconstruction.layerwise import BRIEF, reconstruct
 from edgeprune.reconstruction.memory_limit import Room
-from edgeprune.reconstruction.outputs import forked_outputs, streamed
+from edgeprune.reconstruction.outputs import floating_outputs, forked_outputs, streamed
 from edgeprune.reconstruction.refit import Aim, aims, refit
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.samples import Samples
@@ -49,9 +50,14 @@ def branch_plan(coupling: Coupling, branch: int) -> Plan:
 
 
 def judge_of(traced: TracedModel, samples: Samples) -> Yardstick:
-    """The yardstick on the samples that nothing is fitted to."""
+    """The yardstick on the samples that nothing is fitted to. States whose width is open aren't
+    compared where there is anything else: what goes of them is missed by no one."""
     want = list(streamed(traced.graph_module, samples.judged))
-    return Yardstick(want, samples.by_classes, samples.recognises)
+    names, states = floating_outputs(traced.graph_module), state_outputs(traced.graph_module)
+    ignored = frozenset(i for i, name in enumerate(names) if name in states)
+    if len(ignored) == len(names):
+        ignored = frozenset()
+    return Yardstick(want, samples.by_classes, samples.recognises, ignored)
 
 
 def losses(

@@ -21,6 +21,7 @@ from ortools.sat.python import cp_model
 
 from edgeprune.core.polynomial import Poly
 from edgeprune.solve.coordinate_descent import combine, descend
+from edgeprune.solve.cp_sat import DIED, search
 from edgeprune.solve.lagrangian import Dual, dual
 from edgeprune.solve.latency_terms import LatencyTerm
 from edgeprune.solve.problem import Limits, Problem
@@ -94,7 +95,7 @@ def solve(
     if progress is not None:
         progress(problem.loss(known), bound)
     clock = Clock(seconds - spent)
-    if not _near(problem.loss(known), bound):
+    if not _near(problem.loss(known), bound) and not clock.done:
         known, bound = _searched(left, limits, known, bound, clock, seed, progress)
     loss = problem.loss(known)
     status = "optimal" if _near(loss, bound) else "feasible"
@@ -432,30 +433,30 @@ class _Model:
         for v, chosen in self._select.items():
             for option, variable in zip(self._problem.options[v], chosen, strict=True):
                 self._model.add_hint(variable, int(int(option) == known[v]))
-        solver = cp_model.CpSolver()
-        solver.parameters.max_deterministic_time = clock.work
-        solver.parameters.interleave_search = True
-        solver.parameters.catch_sigint_signal = False  # it would take Python's own handler away
-        solver.parameters.relative_gap_limit = GAP_LIMIT
-        solver.parameters.random_seed = seed
-        solver.parameters.linearization_level = 2
-        solver.parameters.num_workers = 3
-        solver.parameters.subsolvers.extend(["max_lp", "reduced_costs"])
+        parameters = {
+            "max_deterministic_time": clock.work,
+            "interleave_search": True,
+            "relative_gap_limit": GAP_LIMIT,
+            "random_seed": seed,
+            "linearization_level": 2,
+            "num_workers": 3,
+            "subsolvers": ["max_lp", "reduced_costs"],
+        }
+        note = None
         if progress is not None:
-            solver.best_bound_callback = lambda bound: progress(
-                self._problem.loss(known), bound * _LOSS_UNIT
-            )
-        status = solver.solve(self._model)
-        if status == cp_model.MODEL_INVALID:
-            clock.give_up(self._model.validate()[:200])
+            loss = self._problem.loss(known)
+            note = lambda bound: progress(loss, bound * _LOSS_UNIT)  # noqa: E731
+        found = search(self._model, parameters, note)
+        if found.status in (DIED, "MODEL_INVALID"):
+            clock.give_up(found.why[:200])
             return _Answer(None, 0.0)
-        clock.spend(solver.deterministic_time)
-        bound = max(solver.best_objective_bound, 0.0) * _LOSS_UNIT
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return _Answer(None, bound if status != cp_model.INFEASIBLE else 0.0)
+        clock.spend(found.work)
+        bound = max(found.bound, 0.0) * _LOSS_UNIT
+        if found.status not in ("OPTIMAL", "FEASIBLE"):
+            return _Answer(None, bound if found.status != "INFEASIBLE" else 0.0)
         values = {v: int(options[0]) for v, options in self._problem.options.items()}
         for v, chosen in self._select.items():
-            picked = next(i for i, x in enumerate(chosen) if solver.value(x))
+            picked = next(i for i, x in enumerate(chosen) if found.values[x.index])
             values[v] = int(self._problem.options[v][picked])
         return _Answer(values, bound)
 

@@ -26,7 +26,7 @@ from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import TracedModel
-from edgeprune.graph.training_flags import TrainableGraph
+from edgeprune.graph.training_flags import TrainableGraph, is_plain
 
 _SIZE = torch.ops.aten.sym_size.int
 
@@ -78,10 +78,11 @@ class Carver:
         module = TrainableGraph(part.tensors, part.graph)
         module.train(False)
         for inner, holder in module.named_modules():
-            # What is around it may ask (nn.TransformerEncoder does: self_attn.batch_first).
+            # What is around it may ask: nn.TransformerEncoder does (self_attn.batch_first), and
+            # ultralytics' models from which layer the input of a layer comes (m.f).
             asked = self._original.get_submodule(f"{path}.{inner}".rstrip("."))
             for name, value in vars(asked).items():
-                if isinstance(value, bool | str) and not hasattr(holder, name):
+                if is_plain(value) and not hasattr(holder, name):
                     setattr(holder, name, value)
             if isinstance(asked, nn.MultiheadAttention):
                 # What keeps nn.TransformerEncoderLayer from computing with its weights by itself.

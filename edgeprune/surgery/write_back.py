@@ -47,17 +47,24 @@ class WrittenBack:
 
 
 def write_back(
-    original: nn.Module, traced: TracedModel, coupling: Coupling, plan: Plan, smaller: GraphModule
+    original: nn.Module,
+    traced: TracedModel,
+    coupling: Coupling,
+    plan: Plan,
+    smaller: GraphModule,
+    inputs: ExampleInputs | None = None,
 ) -> WrittenBack:
     """A resized copy of `original` with the weights of `smaller`; `original` stays as it was.
 
     First its layers are resized and its own code is trusted with the rest. Where that differs, the
     numbers among its modules' attributes change as they did in the graph (num_heads), and at last
-    modules that state sizes in their code are replaced by their part of the graph.
+    modules that state sizes in their code are replaced by their part of the graph. inputs: what
+    the smaller model takes, where that isn't what the original does.
     """
     if isinstance(original, GraphModule):
         return WrittenBack(None, "the model came as a graph, without a class of its own")
     writer = _Writer(original, traced, coupling, plan, smaller)
+    writer.inputs = traced.example_inputs if inputs is None else inputs
     note = ""
     for paths, restated in (
         (writer.rigid, False),
@@ -91,6 +98,7 @@ class _Writer:
         plan: Plan,
         smaller: GraphModule,
     ) -> None:
+        self.inputs = traced.example_inputs
         self._original = original
         self._traced = traced
         self._coupling = coupling
@@ -258,7 +266,7 @@ class _Writer:
 
     def _difference(self, module: nn.Module) -> float:
         """The error relative to the graph's output, at another batch size too if any goes."""
-        inputs = self._traced.example_inputs
+        inputs = self.inputs
         tried = [inputs, *(inputs.at(sizes) for sizes in inputs.free.others(inputs.sizes)[:1])]
         if self._traced.dynamic_batch:
             tried.append(inputs.map(lambda t: torch.cat([t, t])))

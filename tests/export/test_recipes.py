@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -48,6 +50,67 @@ def ran(words: list[str], folder: Path) -> str:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def detector_module() -> Any:
+    """export/recipes/detector.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("detector", RECIPES / "detector.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def written_detector(path: Path, answer: np.ndarray) -> None:
+    """A file that takes pictures of 64 x 96 and always answers the same."""
+    x = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [1, 3, 64, 96])
+    y = onnx.helper.make_tensor_value_info("output0", onnx.TensorProto.FLOAT, answer.shape)
+    nodes = [
+        onnx.helper.make_node("ReduceMean", ["images"], ["mean"], keepdims=0),
+        onnx.helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        onnx.helper.make_node("Add", ["answer", "nothing"], ["output0"]),
+    ]
+    given = [
+        onnx.numpy_helper.from_array(answer.astype(np.float32), "answer"),
+        onnx.numpy_helper.from_array(np.float32(0), "zero"),
+    ]
+    graph = onnx.helper.make_graph(nodes, "detector", [x], [y], given)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.save(model, path)
+
+
+def test_a_detectors_boxes_come_in_the_pictures_own_pixels(tmp_path: Path) -> None:
+    places = np.zeros((20, 4 + 3))
+    places[0] = [48, 32, 40, 20, 0.9, 0.1, 0.0]  # middle, width and height in the input's pixels
+    places[1] = [49, 32, 40, 20, 0.8, 0.1, 0.0]  # the same thing once more
+    places[2] = [49, 32, 40, 20, 0.1, 0.7, 0.0]  # another class at the same place
+    places[3] = [20, 20, 8, 8, 0.2, 0.0, 0.0]  # not sure enough
+    frame = np.zeros((128, 128, 3), np.uint8)  # half as large in the input, with 16 beside it
+    for answer in (places.T[None], places[None]):
+        written_detector(tmp_path / "model.onnx", answer)
+        detect = detector_module().Detector(str(tmp_path / "model.onnx"))
+        found = detect(frame)
+        np.testing.assert_allclose(found[:, 4:], [[0.9, 0], [0.7, 1]], atol=1e-6)
+        np.testing.assert_allclose(found[0, :4], [24, 44, 104, 84], atol=1e-4)
+    np.save(tmp_path / "picture.npy", frame)
+    words = [str(tmp_path / name) for name in ("model.onnx", "picture.npy", "boxes.npy")]
+    ran([sys.executable, str(RECIPES / "detector.py"), *words], tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "boxes.npy"), found)
+
+
+def test_a_picture_is_resized_as_pillow_does() -> None:
+    from PIL import Image
+
+    frame = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(frame).resize((120, 160), Image.Resampling.BILINEAR))
+    mine = detector_module().resized(frame, 160, 120)
+    assert np.abs(mine.astype(int) - smooth.astype(int)).max() <= 1
+
+
+def test_what_is_no_detectors_output_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"not the output of a YOLO detector: \(1, 10\)"):
+        detector_module().parts([np.zeros((1, 10))])
 
 
 def commands(recipe: str) -> list[list[str]]:

@@ -32,6 +32,14 @@ DRAWS: list[Callable[[Tensor], Tensor]] = [
     lambda h: h + torch.empty_like(h).normal_(0.0, 2.0),
     lambda h: torch.distributions.Normal(h, h.exp(), validate_args=False).rsample(),
     lambda h: nn.functional.dropout(h, 0.5, True),
+    lambda h: nn.functional.dropout1d(h[..., None], 0.5, True)[..., 0],
+    lambda h: torch.feature_dropout(h[..., None], 0.5, True)[..., 0],
+    lambda h: h + torch.normal(0.0, 1.0, (1,)),
+    lambda h: h + torch.normal(0.0, 1.0, size=(h.shape[0], 6)),
+    lambda h: torch.normal(h, 2.0) + torch.normal(mean=1.0, std=h.abs()),
+    lambda h: h * torch.bernoulli(h.sigmoid()) + torch.bernoulli(h, 0.5),
+    lambda h: h * torch.randint(1, 5, (6,)),
+    lambda h: h[:, torch.randperm(6)],
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.core.errors import UserError
+from edgeprune.graph.fx_utils import module_path
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import PRIMES, export_program, sizes_of, trace
 from tests.pruning import Net, equal, randomized, run
@@ -143,3 +144,61 @@ def test_shared_weights_are_one() -> None:
     traced = trace(module, inputs(torch.ones(2, 4)))
     read = [n.target for n in traced.graph_module.graph.find_nodes(op="get_attr")]
     assert len(set(map(str, read))) == 2  # one weight, one bias
+
+
+def test_arguments_that_nobody_gives_leave_the_batch_free() -> None:
+    class Open(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, *more: Tensor, **settings: Any) -> Tensor:
+            return self.layer(x) + sum(more)
+
+    assert trace(Open(), inputs(torch.randn(2, 4))).dynamic_batch
+
+
+def test_what_a_module_keeps_of_a_call_is_as_it_was_before_tracing() -> None:
+    class Anchored(nn.Module):
+        """A detector's head makes its anchors anew where the picture has another size."""
+
+        shape: Any = None
+        anchors = torch.empty(0)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            if self.shape != x.shape:
+                self.anchors = torch.arange(x.shape[3], dtype=torch.float32)
+                self.shape = x.shape
+            return y + self.anchors
+
+    module = Anchored().eval()
+    x = torch.randn(2, 3, 8, 8)
+    traced = trace(module, inputs(x))
+    assert traced.dynamic_batch and module.shape is None and "anchors" not in vars(module)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), traced.graph_module(x))
+    module(torch.randn(1, 3, 4, 4))
+    trace(module, inputs(x))
+    assert module.shape == (1, 3, 4, 4) and len(module.anchors) == 4
+
+
+def test_ops_of_a_method_that_stands_for_forward_have_their_place() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.forward = self.fused  # type: ignore[method-assign]
+
+        def fused(self, x: Tensor) -> Tensor:
+            return self.layer(x).relu()
+
+    module = nn.Sequential(Fused(), Fused()).eval()
+    traced = trace(module, inputs(torch.randn(2, 4)))
+    places = [module_path(n) for n in traced.graph_module.graph.nodes if n.op == "call_function"]
+    assert places == ["0.layer", "0", "1.layer", "1"]
+    assert module[0].forward == module[0].fused and type(module[0]) is Fused

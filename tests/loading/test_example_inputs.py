@@ -340,3 +340,12 @@ def test_a_letter_that_is_first_in_one_input_and_stands_in_all_is_the_batch() ->
 
     found, _ = example_inputs(Joined(), specs("Bx4", "2xBx4"))
     assert found.free.places == ({0: BATCH}, {1: BATCH}) and found.batch == 1
+
+
+@pytest.mark.parametrize(("said", "size"), [(96, (96, 96)), ([64, 96], (64, 96))])
+def test_a_size_that_training_had_is_taken(said: Any, size: tuple[int, int]) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+    module.args = {"imgsz": said}  # type: ignore[assignment]
+    inputs, remarks = example_inputs(module, [], None)
+    assert inputs.tensors[0].shape == (1, 3, *size)
+    assert "its training's imgsz" in remarks[0]

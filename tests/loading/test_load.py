@@ -20,6 +20,7 @@ from torch import nn
 from edgeprune.core.errors import UserError
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
+from edgeprune.loading.as_used import as_deployed
 from edgeprune.loading.load import load
 from edgeprune.loading.safe_pickle import harmless
 
@@ -586,3 +587,19 @@ def test_a_programs_free_sizes_are_kept_with_their_ranges(tmp_path: Path) -> Non
     assert inputs is not None
     assert inputs.free.places == ({2: "height", 3: "width"},)
     assert str(inputs.free) == "height 8..64, width 8..64 in steps of 4"
+
+
+def test_a_detectors_head_is_as_its_own_exporter_sets_it() -> None:
+    class Detect(nn.Module):
+        export = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+    theirs, mine = Detect(), Detect()
+    Detect.__module__ = "ultralytics.nn.modules.head"
+    (told,) = as_deployed(nn.Sequential(theirs))
+    assert theirs.export is True and told.startswith("Detect set to export")
+    Detect.__module__ = "robot.head"
+    assert as_deployed(nn.Sequential(mine)) == () and mine.export is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -447,3 +448,40 @@ def test_a_shared_module_is_not_cut_out_once() -> None:
     result = written(net, X)
     assert result.module is None
     assert result.note == "m is called 2 times"
+
+
+def test_a_graph_inside_answers_what_is_around_it_also_as_a_copy() -> None:
+    class Halves(nn.Module):
+        """Says in its code how wide it is."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(8, 8, 1)
+            self.source, self.level, self.name = [-1], -1, "halves"
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).reshape(x.shape[0], 8, *x.shape[2:])
+
+    class Reading(nn.Module):
+        """A model that asks its layers where their inputs come from, as ultralytics' do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Conv2d(3, 8, 1), Halves(), nn.Conv2d(8, 4, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.model:
+                if getattr(layer, "source", None) is not None:
+                    assert self.model[1].level == -1 and layer.source == [-1]
+                x = layer(x)
+            return x
+
+    result = written(Reading(), X)
+    assert result.graphs == ("model.1",)
+    made: Any = copy.deepcopy(result.module)
+    assert made.model[1].name == "halves"
+    torch.testing.assert_close(run(made, X), run(result.module, X))
+    buffer = io.BytesIO()
+    torch.save(result.module.model[1], buffer)  # type: ignore[union-attr, index]
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=False).source == [-1]

@@ -13,6 +13,7 @@ from edgeprune.coupling.propagate import Labels, Rule, Walk
 from edgeprune.coupling.rules.compute import COMPUTE
 from edgeprune.coupling.rules.layout import LAYOUT
 from edgeprune.coupling.rules.recurrent import RECURRENT
+from edgeprune.coupling.rules.states import STATES
 from edgeprune.graph.ops import POINTWISE, SAME, family_of
 
 
@@ -49,6 +50,8 @@ def rule_for(target: Any) -> Rule | None:
     if not isinstance(target, torch._ops.OpOverload):
         return None
     namespace, _, name = target._schema.name.partition("::")
+    if namespace == "edgeprune":
+        return STATES[name]
     if namespace != "aten":
         return None
     if name in _FUNCTIONS:

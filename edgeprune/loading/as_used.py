@@ -1,4 +1,5 @@
-"""Modules that an older torch pickled, given the attributes that newer code reads."""
+"""What a module from a file lacks before it computes what it is used for: attributes that newer
+torch reads, and the form that a detector is deployed in."""
 
 from __future__ import annotations
 
@@ -23,6 +24,27 @@ def up_to_date(module: nn.Module) -> None:
                 padding = part.padding if isinstance(part.padding, tuple) else ()
                 twice = [p for p in reversed(padding) for _ in range(2)]
                 part._reversed_padding_repeated_twice = twice  # type: ignore[assignment]
+
+
+def as_deployed(module: nn.Module) -> tuple[str, ...]:
+    """Sets what ultralytics' own exporter sets: its heads then return decoded boxes and scores
+    alone, not also the maps that training compares, whose widths no one may change. What to say of
+    it; nothing for other libraries' modules."""
+    heads = [
+        part
+        for part in module.modules()
+        if type(part).__module__.startswith("ultralytics.")
+        and getattr(part, "export", None) is False
+    ]
+    for head in heads:
+        head.export = True  # type: ignore[assignment]
+    if not heads:
+        return ()
+    names = ", ".join(sorted({type(head).__name__ for head in heads}))
+    return (
+        f"{names} set to export, as ultralytics does: decoded boxes and scores are the output, NMS "
+        "stays outside (export/recipes/detector.py)",
+    )
 
 
 def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
