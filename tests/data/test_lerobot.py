@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import edgeprune
+from edgeprune.cli.app import main
 from edgeprune.core.errors import UserError
 from edgeprune.data.lerobot import ActionError
 from edgeprune.data.loaders import load_data, load_metric
@@ -257,3 +258,18 @@ def test_without_pyarrow_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(UserError, match="pip install pyarrow"):
         load_data(str(path), inputs_of(policy), policy)
+
+
+def test_the_command_takes_a_recording_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--data and --eval of the same folder: the file's actions are judged on what it holds back."""
+    path = str(recorded(tmp_path / "set", "v3.0"))
+    words = ["tests.policies:Reacting", "--rate", "0", "--profile", "raspberry-pi-5", "--json",
+             "--data", path, "--eval", path, "-o", str(tmp_path / "out")]  # fmt: skip
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["metric_name"] == path and report["before"]["metric"] < 0
+    assert report["after"]["metric"] == report["before"]["metric"]
+    assert any("action error of each joint" in remark for remark in report["remarks"])
+    assert not (tmp_path / "out" / "step.onnx").exists()  # it gives a chunk at once
