@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeprune.core.errors import ParityError, UserError
+from edgeprune.core.heap import let_go
 from edgeprune.core.loop import SCHEDULE_KEY, Loop
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY, load_onnx, recorded_shapes
 from edgeprune.export.onnx import save
@@ -48,6 +49,8 @@ def write_parts(whole: Path, folder: Path) -> tuple[Path, Path]:
                  names)  # fmt: skip
     made.metadata_props.append(onnx.StringStringEntryProto(key=SCHEDULE_KEY, value=loop.as_json()))
     save(made, step)
+    del model, made, sizes
+    let_go(whole.stat().st_size)
     return once, step
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.core.heap import let_go
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
 from edgeprune.export.conversion import Conversion, conversion_of
 from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
@@ -127,10 +129,13 @@ def _in_form(
 ) -> onnx.ModelProto:
     """The graph in ONNX, simplified, in the form asked for."""
     layers, model = _simple(conversion.model(outputs, optimize), example_inputs, form, warnings)
+    weights = sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+    let_go(weights)
     with_fusable_forms(model)
     _name_inputs(model, conversion.program, example_inputs)
     _name_sizes(model, example_inputs)
     model = at_opset(model, form.opset, layers, form.operators)
+    let_go(weights)
     if form.opset > EXPORTED_OPSET:  # torch.onnx writes one version whatever the opset
         least = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
         model.ir_version = max(model.ir_version, least)
