@@ -81,7 +81,7 @@ audit: $(STAMP)
 # of them, the models that the benchmarks build work.
 bench-env: $(STAMP)
 	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm lerobot accelerate datasets \
-	    deepdiff orderly-set cachebox transformers tokenizers
+	    deepdiff orderly-set cachebox transformers tokenizers diffusers
 	$(PIP) install --quiet -c constraints.txt huggingface_hub safetensors pillow scipy scikit-learn \
 	    einops draccus imageio av multiprocess pyarrow xxhash pyserial psutil regex \
 	    mcp playwright axe-playwright-python

@@ -1,19 +1,28 @@
 """Robot policies from lerobot's folder to the robot's loop.
 
-    PYTHONPATH=. python benchmarks/policies.py --json FILE [small|default …]
+    PYTHONPATH=. python benchmarks/policies.py --json FILE [small|default|diffusion|smolvla …]
 
-A folder of ACT with random weights is written by lerobot itself (`make bench-env`), pruned for half
-its latency on a Jetson Orin Nano, and its file run by export/recipes/policy.py. What counts: how
-far the file's chunk is from what the pruned policy's own `select_action` gives, with lerobot's own
-steps before and after it, as a share of the largest action; and the whole command's time. "default"
-is lerobot's ACT (51.6 M parameters, two cameras of 640×480). Each row of FILE is kept: an
-interrupted run goes on.
+A folder with random weights is written by lerobot itself (`make bench-env`), pruned for a Jetson
+Orin Nano, and its file run by export/recipes/policy.py: ACT for half its latency, Diffusion Policy
+and SmolVLA (both as lerobot's defaults have them) by half of their parameters. What counts:
+
+relative_error: how far the files' chunk is from the pruned policy's, as a share of the largest
+action. Of ACT and Diffusion Policy that is lerobot's own `select_action` or `predict_action_chunk`
+on the pruned network, with lerobot's steps before and after it, and the same noise. lerobot's
+SmolVLA can't run with fewer heads in some layers than in others: there it is the pruned graph in
+PyTorch, and `unpruned_error` is how far ours, unpruned, is from lerobot's own chunk.
+
+seconds, peak_memory_gb: of loading and pruning in a process of their own (10**9 bytes, resident).
+Each row of FILE is kept: an interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,115 +32,171 @@ import numpy as np
 import torch
 
 import edgeprune
+from benchmarks.policy_folders import CASES, Case, written
 from edgeprune.loading.load import load
-from edgeprune.loading.policies.folder import _without_its_neighbours
+from edgeprune.loading.policies.schedule import denoised
 from edgeprune.loading.torchvision_compat import with_operators
 from export.recipes.policy import Policy
 
-PROFILE, JOINTS, OBSERVATIONS = "jetson-orin-nano", 14, 3
-SMALL = {
-    "dim_model": 64, "n_heads": 4, "dim_feedforward": 128, "chunk_size": 10, "n_action_steps": 10,
-}  # fmt: skip
-CASES: dict[str, tuple[tuple[int, int], tuple[str, ...], dict[str, Any]]] = {
-    "small": ((96, 96), ("top",), SMALL),
-    "default": ((480, 640), ("top", "wrist"), {}),
-}
+PROFILE, OBSERVATIONS = "jetson-orin-nano", 3
+WORDS = ("observation.language.tokens", "observation.language.attention_mask")
 
 
-def written(
-    folder: Path, side: tuple[int, int], cameras: tuple[str, ...], settings: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """An ACT policy as lerobot saves it, and its own steps before and after."""
-    _without_its_neighbours()
-    from lerobot.configs.types import FeatureType, PolicyFeature
-    from lerobot.policies.act.configuration_act import ACTConfig
-    from lerobot.policies.act.modeling_act import ACTPolicy
-    from lerobot.policies.act.processor_act import make_act_pre_post_processors
-
-    torch.manual_seed(0)
-    names = [f"observation.images.{camera}" for camera in cameras]
-    config = ACTConfig(
-        input_features={
-            "observation.state": PolicyFeature(FeatureType.STATE, (JOINTS,)),
-            **{name: PolicyFeature(FeatureType.VISUAL, (3, *side)) for name in names},
-        },
-        output_features={"action": PolicyFeature(FeatureType.ACTION, (JOINTS,))},
-        pretrained_backbone_weights=None,
-        device="cpu",
-        **settings,
-    )
-    policy = ACTPolicy(config).eval()
-    for parameter in policy.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    statistics = {
-        name: {"mean": torch.rand(shape), "std": torch.rand(shape) + 0.3}
-        for name, shape in (
-            ("observation.state", (JOINTS,)),
-            ("action", (JOINTS,)),
-            *((name, (3, 1, 1)) for name in names),
-        )
-    }
-    before, after = make_act_pre_post_processors(config, statistics)
-    for each in (policy, before, after):
-        each.save_pretrained(folder)
-    file = folder / "config.json"
-    # Some releases of draccus leave out which policy it is.
-    file.write_text(json.dumps({"type": "act", **json.loads(file.read_text())}))
-    return policy, before, after
-
-
-def one(case: str) -> dict[str, Any]:
+def one(name: str) -> dict[str, Any]:
     """One policy, all the way."""
-    side, cameras, settings = CASES[case]
+    case = CASES[name]
     with tempfile.TemporaryDirectory() as scratch:
         folder, out = Path(scratch) / "policy", Path(scratch) / "out"
-        policy, before, after = with_operators(lambda: written(folder, side, cameras, settings))
+        # In a process of its own, whose memory isn't counted.
+        subprocess.run([sys.executable, __file__, "--write", name, str(folder)], check=True)
         began = time.perf_counter()
         loaded = load(str(folder))
         inputs = loaded.module.dummy_inputs
-        whole = edgeprune.prune(loaded.module, inputs, PROFILE, rate=0.0, data="none")
-        seconds_whole = time.perf_counter() - began
-        began = time.perf_counter()
-        budget = edgeprune.Budgets(latency_ms=whole.report["before"]["latency_ms"] / 2)
-        result = edgeprune.prune(loaded.module, inputs, PROFILE, budget, data="none", output=out)
+        asked: dict[str, Any] = {"rate": 0.5}
+        if case.kind == "act":
+            whole = edgeprune.prune(loaded.module, inputs, PROFILE, rate=0.0, data="none").report
+            asked = {"budgets": edgeprune.Budgets(latency_ms=whole["before"]["latency_ms"] / 2)}
+        result = edgeprune.prune(loaded.module, inputs, PROFILE, data="none", output=out, **asked)
         seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         report = result.report
-        policy.model = result.module.network
-        runner, error = Policy(out / "model.onnx", policy.config.n_action_steps), 0.0
-        for seed in range(OBSERVATIONS):
-            generator = torch.Generator().manual_seed(seed)
-            seen = {n: torch.rand(x.shape, generator=generator)[0] for n, x in inputs.items()}
-            policy.reset()
-            wanted = [after(policy.select_action(before(dict(seen))))[0] for _ in range(5)]
-            runner.reset()
-            arrays = {name: tensor.numpy() for name, tensor in seen.items()}
-            made = [runner.select_action(arrays) for _ in range(5)]
-            want = np.stack([action.numpy() for action in wanted])
-            error = max(error, float(np.abs(np.stack(made) - want).max() / np.abs(want).max()))
+        again = Path(scratch) / "again"
+        policy, before, after = with_operators(lambda: written(again, case))
+        compared = {"act": _act, "diffusion": _diffusion, "smolvla": _smolvla}[case.kind]
+        errors = compared(case, result, out, (policy, before, after), loaded.module)
+        files = sorted(p for p in out.glob("*.onnx"))
         return {
-            "case": case,
+            "case": name,
             "parameters": report["before"]["params"],
             "kept": report["after"]["params"] / report["before"]["params"],
             "latency_ms": [report[k]["latency_ms"] for k in ("before", "after")],
+            "size_mb": [report[k]["size_mb"] for k in ("before", "after")],
             "met": report["met"],
             "module": report["module"],
-            "relative_error": error,
+            **errors,
+            "files_mb": {file.name: round(file.stat().st_size / 1e6, 1) for file in files},
             "seconds": round(seconds),
-            "seconds_unpruned": round(seconds_whole),
+            "peak_memory_gb": round(peak, 2),
         }
 
 
+def _seen(case: Case, seed: int, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    names = ["observation.state", *(f"observation.{camera}" for camera in case.cameras)]
+    sizes = {"observation.state": (case.joints,), **dict.fromkeys(names[1:], (3, *case.side))}
+    found = {name: torch.rand(sizes[name], generator=generator) for name in names}
+    return {**found, **{word: shapes[word][0] for word in WORDS if word in shapes}}
+
+
+def _arrays(seen: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in seen.items()}
+
+
+def _apart(made: Any, wanted: Any) -> float:
+    return float(np.abs(np.asarray(made) - np.asarray(wanted)).max() / np.abs(wanted).max())
+
+
+def _act(
+    case: Case, result: Any, out: Path, lerobots: tuple[Any, Any, Any], module: Any
+) -> dict[str, float]:
+    """The first actions of select_action, over some observations."""
+    policy, before, after = lerobots
+    policy.model = result.module.network
+    runner, error = Policy(out / "model.onnx", policy.config.n_action_steps), 0.0
+    for seed in range(OBSERVATIONS):
+        seen = _seen(case, seed, {})
+        policy.reset()
+        wanted = [after(policy.select_action(before(dict(seen))))[0] for _ in range(5)]
+        runner.reset()
+        made = [runner.select_action(_arrays(seen)) for _ in range(5)]
+        error = max(error, _apart(np.stack(made), np.stack([a.numpy() for a in wanted])))
+    return {"relative_error": error}
+
+
+def _diffusion(
+    case: Case, result: Any, out: Path, lerobots: tuple[Any, Any, Any], module: Any
+) -> dict[str, float]:
+    """The chunk after two observations, from the same noise."""
+    from lerobot.policies.utils import populate_queues
+
+    policy, before, after = lerobots
+    policy.diffusion = result.module.network
+    loop = module.loop
+    shape, error = loop.schedule["shape"], 0.0
+    policy.reset()
+    runner = Policy(out)
+    for seed in range(OBSERVATIONS):
+        seen = _seen(case, seed, {})
+        batch = {k: v for k, v in before(dict(seen)).items() if v is not None}
+        cameras = [batch[name] for name in policy.config.image_features]
+        batch["observation.images"] = torch.stack(cameras, dim=-4)
+        policy._queues = populate_queues(policy._queues, batch)
+        first = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed)  # lerobot's steps draw their own noise from here
+        wanted = after(policy.predict_action_chunk(batch, noise=first))[0].numpy()
+        torch.manual_seed(seed)
+        fresh = [torch.randn(1, *shape)[0] for _ in range(loop.times)]
+        noise = torch.stack([first[0], *fresh])
+        error = max(error, _apart(runner.chunk(_arrays(seen), noise.numpy()), wanted))
+    return {"relative_error": error}
+
+
+def _smolvla(
+    case: Case, result: Any, out: Path, lerobots: tuple[Any, Any, Any], module: Any
+) -> dict[str, float]:
+    """The chunk of the files against the pruned graph's, and ours unpruned against lerobot's."""
+    policy, before, after = lerobots
+    loop, runner = module.loop, Policy(out)
+    found = {"relative_error": 0.0, "unpruned_error": 0.0}
+    for seed in range(OBSERVATIONS):
+        seen = _seen(case, seed, module.dummy_inputs)
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1 + loop.times, *loop.schedule["shape"], generator=generator)
+        wanted = _chunk(result.graph_module, seen, noise, loop)
+        made = runner.chunk(_arrays(seen), noise.numpy())
+        found["relative_error"] = max(found["relative_error"], _apart(made, wanted))
+        batch = {k: v for k, v in before(dict(seen)).items() if v is not None}
+        batch |= {word: seen[word][None] for word in WORDS}
+        own = after(policy.predict_action_chunk(batch, noise=noise[:1]))[0].numpy()
+        ours = _chunk(module, seen, noise, loop)
+        found["unpruned_error"] = max(found["unpruned_error"], _apart(ours, own))
+    return found
+
+
+def _chunk(module: Any, seen: dict[str, torch.Tensor], noise: torch.Tensor, loop: Any) -> Any:
+    fed = {name.replace(".", "_"): tensor[None] for name, tensor in seen.items()}
+
+    def step(x: torch.Tensor, time: float) -> torch.Tensor:
+        with torch.no_grad():
+            made = module(**fed, sample=x, timestep=torch.tensor([int(time)]))
+        prediction: torch.Tensor = made["prediction"]
+        return prediction
+
+    return denoised(step, loop.schedule, noise[:, None])[0].numpy()
+
+
 def main() -> None:
-    """Runs what FILE doesn't have yet."""
+    """Runs what FILE doesn't have yet, each case in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", default=list(CASES))
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", nargs=2, metavar=("CASE", "FOLDER"))
+    parser.add_argument("--one", choices=CASES)
     words = parser.parse_args()
+    if words.write:
+        with_operators(lambda: written(Path(words.write[1]), CASES[words.write[0]]))
+        return
+    if words.one:
+        print(json.dumps(one(words.one)))
+        return
+    if words.json is None:
+        parser.error("--json FILE is needed")
     rows = json.loads(words.json.read_text()) if words.json.exists() else []
     for case in words.cases or CASES:
         if case not in {row["case"] for row in rows}:
-            rows.append(one(case))
+            command = [sys.executable, __file__, "--one", case]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
             words.json.write_text(json.dumps(rows, indent=1))
     for row in rows:
         print(json.dumps(row))

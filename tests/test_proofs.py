@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 import edgeprune
 from edgeprune.cli.app import main
 from edgeprune.core.errors import EdgePruneError, ParityError
-from edgeprune.export.onnx import _simplified
+from edgeprune.export.simplified import simplified
 from edgeprune.surgery.resize import resize
 
 
@@ -114,11 +114,11 @@ def test_a_file_that_differs_is_an_error_of_parity(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaking(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
-        made = _simplified(model, warnings)
+        made = simplified(model, warnings)
         FILES[what](made)
         return made
 
-    monkeypatch.setattr("edgeprune.export.onnx._simplified", breaking)
+    monkeypatch.setattr("edgeprune.export.onnx.simplified", breaking)
     with pytest.raises(ParityError):
         pruned(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -128,11 +128,11 @@ def test_the_command_ends_with_4_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def breaking(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
-        made = _simplified(model, warnings)
+        made = simplified(model, warnings)
         _swapped(made)
         return made
 
-    monkeypatch.setattr("edgeprune.export.onnx._simplified", breaking)
+    monkeypatch.setattr("edgeprune.export.onnx.simplified", breaking)
     words = [f"{__file__}:build", "--input", "1x3x10x10", "--rate", "0.4", "--data", "none"]
     assert main([*words, "-p", "raspberry-pi-4", "-o", str(tmp_path / "out"), "-q"]) == 4
     assert "does not match" in capsys.readouterr().err and not (tmp_path / "out").exists()

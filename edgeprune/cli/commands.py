@@ -130,7 +130,7 @@ def task_of(request: Request) -> Task:
         inputs,
         settings,
         data,
-        load_metric(request.metric) if request.metric else None,
+        load_metric(request.metric, loaded.module, inputs) if request.metric else None,
         request.metric or metric_name(data, request.options.max_drop),
         (*_understood(request), *remarks, *(data.remarks if data else ())),
         makes_samples_up=request.data != NO_DATA,

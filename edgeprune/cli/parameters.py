@@ -49,10 +49,14 @@ Importance = Annotated[
 Data = Annotated[
     str | None,
     Parameter(
-        help="DataLoaders (module:function), an image folder, or an .npz; `none`: make nothing up."
+        help="DataLoaders (module:function), a folder of images or of lerobot's data, or an .npz; "
+        "`none`: make nothing up."
     ),
 ]
-Eval = Annotated[str | None, Parameter(help="module:function(model) -> float, higher is better.")]
+Eval = Annotated[
+    str | None,
+    Parameter(help="module:function(model) -> float, higher is better; or lerobot's data."),
+]
 Keep = Annotated[
     list[str] | None, Parameter(negative="", help="Layers that stay as they are (a glob; repeat).")
 ]

@@ -43,14 +43,34 @@ def fuse(
     scale: the factor that is 1 while a branch stays and 0 after, by branch (none: all stay).
     widths: the variables' values in the whole model, where layouts are decided.
     """
-    how = fusion or Fusion()
-    graph = _with_pixels(graph, widths or {})
+    return _repeating(graph, _fused(graph, scale or {}, fusion or Fusion(), widths or {}))
+
+
+def _fused(
+    graph: OpGraph, scale: Mapping[int, Poly], how: Fusion, widths: Mapping[int, float]
+) -> KernelGraph:
+    graph = _with_pixels(graph, widths)
     if how.runtime == "onnxruntime":
         graph = _without(graph, lambda op: op.label == "Scale" or _is_folded_side(op))
         if how.block:
-            graph = _Blocks(graph, how.block, widths or {}).run()
-        return _surrounded(_OnnxRuntime(graph, scale or {}).run(), widths or {})
-    return _Chains(_without(graph, lambda op: _flag(op, "feeds")), scale or {}).run()
+            graph = _Blocks(graph, how.block, widths).run()
+        return _surrounded(_OnnxRuntime(graph, scale).run(), widths)
+    return _Chains(_without(graph, lambda op: _flag(op, "feeds")), scale).run()
+
+
+def _repeating(graph: OpGraph, fused: KernelGraph) -> KernelGraph:
+    """The kernels, those that a loop repeats knowing how often."""
+    if graph.loop is None:
+        return fused
+    changed, makers = graph.repeated, {op.name: op for op in graph.ops}
+    times = graph.loop.times
+
+    def known(kernel: Kernel) -> Kernel:
+        made = (out for name in kernel.ops if name in makers for out in makers[name].outputs)
+        tensors = {*kernel.reads, *kernel.writes, *made}
+        return kernel if changed.isdisjoint(tensors) else altered(kernel, times=times)
+
+    return altered(fused, kernels=tuple(map(known, fused.kernels)))
 
 
 def _with_pixels(graph: OpGraph, widths: Mapping[int, float]) -> OpGraph:

@@ -113,4 +113,12 @@ def _read(reader: OpReader, static: bool) -> OpGraph:
         and isinstance(n.meta["val"], torch.Tensor)
         and n.meta["val"].dim() == 4
     }
-    return OpGraph(tuple(ops), reader.elements_of, tuple(inputs), outputs, channels, static)
+    return OpGraph(
+        tuple(ops),
+        reader.elements_of,
+        tuple(inputs),
+        outputs,
+        channels,
+        static,
+        reader.traced.loop,
+    )

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.core.loop import Loop
 from edgeprune.core.polynomial import Poly
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.pricing import pricing
@@ -64,6 +65,7 @@ class OpGraph:
 
     elements: how many elements each activation tensor has. inputs, outputs: the model's own.
     channels: the second dimension of tensors that have four. static: no dimension is left open.
+    loop: how it runs, where one answer takes several runs.
     """
 
     ops: tuple[Op, ...]
@@ -72,6 +74,16 @@ class OpGraph:
     outputs: tuple[str, ...]
     channels: Mapping[str, Poly] = field(default_factory=dict)
     static: bool = True
+    loop: Loop | None = None
+
+    @property
+    def repeated(self) -> frozenset[str]:
+        """The tensors that change from run to run of a loop."""
+        changed = set(self.loop.inputs) if self.loop is not None else set()
+        for op in self.ops:
+            if changed and not changed.isdisjoint(op.inputs):
+                changed.update(op.outputs)
+        return frozenset(changed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +94,7 @@ class Kernel:
     elements read (a look-up reads no more than it writes).
     label, sizes: of the first op, fused: the labels of the others; see `Op`.
     around: see `Work`; of the whole model, whatever a plan leaves of it.
+    times: how often it runs for one answer, which macs, weights and moved are not multiplied by.
     """
 
     name: str
@@ -99,6 +112,7 @@ class Kernel:
     sizes: Mapping[str, Poly] = field(default_factory=dict)
     written: Poly = _NONE
     around: tuple[float, float] = (0.0, 0.0)
+    times: int = 1
 
     def work(self, values: Mapping[int, Any]) -> Work:
         """What there is to do at a plan's widths and bits, which may be arrays that broadcast."""
@@ -113,6 +127,7 @@ class Kernel:
             written=_numbers(self.written, values),
             sizes={name: _numbers(size, values) for name, size in self.sizes.items()},
             around=self.around,
+            times=self.times,
         )
 
     def amounts(self, values: Mapping[int, float]) -> tuple[Any, ...]:
@@ -120,7 +135,7 @@ class Kernel:
         polys = (self.macs, *self.channels, self.weights, self.moved, self.written)
         amounts = tuple(poly(values) for poly in polys)
         sizes = tuple((name, size(values)) for name, size in self.sizes.items())
-        return self.kind, self.label, self.fused, amounts, sizes, self.around
+        return self.kind, self.label, self.fused, amounts, sizes, self.around, self.times
 
     def latency_ms(self, profile: Profile, values: Mapping[int, float]) -> float:
         """Milliseconds on a device, at a plan's widths and bits; 0 for a kernel that is gone."""
@@ -159,7 +174,7 @@ class KernelGraph:
 
     def macs(self, values: Mapping[int, float]) -> float:
         """Multiply-accumulates of one inference, as written (no padding)."""
-        return sum(kernel.macs(values) for kernel in self.kernels)
+        return sum(kernel.macs(values) * kernel.times for kernel in self.kernels)
 
 
 def altered(record: Record, **changes: Any) -> Record:

@@ -6,7 +6,7 @@ import ast
 import json
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, inliner, shape_inference
 
 from edgeprune.core.errors import UserError
+from edgeprune.core.loop import Loop
 from edgeprune.core.polynomial import Poly
 from edgeprune.cost.composites import Composites, Part
 from edgeprune.cost.fusion import fuse
@@ -93,7 +94,7 @@ def kernel_graph(model: onnx.ModelProto, fusion: Fusion | None = None) -> Kernel
     Raises UserError for a tensor whose size can't be inferred. What `unpriced_ops` names is counted
     with the bytes that it moves, but without arithmetic.
     """
-    return fuse(_Reader(model).run(), fusion=fusion)
+    return fuse(replace(_Reader(model).run(), loop=Loop.recorded(model)), fusion=fusion)
 
 
 def unpriced_ops(model: onnx.ModelProto) -> list[str]:
@@ -489,10 +490,8 @@ def _inferred(dim: Any, symbols: Mapping[str, int]) -> int | None:
 
 def recorded_shapes(model: onnx.ModelProto) -> Mapping[str, list[int]]:
     """The input shapes that the file was made for, by name; empty for a foreign file."""
-    for entry in model.metadata_props:
-        if entry.key == INPUT_SHAPES_KEY:
-            return dict(json.loads(entry.value))
-    return {}
+    found = (entry.value for entry in model.metadata_props if entry.key == INPUT_SHAPES_KEY)
+    return dict(json.loads(next(found, "{}")))
 
 
 def _attribute(node: Any, name: str, default: Any) -> Any:

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 class Source(Protocol):
-    """Prices kernels on one device."""
+    """Prices kernels on one device, for one answer: `Work.times` runs of each."""
 
     def milliseconds(self, works: Sequence[Work]) -> list[Array]:
         """Milliseconds of each kernel, in the shape that its numbers broadcast to; 0 where gone."""
@@ -42,7 +42,7 @@ class Analytic:
         for size in work.channels:
             macs = macs * padding(size, self._tile)
         ms = kernel_latency_ms(work.kind, macs, work.elements * self._bytes, self._rates)
-        return np.where(work.elements > 0, ms, 0.0)
+        return np.where(work.elements > 0, ms * work.times, 0.0)
 
 
 def padding(size: Array, tile: int | Array) -> Array:

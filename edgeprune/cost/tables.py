@@ -164,7 +164,7 @@ class Tables:
             for i, part in zip(those, np.split(ms, ends[:-1]), strict=True):
                 priced[i] = part
         return [
-            np.where(np.broadcast_to(work.elements, shape) > 0, ms.reshape(shape), 0.0)
+            np.where(np.broadcast_to(work.elements, shape) > 0, ms.reshape(shape) * work.times, 0.0)
             for work, shape, ms in zip(works, shapes, priced, strict=True)
         ]
 

@@ -19,6 +19,7 @@ class Work:
     channels: as in `Op`. weights, moved, written: elements.
     sizes: the dimensions that a table looks at, by name. around: what the whole network goes
     through between two runs of this kernel (`surroundings`), as far as caches don't hold it.
+    times: how often it runs for one answer.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Work:
     written: Array = field(default_factory=lambda: np.zeros(()))
     sizes: Mapping[str, Array] = field(default_factory=dict)
     around: tuple[float | Array, float | Array] = (0.0, 0.0)
+    times: int = 1
 
     @property
     def elements(self) -> Array:

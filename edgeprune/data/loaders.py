@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset, TensorD
 from edgeprune.core.bounded import read_arrays
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import accuracy, arrange, describe_tensor, split_batch
+from edgeprune.data.lerobot import ActionError, calibration, is_recording
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import import_callable, one_line
 
@@ -26,7 +27,10 @@ _TEST_SHARE = 0.2
 _TEST_KEYS = ("test", "val", "valid", "validation")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif"}
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_FORMS = "'file.py:function' returning DataLoaders, an image folder, or an .npz with x (and y)"
+_FORMS = (
+    "'file.py:function' returning DataLoaders, an image folder, a lerobot data set, or an .npz "
+    "with x (and y)"
+)
 
 
 #: What --data says to have no data, and none made up either.
@@ -58,7 +62,10 @@ def load_data(spec: str, example_inputs: ExampleInputs, module: nn.Module | None
     Raises UserError if there is none, it can't be read, or a batch doesn't fit the model.
     """
     path = Path(spec).expanduser()
-    if path.is_dir():
+    if path.is_dir() and is_recording(path):
+        train, remarks = calibration(path, module, example_inputs)
+        test: Iterable[Any] | None = None
+    elif path.is_dir():
         train, test, remarks = _from_folder(path, example_inputs, preprocessing_of(module))
     elif path.is_file() and path.suffix == ".npz":
         train, test, remarks = _from_npz(path, input_names(module, example_inputs))
@@ -111,11 +118,17 @@ def _checked(
     return Data(train, test, has_labels, _count(train), remarks)
 
 
-def load_metric(spec: str) -> Callable[[nn.Module], float]:
-    """The function that --eval names; what it returns is a number, higher is better.
+def load_metric(
+    spec: str, module: nn.Module | None = None, inputs: ExampleInputs | None = None
+) -> Callable[[nn.Module], float]:
+    """The function that --eval names; what it returns is a number, higher is better. Of a robot's
+    recording it is `ActionError`, of this module.
 
     Raises UserError if it can't be imported; the metric does if it fails or isn't finite.
     """
+    path = Path(spec).expanduser()
+    if is_recording(path):
+        return ActionError(path, module, inputs)
     function = import_callable(spec, "--eval")
 
     def metric(model: nn.Module) -> float:

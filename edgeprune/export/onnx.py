@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import math
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
-import onnxsim
 import torch
 from onnx_ir.passes.common import ShapeInferencePass
 from torch import Tensor
@@ -22,11 +19,13 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
+from edgeprune.core.heap import let_go
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
 from edgeprune.export.conversion import Conversion, conversion_of
 from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
 from edgeprune.export.fusable_ops import with_fusable_forms
 from edgeprune.export.opset.convert import at_opset
+from edgeprune.export.simplified import simplified
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.quantization.quantize import Quantized
 from edgeprune.sparse.initializers import with_sparse_initializers
@@ -99,7 +98,7 @@ def export(
         _finished(model, example_inputs, metadata, path)
     if sparse:
         stored = with_sparse_initializers(model)
-        _save(model, path)
+        save(model, path)
         # Without shape inference, which knows no op with sparse weights; onnxruntime runs the file
         # in validation all the same.
         onnx.checker.check_model(str(path))
@@ -129,20 +128,28 @@ def _in_form(
     optimize: bool = True,
 ) -> onnx.ModelProto:
     """The graph in ONNX, simplified, in the form asked for."""
-    whole = conversion.model(outputs, optimize)
-    layers = _layers(whole)
-    if form.fixed:
-        _fix_sizes(whole, example_inputs)
-    model = _simplified(whole, warnings)
-    del whole  # weights of gigabytes may hang on it
+    layers, model = _simple(conversion.model(outputs, optimize), example_inputs, form, warnings)
+    weights = sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+    let_go(weights)
     with_fusable_forms(model)
     _name_inputs(model, conversion.program, example_inputs)
     _name_sizes(model, example_inputs)
     model = at_opset(model, form.opset, layers, form.operators)
+    let_go(weights)
     if form.opset > EXPORTED_OPSET:  # torch.onnx writes one version whatever the opset
         least = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
         model.ir_version = max(model.ir_version, least)
     return model
+
+
+def _simple(
+    whole: onnx.ModelProto, example_inputs: ExampleInputs, form: FileForm, warnings: list[str]
+) -> tuple[dict[str, str], onnx.ModelProto]:
+    """The module that each node is of, by the node's name, and a simpler model."""
+    layers = _layers(whole)
+    if form.fixed:
+        _fix_sizes(whole, example_inputs)
+    return layers, simplified(whole, warnings)
 
 
 def _layers(model: onnx.ModelProto) -> dict[str, str]:
@@ -180,7 +187,7 @@ def _finished(
     """Writes a model with what it says of itself. Raises onnx.checker.ValidationError."""
     shapes = _shapes(model, example_inputs)
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
-    _save(model, path)
+    save(model, path)
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.shape_inference.InferenceError as error:
@@ -204,35 +211,7 @@ def mark_lost(path: Path) -> None:
 def _mark(path: Path, key: str, value: str) -> None:
     model = onnx.load(str(path))
     model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
-    _save(model, path)
-
-
-def _simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
-    try:
-        with _native_warnings_hidden():  # of ops that it leaves as they are, twice an export
-            simpler, same = onnxsim.simplify(model)
-    except Exception as error:  # onnxsim is C++: it raises what it likes; the model is fine without
-        warnings.append(f"onnxsim could not simplify the model ({error}): it stays as exported")
-        return model
-    if not same:
-        warnings.append("onnxsim changed the model's output: it stays as exported")
-        return model
-    return simpler
-
-
-@contextlib.contextmanager
-def _native_warnings_hidden() -> Iterator[None]:
-    """Sends what C++ writes to standard error nowhere; Python's redirection doesn't reach it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    save(model, path)
 
 
 def _output_names(module: GraphModule, inputs: ExampleInputs, taken: set[str]) -> tuple[str, ...]:
@@ -309,7 +288,7 @@ def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
         model.metadata_props.append(onnx.StringStringEntryProto(key=f"edgeprune.{key}", value=text))
 
 
-def _save(model: onnx.ModelProto, path: Path) -> None:
+def save(model: onnx.ModelProto, path: Path) -> None:
     """Writes a file, its weights beside it where they are too many. What lay there from the file
     before goes: onnx would append to it."""
     weights = path.with_name(f"{path.name}.data")

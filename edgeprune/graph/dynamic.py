@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +90,8 @@ def _with_sizes(
     for _ in range(_ATTEMPTS):
         marked = _wide(inputs.leaving(free), mark is not None)
         try:
-            program = capture(module, marked, _dynamic_shapes(module, marked, mark))
+            with _keywords_by_name(module, marked):
+                program = capture(module, marked, _dynamic_shapes(module, marked, mark))
         except UserError as error:
             if not free:
                 if mark is None:
@@ -162,6 +163,34 @@ def _wide(inputs: ExampleInputs, free_batch: bool) -> ExampleInputs:
         name: inputs.free.sizes[name].within(max(size, 2)) for name, size in inputs.sizes.items()
     }
     return inputs.at(sizes)
+
+
+@contextlib.contextmanager
+def _keywords_by_name(module: nn.Module, inputs: ExampleInputs) -> Iterator[None]:
+    """Gives a forward(**anything) the signature of this call for a while: torch.export can't say
+    which sizes of a tensor are free that isn't named there."""
+    own = module.forward
+    given = inspect.signature(own).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in given) or "forward" in vars(module):
+        yield
+        return
+    kept = [p for p in given if p.kind is not p.VAR_KEYWORD]
+    named = {p.name for p in kept}
+    kept += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+        for name in inputs.kwargs
+        if name not in named
+    ]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    forward.__signature__ = inspect.Signature(kept)  # type: ignore[attr-defined]
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
 
 
 def _dynamic_shapes(module: nn.Module, inputs: ExampleInputs, mark: Any) -> Any:

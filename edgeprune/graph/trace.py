@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from edgeprune.core.loop import Loop
 from edgeprune.graph.dynamic import FreeProgram, free_program, symbol_values
 from edgeprune.graph.fidelity import (
     batch_matters,
@@ -50,6 +51,7 @@ class TracedModel:
     dynamic_batch: whether the graph runs with other batch sizes in dimension 0 too; fixed_because:
     why it doesn't. any_batch: also where they lie in another dimension.
     notes: what to say of sizes that were to be free, and aren't or not as far.
+    loop: how the model runs, where one answer takes several runs (its own `loop` says so).
     """
 
     graph_module: GraphModule
@@ -58,6 +60,7 @@ class TracedModel:
     batch: int
     fixed_because: str = ""
     notes: tuple[str, ...] = ()
+    loop: Loop | None = None
 
     @property
     def any_batch(self) -> bool:
@@ -91,7 +94,8 @@ def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:
         know_outputs(module, example_inputs)
         traced = _freest(module, example_inputs)
         check_faithful(module, traced.graph_module, example_inputs)
-        return traced
+        loop = getattr(module, "loop", None)
+        return replace(traced, loop=loop) if isinstance(loop, Loop) else traced
 
 
 def _freest(module: nn.Module, inputs: ExampleInputs) -> TracedModel:

@@ -37,7 +37,7 @@ from edgeprune.loading.checkpoint import (
 from edgeprune.loading.folder import from_folder
 from edgeprune.loading.foreign import FORMS, check_exists, foreign, is_safetensors
 from edgeprune.loading.import_spec import current_directory_importable, import_callable, one_line
-from edgeprune.loading.policies.act import ActPolicy
+from edgeprune.loading.policies.robot import RobotPolicy
 from edgeprune.loading.program_schema import check_program
 from edgeprune.loading.safe_pickle import harmless, inert, may_be_inert, only_weights, pickled_names
 from edgeprune.loading.sandbox import Bounds, confined
@@ -89,7 +89,7 @@ def load(spec: str, arch: str | None = None, trust: bool = False) -> LoadedModel
 
 def _of_folder(path: Path) -> LoadedModel:
     module = from_folder(path)
-    remarks = module.remarks if isinstance(module, ActPolicy) else ()
+    remarks = module.remarks if isinstance(module, RobotPolicy) else ()
     return LoadedModel(module, path.resolve().name, "folder", remarks=remarks)
 
 

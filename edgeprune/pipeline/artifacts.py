@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgeprune.core.errors import UserError
 from edgeprune.core.scratch import clear_away, scratch_folder
+from edgeprune.export.loop_parts import ONCE, STEP
 
 #: What a run writes, by what it is.
 RESULTS = {
@@ -25,7 +26,10 @@ RESULTS = {
 }
 #: Beside them where single weights were zeroed: which ones.
 MASKS = "masks.npz"
-FILES = (*RESULTS.values(), MASKS, "model.onnx.data")
+#: Where one answer takes several runs: what is computed once, and one step.
+PARTS = {"once": ONCE, "step": STEP}
+_WEIGHTS = ("model.onnx.data", f"{ONCE}.data", f"{STEP}.data")
+FILES = (*RESULTS.values(), MASKS, *PARTS.values(), *_WEIGHTS)
 
 #: Folders that this process published, for whoever is asked what an interrupted run left.
 published: list[Path] = []

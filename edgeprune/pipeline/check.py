@@ -12,6 +12,7 @@ import onnx
 from edgeprune.calibration.named import load_profile
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
+from edgeprune.core.loop import Loop
 from edgeprune.cost.free_inputs import free_inputs
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks, recorded_shapes
@@ -69,6 +70,7 @@ def check(
         target = device.target if device is not None else load_target("onnxruntime")
 
         def told(loaded: Any) -> Any:
+            _check_runs_once(loaded, path)
             free = free_inputs(loaded), _likely_memory(loaded, device)
             return _support(loaded, target), recorded_shapes(loaded), free
 
@@ -124,6 +126,16 @@ def _described(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     loaded: Any = onnx.load(str(path), load_external_data=False)
     specs = input_specs(loaded, free_inputs(loaded))
     return [vars(spec) for spec in specs], [each.name for each in loaded.graph.output]
+
+
+def _check_runs_once(loaded: Any, path: Path) -> None:
+    """Raises UserError for a file that is to be measured and runs several times for an answer."""
+    loop = Loop.recorded(loaded)
+    if loop is not None:
+        raise UserError(
+            f"{path} runs {loop.times} times for one answer: measure once.onnx and step.onnx "
+            f"beside it; an answer takes once.onnx and {loop.times} times step.onnx"
+        )
 
 
 def _profile(profile: str | Path | Profile) -> Profile:

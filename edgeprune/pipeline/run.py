@@ -24,6 +24,8 @@ from edgeprune.coupling import Coupling, couple
 from edgeprune.coupling.coupling import obstacles
 from edgeprune.coupling.states import follows_outside, is_index, outside, with_narrow_states
 from edgeprune.data.batches import as_batches
+from edgeprune.data.lerobot import ActionError
+from edgeprune.export.loop_parts import check_parts, write_parts
 from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import TOLERANCE, Validation, cases_for, validate
 from edgeprune.export.precision import FileModule, samples_of
@@ -34,7 +36,7 @@ from edgeprune.graph.free_sizes import NOTHING_FREE
 from edgeprune.graph.fx_utils import INPUT
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel, trace
-from edgeprune.pipeline.artifacts import MASKS, RESULTS
+from edgeprune.pipeline.artifacts import MASKS, PARTS, RESULTS
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
@@ -141,11 +143,12 @@ def fit(task: Task, prepared: Prepared, folder: Path, steps: Steps) -> Outcome:
 
 def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     """What is proved, written and said of the file that pruning came to."""
-    result = _judged_in_precision(workspace, result)
+    result = _told(_judged_in_precision(workspace, result), workspace.task)
     best = result.best
     _mark(workspace, result)
     final = _as_called(workspace, best)
     validation = _validated(workspace, best, final)
+    _part(workspace, best, final)
     written = _written_back(workspace, best, final)
     _save(workspace, best, final, written)
     report = build_report(workspace, result, validation, written)
@@ -153,6 +156,15 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     module = written.module if written.module is not None else graph
     dynamic = workspace.traced.dynamic_batch
     return Outcome(graph, module, best.exported, report, final.inputs, dynamic, best.masks)
+
+
+def _told(result: PruningResult, task: Task) -> PruningResult:
+    """With what the metric says besides its number."""
+    if not isinstance(task.metric, ActionError):
+        return result
+    best = result.best
+    words = task.metric.words(result.baseline.metric, best.metric)
+    return replace(result, best=replace(best, remarks=(*best.remarks, *words)))
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -412,6 +424,19 @@ def _validated(workspace: Workspace, best: Candidate, final: _Final) -> Validati
     return validation
 
 
+def _part(workspace: Workspace, best: Candidate, final: _Final) -> None:
+    """Where one answer takes several runs: the file in two, what is computed once and a step.
+
+    Raises ParityError if both together aren't the whole."""
+    if workspace.traced.loop is None:
+        return
+    with workspace.steps.step("part"):
+        whole, inputs = best.exported.path, final.inputs
+        parts = write_parts(whole, workspace.folder)
+        named = zip(best.exported.input_names, inputs.tensors, strict=True)
+        check_parts(whole, parts, {name: tensor.numpy() for name, tensor in named})
+
+
 def _written_back(workspace: Workspace, best: Candidate, final: _Final) -> WrittenBack:
     """The user's own class made smaller, if it can follow."""
     task, traced, plan = workspace.task, workspace.traced, best.plan
@@ -450,6 +475,7 @@ def _save(workspace: Workspace, best: Candidate, final: _Final, written: Written
 def with_reports(outcome: Outcome, folder: Path, target: Path) -> Outcome:
     """Writes report.json and report.html into `folder`; they name the files as in `target`."""
     files = {**RESULTS, **({"masks": MASKS} if outcome.masks is not None else {})}
+    files |= {kind: name for kind, name in PARTS.items() if (folder / name).exists()}
     report = outcome.report.model_copy(
         update={"files": {kind: str(target / name) for kind, name in files.items()}}
     )

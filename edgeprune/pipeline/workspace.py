@@ -24,6 +24,7 @@ from edgeprune.coupling.plan import Plan
 from edgeprune.coupling.states import outside
 from edgeprune.data.batches import accuracy, as_batches
 from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, predicted
+from edgeprune.export.loop_parts import InParts
 from edgeprune.export.onnx import Exported, export
 from edgeprune.export.precision import Floats, in_precision, samples_of, staying_float
 from edgeprune.graph.trace import TracedModel
@@ -174,9 +175,11 @@ class Workspace:
     @cached_property
     def machine(self) -> Machine | None:
         """What latency is measured on; None where it is predicted."""
-        if self.task.machine is None and self.settings.measures:
-            return Here()
-        return self.task.machine
+        machine = self.task.machine
+        if machine is None and self.settings.measures:
+            machine = Here()
+        loop = self.traced.loop
+        return machine if machine is None or loop is None else InParts(machine, loop.times)
 
     # -- judging --------------------------------------------------------------------------------
 
@@ -378,6 +381,8 @@ class Workspace:
                 self.coupling.branches[i].name for i in sorted(plan.removed_branches)
             ],
         }
+        if self.traced.loop is not None:
+            metadata = {**metadata, "loop": self.traced.loop.as_json()}
         return export(
             plain,
             inputs,

@@ -255,6 +255,7 @@ def _conversion(tensor: str, reader: Kernel, elements: Poly, quantises: bool) ->
         branch=reader.branch,
         label=label,
         written=elements * (INT8 / FLOAT if quantises else 1.0),
+        times=reader.times,
     )
 
 

@@ -78,7 +78,8 @@ class PolynomialForm:
                 compute = compute + _where(present, edge * EDGE_CHANNELS)
                 joined.append(size)
         overhead = present * rate.overhead_ms
-        return PolynomialForm(overhead, compute, moved, tuple(channels), tuple(joined), tile)
+        once = PolynomialForm(overhead, compute, moved, tuple(channels), tuple(joined), tile)
+        return once if kernel.times == 1 else once.times(Poly.constant(kernel.times))
 
     @staticmethod
     def fitted(kernel: Kernel, present: Poly, profile: Profile, options: Options) -> PolynomialForm:

@@ -370,6 +370,13 @@ def grouped_query(s: Attention, x: Tensor) -> Tensor:
     return joined(F.scaled_dot_product_attention(*s.split(4, 2, x), enable_gqa=True))
 
 
+def grouped_under_a_mask(s: Attention, x: Tensor) -> Tensor:
+    """A mask for each sample, the same for its heads."""
+    seen = (x.sum(-1) > x.sum(-1).mean())[:, None, None] | torch.eye(5, dtype=torch.bool)
+    q, k, v = s.split(4, 2, x)
+    return joined(F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True))
+
+
 def grouped_by_repeat(s: Attention, x: Tensor) -> Tensor:
     q, k, v = s.split(4, 2, x)
     k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
@@ -397,7 +404,7 @@ for attend in (plain, masked, by_hand):
 case("attention: biased", tokens(), [16, 2, 8, 8], exact=False)(
     lambda: Attention(biased, bias=nn.Parameter(torch.rand(1, 2, 5, 5)))
 )
-for attend in (grouped_query, grouped_by_repeat):
+for attend in (grouped_query, grouped_by_repeat, grouped_under_a_mask):
     case(f"attention: {attend.__name__}", tokens(), [16, 2, 8, 8], exact=False)(
         lambda attend=attend: Attention(attend, query=32)
     )

@@ -197,8 +197,8 @@ def test_without_statistics_it_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("lerobot")
 def test_what_does_not_fit_is_said_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lerobot's type 'diffusion': so far only act"):
-        load(str(folder_at(tmp_path / "other", type="diffusion")))
+    with pytest.raises(UserError, match="lerobot's type 'pi0': so far only act, diffusion"):
+        load(str(folder_at(tmp_path / "other", type="pi0")))
     old = folder_at(tmp_path / "old")
     save_file({"normalize_inputs.buffer_a.mean": torch.zeros(1)}, old / "model.safetensors")
     with pytest.raises(UserError, match="older lerobot"):

@@ -123,8 +123,11 @@ def _pin_scale(walk: Walk, node: Node, q: Any) -> None:
 
 def _grouped_attention(walk: Walk, node: Node, q: Any, k: Any, v: Any, mask: Any) -> Labels:
     """Several query heads share a key head: heads of q are (key head, copy)."""
-    if mask is not None and len(walk.sizes(mask)) > 2:
-        raise Unfollowed
+    if mask is not None:
+        if walk.sizes(mask)[-3:-2] not in ((), (1,)):  # of its own for each head
+            raise Unfollowed
+        for label in walk.of(mask):
+            walk.freeze(label, node)
     ql, kl, vl = walk.of(q), walk.of(k), walk.of(v)
     kv_heads = walk.sizes(k)[-3]
     heads, copies = split(walk.atoms, ql[-3], [kv_heads, walk.sizes(q)[-3] // kv_heads])
