@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from edgeprune.core.distributed import from_first
 from edgeprune.core.errors import EdgePruneError, ParityError, UserError
-from edgeprune.core.heap import keep_freed_memory
+from edgeprune.core.heap import keep_freed_memory, let_go
 from edgeprune.core.scratch import scratch_folder
 from edgeprune.core.timeout import deadline
 from edgeprune.core.timing import Steps
@@ -150,7 +150,9 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     validation = _validated(workspace, best, final)
     _part(workspace, best, final)
     written = _written_back(workspace, best, final)
+    let_go(workspace.weights)
     _save(workspace, best, final, written)
+    let_go(workspace.weights)
     report = build_report(workspace, result, validation, written)
     graph = final.module
     module = written.module if written.module is not None else graph

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from edgeprune.core.budgets import Budgets
 from edgeprune.core.distributed import from_first
 from edgeprune.core.errors import UserError
+from edgeprune.core.heap import let_go
 from edgeprune.core.timing import Steps
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_graph
@@ -154,6 +155,11 @@ class Workspace:
     folder: Path
     steps: Steps
     given: Samples | None = None
+
+    @cached_property
+    def weights(self) -> int:
+        """Bytes of the model's."""
+        return sum(p.nbytes for p in self.task.module.parameters())
 
     @property
     def settings(self) -> Settings:
@@ -383,7 +389,7 @@ class Workspace:
         }
         if self.traced.loop is not None:
             metadata = {**metadata, "loop": self.traced.loop.as_json()}
-        return export(
+        made = export(
             plain,
             inputs,
             self.traced.dynamic_batch,
@@ -392,6 +398,8 @@ class Workspace:
             settings.form,
             settings.sparse_initializers and folder == self.folder,
         )
+        let_go(self.weights)
+        return made
 
     def cost(self, exported: Exported, module: GraphModule, baseline: Baseline) -> Cost:
         """What the file of the model as it was costs, in the precision that was asked for."""
