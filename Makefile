@@ -83,7 +83,8 @@ bench-env: $(STAMP)
 	$(PIP) install --quiet --no-deps -c constraints.txt torchvision timm lerobot accelerate datasets \
 	    deepdiff orderly-set cachebox transformers tokenizers diffusers
 	$(PIP) install --quiet -c constraints.txt huggingface_hub safetensors pillow scipy scikit-learn \
-	    einops draccus imageio av multiprocess pyarrow xxhash pyserial psutil regex
+	    einops draccus imageio av multiprocess pyarrow xxhash pyserial psutil regex \
+	    mcp playwright axe-playwright-python
 
 clean:
 	rm -rf build dist site .venv-docs .pytest_cache .ruff_cache .mypy_cache .hypothesis edgeprune-demo

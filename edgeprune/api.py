@@ -22,7 +22,7 @@ from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import ParityError
 from edgeprune.core.scratch import clear_away, scratch_folder
 from edgeprune.core.timeout import deadline
-from edgeprune.core.timing import Listener, Steps
+from edgeprune.core.timing import Lines, Listener, Steps
 from edgeprune.coupling import Coupling
 from edgeprune.data.loaders import NO_DATA, as_data
 from edgeprune.export.form import FileForm
@@ -159,6 +159,7 @@ def prune(
     device: str = AUTO,
     output: str | Path | None = None,
     listener: Listener | None = None,
+    progress: bool = False,
 ) -> Result:
     """Shrinks `model` until it keeps the budgets on a device; `model` itself is left as it was.
 
@@ -187,7 +188,8 @@ def prune(
     cpu, cuda, cuda:N, mps; all else runs on the CPU. A model on a GPU is copied from there, and
     what comes of it goes back there.
     output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
-    report.html.
+    report.html. progress: lines on standard error as steps go by; listener: one of your own
+    instead.
 
     Raises UserError for what the caller can mend, ParityError if the export can't be proved.
     Budgets out of reach don't raise: `result.report["met"]` is False, the model the best there is.
@@ -248,7 +250,8 @@ def prune(
         loss=loss,
         makes_samples_up=not (isinstance(data, str) and data == NO_DATA),
     )
-    outcome = carry_out(task, None if output is None else Path(output), Steps(listener))
+    shown = listener or (Lines() if progress and distributed.is_first() else None)
+    outcome = carry_out(task, None if output is None else Path(output), Steps(shown))
     if home is not None:  # it goes back to where it came from
         outcome.module.to(home)
         outcome.graph_module.to(home)

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import datetime
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeprune.calibration.boosting import boosted
 from edgeprune.calibration.observations import Observation, Results, Sample
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.cost import memory
 from edgeprune.cost.analytic import COMPUTE_KINDS, MEMORY_KINDS
 from edgeprune.cost.memory import MemoryModel
 from edgeprune.cost.nnls import nonnegative
-from edgeprune.cost.tables import Table, Tables, Trees, described, names
+from edgeprune.cost.tables import Table, Tables, described, names
 from edgeprune.profiles.profile import SCHEMA, Fusion, Profile, parse_profile
 
 Array = NDArray[np.float64]
 
 #: Part of the key of cached profiles: raise it when `fit` draws other figures from the same times.
-FIT_VERSION = 6
+FIT_VERSION = 7
 
 #: Peak memory on the machine of benchmarks/memory_model.py, 51 networks and a pruned one of each;
 #: with blocks of channels (x86), and without them (there with the optimisations that ARM has).
@@ -141,36 +142,7 @@ def _table(kernels: Sequence[Observation], block: int, offset_ms: float, share: 
     if len(kernels) < _FEWEST_FOR_TREES:
         return Table(rates, None)
     shape = _LARGE if share > _LARGE_SHARE else _SMALL
-    return Table(rates, _trees(features, np.log(ms / (terms @ rates)), shape))
-
-
-def _trees(features: Array, target: Array, shape: Mapping[str, Any]) -> Trees:
-    """Boosted trees that predict `target`, from scikit-learn's, as arrays."""
-    from sklearn.ensemble import GradientBoostingRegressor
-
-    model = GradientBoostingRegressor(subsample=0.6, max_features=0.7, random_state=0, **shape).fit(
-        features, target
-    )
-    trees = [estimator.tree_ for estimator in model.estimators_[:, 0]]
-    nodes = max(tree.node_count for tree in trees)
-
-    def stacked(field: str, kind: Any, blank: float) -> NDArray[Any]:
-        out = np.full((len(trees), nodes), blank, kind)
-        for row, tree in zip(out, trees, strict=True):
-            values = getattr(tree, field)
-            row[: tree.node_count] = values.ravel() if field == "value" else values
-        return out
-
-    values = stacked("value", np.float32, 0) * np.float32(model.learning_rate)
-    start = float(model.init_.predict(features[:1])[0])
-    values[0] += np.float32(start)  # every way through the first tree ends with the mean
-    return Trees(
-        feature=np.maximum(stacked("feature", np.int16, -1), -1),
-        threshold=stacked("threshold", np.float32, 0),
-        left=np.maximum(stacked("children_left", np.int16, 0), 0),
-        right=np.maximum(stacked("children_right", np.int16, 0), 0),
-        value=values,
-    )
+    return Table(rates, boosted(features, np.log(ms / (terms @ rates)), shape))
 
 
 def launch_offset_ms(samples: Sequence[Sample]) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,9 @@ from edgeprune.cli.guidance import examples, mistyped
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.timeout import STEP_SECONDS
 from edgeprune.core.version import __version__
+
+#: The command as it was typed, for the report.
+typed: ContextVar[str] = ContextVar("typed", default="")
 
 app = App(
     name="edgeprune",
@@ -140,6 +145,7 @@ def prune(
         output=output,
         remote=remote,
         ssh_options=ssh_options,
+        command=typed.get(),
     )
     request = (request if asked is None else request.with_limits(asked)).checked()
     from edgeprune.cli.commands import prune_model
@@ -229,6 +235,7 @@ def sweep(
         data=data,
         metric=eval,
         output=output,
+        command=typed.get(),
     )
     return sweep_model(request, asked, json, quiet)
 
@@ -245,13 +252,7 @@ def check(
     measure: Annotated[
         bool, Parameter(negative="", help="Run it here rather than predict.")
     ] = False,
-    remote: Annotated[
-        str | None,
-        Parameter(
-            help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH], or "
-            "?trtexec=PATH for a profile of TensorRT."
-        ),
-    ] = None,
+    remote: parameters.RunElsewhere = None,
     ssh_options: parameters.SshOptions = "",
     junit: Annotated[
         Path | None, Parameter(help="Write the verdicts as JUnit XML too, for CI.")
@@ -260,13 +261,7 @@ def check(
     strict: Annotated[
         bool, Parameter(negative="", help="Exit status 3 too if the device's runtime can't run it.")
     ] = False,
-    runtime: Annotated[
-        str | None,
-        Parameter(
-            help="Try it in another runtime too (exit status 3 if that fails): openvino, ncnn, "
-            "mnn, litert, rknn, or onnxruntime==1.16.3."
-        ),
-    ] = None,
+    runtime: parameters.OtherRuntime = None,
     json: parameters.Json = False,
     debug: parameters.Debug = False,
 ) -> int:
@@ -429,6 +424,18 @@ def demo(
     return run_demo(output, seed, quiet)
 
 
+@app.command
+def mcp(*, debug: parameters.Debug = False) -> int:
+    """Serve prune, inspect, check and sweep to an agent, over stdio (pip install 'edgeprune[mcp]').
+
+    The agent's settings name the command: edgeprune mcp.
+    """
+    from edgeprune.cli.mcp_server import serve
+
+    serve()
+    return 0
+
+
 @app.command(name="--install-completion")
 def install_completion() -> int:
     """Complete commands, options and profiles with the tab key, in this shell."""
@@ -441,6 +448,7 @@ def install_completion() -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status (the table in README.md)."""
     words = sys.argv[1:] if arguments is None else arguments
+    typed.set(shlex.join(["edgeprune", *words]))
     # A terminated run cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

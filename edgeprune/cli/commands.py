@@ -134,6 +134,7 @@ def task_of(request: Request) -> Task:
         request.metric or metric_name(data, request.options.max_drop),
         (*_understood(request), *remarks, *(data.remarks if data else ())),
         makes_samples_up=request.data != NO_DATA,
+        command=request.command,
     )
 
 

@@ -88,8 +88,8 @@ NarrowState = Annotated[
     Parameter(
         "--narrow-state",
         negative="",
-        help="An input that comes back as an output (an LSTM's h), whose width may change: NAME or "
-        "NAME=OUTPUT; repeatable.",
+        help="Inputs that come back as outputs (an LSTM's h,c), whose width may change: NAME or "
+        "NAME=OUTPUT.",
     ),
 ]
 Align = Annotated[
@@ -118,3 +118,18 @@ SshOptions = Annotated[
 ]
 Debug = Annotated[bool, Parameter(negative="", help="Show a traceback for internal errors.")]
 Quiet = Annotated[bool, Parameter(["--quiet", "-q"], negative="", help="Print only errors.")]
+
+OtherRuntime = Annotated[
+    str | None,
+    Parameter(
+        help="Try it in another runtime too (exit status 3 if that fails): openvino, ncnn, "
+        "mnn, litert, rknn, or onnxruntime==1.16.3."
+    ),
+]
+RunElsewhere = Annotated[
+    str | None,
+    Parameter(
+        help="Run it on another device: ssh://user@host[:port][/folder][?python=PATH], or "
+        "?trtexec=PATH for a profile of TensorRT."
+    ),
+]

@@ -14,7 +14,7 @@ from edgeprune.profiles.profile import HOST, load_profile
 
 @dataclass(frozen=True)
 class Request:
-    """The words of `edgeprune prune`."""
+    """The words of `edgeprune prune`. command: all of them as they were typed."""
 
     model: str
     profile: str
@@ -28,6 +28,7 @@ class Request:
     remote: str | None = None
     ssh_options: str = ""
     understood: str | None = None
+    command: str = ""
 
     def with_limits(self, asked: Requirements) -> Request:
         """With what a sentence asks for. Raises UserError for what options say too."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import sys
@@ -13,7 +14,8 @@ _LARGEST_TENSOR, _MOST_KEPT = 2**27, 2**28  # bytes
 
 
 def let_go(weights: int) -> None:
-    """Frees what nothing but circles of references holds, where a model is large.
+    """Frees what nothing but circles of references holds, where a model is large, and gives it
+    back to the system, where the C library can be told so.
 
     weights: bytes of the model's. A graph and its nodes know each other, so that weights which a
     graph reads from a file's content stay until Python looks for such circles: it counts objects,
@@ -21,6 +23,8 @@ def let_go(weights: int) -> None:
     """
     if weights > LARGE:
         gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory(weights: int) -> None:

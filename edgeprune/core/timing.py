@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+_WORTH_A_LINE, _BETWEEN_NOTES = 1.0, 10.0  # seconds
 
 
 class Listener(Protocol):
@@ -29,6 +32,33 @@ class Silent:
 
     def end(self, step: str, seconds: float) -> None:
         pass
+
+
+class Lines:
+    """A listener that writes plain lines to standard error: a step that took a second or more when
+    it ends, and how far a long one is every ten seconds."""
+
+    def __init__(self) -> None:
+        self._began = self._told = time.perf_counter()
+
+    def begin(self, step: str) -> None:
+        self._told = time.perf_counter()
+
+    def advance(self, step: str, fraction: float | None, note: str) -> None:
+        now = time.perf_counter()
+        if now - self._told >= _BETWEEN_NOTES:
+            self._told = now
+            share = "" if fraction is None else f"{fraction:.0%} "
+            self.tell(f"{step} {share}{note}".rstrip())
+
+    def end(self, step: str, seconds: float) -> None:
+        if seconds >= _WORTH_A_LINE:
+            self.tell(f"{step}: {seconds:.0f} s")
+
+    def tell(self, words: str) -> None:
+        """A line, with the seconds since the beginning."""
+        passed = time.perf_counter() - self._began
+        print(f"edgeprune {passed:4.0f} s  {words}", file=sys.stderr, flush=True)
 
 
 class Steps:

@@ -73,6 +73,11 @@ class Coupling:
             terms[key] = terms.get(key, 0.0) + float(count) / whole
         return Poly(terms)
 
+    def groups_in(self, rows: Rows) -> list[int]:
+        """The indices of the groups that `rows` holds units of."""
+        resolved = self.atoms.resolve(rows)
+        return [int(g) for g in np.unique(self._group_of[resolved[resolved >= 0]]) if g >= 0]
+
     def gone(self, removed_units: NDArray[np.int64]) -> NDArray[np.bool_]:
         """A mark per atom, from the atoms that a plan removes."""
         marks = np.zeros(len(self._group_of), bool)

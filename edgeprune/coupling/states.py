@@ -65,7 +65,7 @@ def with_narrow_states(traced: TracedModel, asked: Sequence[str]) -> TracedModel
     """The graph with the width of some states left open, to be decided with all others.
 
     asked: NAME of an input that comes back as an output of its shape, or NAME=N where that is
-    output N, counted from 0.
+    output N, counted from 0; several with commas between them.
     Raises UserError for what is no state, naming those that are.
     """
     if not asked:
@@ -134,7 +134,7 @@ def _states(module: GraphModule, asked: Sequence[str], dims: Mapping[Node, int])
     """dims: of each input the dimension that the samples lie in."""
     inputs = {str(node.target): node for node in dims}
     found: dict[str, State] = {}
-    for word in asked:
+    for word in (each.strip() for text in asked for each in text.split(",")):
         name, _, place = word.partition("=")
         # What an argument holds is named after it: state_0, state_1.
         names = [name] if name in inputs else [n for n in inputs if n.startswith(f"{name}_")]

@@ -259,6 +259,9 @@ def preprocessing_of(module: nn.Module | None) -> Preprocessing:
         )
     if type(module).__module__.startswith("torchvision.models."):
         return Preprocessing(crop=0.875, known_from="torchvision's custom")
+    if type(module).__module__.startswith("ultralytics."):
+        zeros, ones = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return Preprocessing(zeros, ones, known_from="ultralytics' custom, but stretched")
     return Preprocessing()
 
 

@@ -132,6 +132,12 @@ def _unwritable(program: torch.export.ExportedProgram, error: Exception) -> str:
         short = op.group(1).partition(".")[2].removeprefix("linalg_").partition("_")[0]
         nodes = [n for n in program.graph.nodes if n.op == "call_function" and short in n.name]
     where = f" ({module_path(nodes[0])})" if nodes and module_path(nodes[0]) else ""
+    values = [n.meta.get("val") for n in program.graph.nodes if n.op == "call_function"]
+    if any(isinstance(value, torch.Tensor) and value.is_complex() for value in values):
+        return (
+            f"{told}{where} has no form in ONNX: the model computes with complex numbers there, "
+            "which ONNX lacks: write them as pairs (rotary positions by their cosine and sine)"
+        )
     return (
         f"{told}{where} has no form in ONNX that torch.onnx knows: compute it outside of the "
         "model, or write it with other ops"

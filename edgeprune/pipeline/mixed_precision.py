@@ -43,6 +43,7 @@ _CALIBRATION, _JUDGED = 64, 64
 _MOST_UNITS, _FEWEST_UNITS = 24, 6
 WORK = 1.5e12  # multiply-accumulates (reconstruction/work.py)
 _ALL_IS_LOST = 1e3  # answers that are no numbers lose no more than that
+_ALIKE = 1.3  # times the least loss, from which files are told apart by a thorough fit
 _RUNS = 15  # that kernels' times are medians of
 
 
@@ -197,19 +198,29 @@ def _places(workspace: Workspace) -> dict[str, int]:
     return found
 
 
-def file_loss(workspace: Workspace, baseline: Baseline, draft: Draft) -> float:
-    """What a draft's file loses on the samples held back, its layers fitted on the others. The
-    draft's own weights stay: its graph is lent, as it is known in ONNX already."""
+def file_losses(baseline: Baseline, drafts: Sequence[tuple[Workspace, Draft]]) -> list[float]:
+    """What each draft's file loses on the samples held back, its layers fitted on the others: in
+    brief, and where that hardly tells them apart as thoroughly as the one that is kept."""
+    lost = [_file_loss(at, baseline, draft, brief=True) for at, draft in drafts]
+    if max(lost) <= _ALIKE * min(lost):
+        lost = [_file_loss(at, baseline, draft, brief=False) for at, draft in drafts]
+    return lost
+
+
+def _file_loss(workspace: Workspace, baseline: Baseline, draft: Draft, brief: bool) -> float:
+    """The draft's own weights stay: its graph is lent, as it is known in ONNX already."""
     module, weights = draft.module, state_of(draft.module)
     try:
-        return _lost_when_fitted(workspace, baseline, draft)
+        return _lost_when_fitted(workspace, baseline, draft, brief)
     finally:
         module.load_state_dict(weights)
 
 
-def _lost_when_fitted(workspace: Workspace, baseline: Baseline, draft: Draft) -> float:
+def _lost_when_fitted(workspace: Workspace, baseline: Baseline, draft: Draft, brief: bool) -> float:
     samples, module = workspace.calibration(), draft.module
-    if not draft.plan.removes_nothing:
+    if not draft.plan.removes_nothing and not brief:
+        workspace.recover(module, draft.plan, samples)
+    elif not draft.plan.removes_nothing:
         fit, seed = samples.first(SAMPLES, samples.count).fit, workspace.settings.seed
         pruned = PrunedModel(workspace.traced, workspace.coupling, draft.plan, module)
         with workspace.steps.step("choose a plan"):

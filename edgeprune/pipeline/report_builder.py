@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Literal, cast
 
-import onnx
 from torch import Tensor
 
 from edgeprune.core.version import __version__
@@ -17,11 +16,11 @@ from edgeprune.coupling.coupling import obstacles
 from edgeprune.coupling.plan import Plan
 from edgeprune.coupling.states import outside, state_widths
 from edgeprune.export.file_cost import Cost
-from edgeprune.export.onnx import Exported
 from edgeprune.export.parity import Validation
-from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.fx_utils import unused_parameters
 from edgeprune.graph.trace import TracedModel
+from edgeprune.pipeline.facts import network
+from edgeprune.pipeline.facts.file import fixed_sizes, onnx_facts
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
 from edgeprune.pipeline.unstructured import compressed_mb
@@ -43,7 +42,6 @@ from edgeprune.report import (
     KernelCost,
     LayerError,
     LayerZeros,
-    OnnxFacts,
     Quantization,
     Rate,
     Report,
@@ -53,8 +51,8 @@ from edgeprune.report import (
     Surgery,
 )
 from edgeprune.report import Validation as ValidationFacts
+from edgeprune.report.origin import origin
 from edgeprune.runtime.devices import resolved
-from edgeprune.runtime.support import findings
 from edgeprune.surgery.write_back import WrittenBack
 
 _WORST_LAYERS = 10
@@ -73,6 +71,7 @@ def build_report(
     obstacle = _obstacle(workspace, result)
     removed = 1 - best.cost.parameters / max(baseline.cost.parameters, 1)
     inputs = best.exported.input_names
+    groups = [*_widths(coupling, best), *_frozen(coupling)]
     return Report(
         edgeprune=__version__,
         model=task.name,
@@ -99,12 +98,12 @@ def build_report(
             exact=best.proof.exact,
             oracle_max_rel_error=best.proof.max_rel_error,
         ),
-        groups=[*_widths(coupling, best), *_frozen(coupling)],
+        groups=groups,
         removed_layers=[coupling.branches[i].name for i in sorted(best.plan.removed_branches)],
         seconds={name: round(seconds, 3) for name, seconds in workspace.steps.seconds.items()},
         warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
         obstacle=obstacle,
-        onnx=_onnx(traced, best, settings),
+        onnx=onnx_facts(traced, best, settings),
         device=resolved(settings.device) if best.trained else "cpu",
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
@@ -125,7 +124,7 @@ def build_report(
         remarks=[
             *task.remarks,
             *traced.notes,
-            *_fixed_sizes(traced, settings),
+            *fixed_sizes(traced, settings),
             *_states(best),
             *_unused(traced),
             *best.remarks,
@@ -153,6 +152,10 @@ def build_report(
             if best.cost.source == "predicted"
             else None
         ),
+        origin=origin(task.command),
+        layers=network.layers(workspace, best, groups),
+        memory=network.memory(workspace, best.plan),
+        prices=network.prices(settings, solution),
     )
 
 
@@ -194,19 +197,6 @@ def _sparsity(baseline: Baseline, best: Candidate) -> Sparsity | None:
     )
 
 
-def _onnx(traced: TracedModel, best: Candidate, settings: Settings) -> OnnxFacts:
-    exported = best.exported
-    return OnnxFacts(
-        opset=exported.form.opset,
-        ir_version=exported.ir_version,
-        batch="dynamic" if traced.any_batch and not exported.form.fixed else str(traced.batch),
-        batch_note=_batch_note(traced, settings),
-        free_sizes={} if exported.form.fixed else _free_sizes(traced),
-        target=settings.profile.target.full_name,
-        unsupported_on_target=_unsupported(exported, settings),
-    )
-
-
 def _precision(settings: Settings, best: Candidate) -> str:
     """The numeric type of the file."""
     if settings.precision != "auto":
@@ -241,51 +231,6 @@ def _quantization(best: Candidate) -> Quantization | None:
             for each in found.layers[:_WORST_LAYERS]
         ],
     )
-
-
-def _unsupported(exported: Exported, settings: Settings) -> list[str]:
-    """What the device's runtime can't run of the file, each reason once with its first place."""
-    model = onnx.load(str(exported.path), load_external_data=False)
-    places: dict[str, list[str]] = {}
-    for found in findings(model, settings.profile.target):
-        if found.fatal:
-            places.setdefault(found.message, []).append(found.layer or found.node or "")
-    return [message + _where(where) for message, where in places.items()]
-
-
-def _where(places: list[str]) -> str:
-    if not places[0]:
-        return ""
-    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-    return f" ({places[0]}{more})"
-
-
-def _free_sizes(traced: TracedModel) -> dict[str, str]:
-    """The ranges of the sizes beside the batch that are free in the graph."""
-    sizes = traced.example_inputs.free.sizes.items()
-    return {name: str(size) for name, size in sizes if name != BATCH}
-
-
-def _fixed_sizes(traced: TracedModel, settings: Settings) -> list[str]:
-    """That sizes which the model leaves free are fixed in the file, and by what."""
-    free = _free_sizes(traced)
-    if not free or not settings.fixed_batch:
-        return []
-    return [f"{', '.join(free)} fixed as in the example: {_wants_fixed(settings)}"]
-
-
-def _batch_note(traced: TracedModel, settings: Settings) -> str:
-    """Why the file takes one batch alone; nothing where it doesn't."""
-    if not traced.any_batch:
-        return traced.fixed_because
-    return _wants_fixed(settings) if settings.fixed_batch else ""
-
-
-def _wants_fixed(settings: Settings) -> str:
-    """Why the file is to have fixed sizes."""
-    if settings.batch is not None:
-        return "--batch asked for it"
-    return f"{settings.profile.target.full_name} wants fixed sizes (--batch dynamic leaves it free)"
 
 
 def _unused(traced: TracedModel) -> list[str]:

@@ -7,7 +7,6 @@ again.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +27,7 @@ from edgeprune.pipeline.carry_out import (
     untouched,
     won_back,
 )
-from edgeprune.pipeline.mixed_precision import choices_of, file_loss
+from edgeprune.pipeline.mixed_precision import choices_of, file_losses
 from edgeprune.pipeline.workspace import (
     Baseline,
     Candidate,
@@ -70,6 +69,8 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
     if bits is not None:
         problem = problem.with_bits(bits.bits, bits.losses)
     search = _Search(workspace, baseline, problem, controller, choice)
+    if bits is not None and not fastest:
+        search.int8 = _all_in_int8(workspace, baseline, scores)
     best = search.fastest() if fastest else search.in_steps()
     if best is not None and not fastest:
         best = search.still_of_use(best)
@@ -80,6 +81,18 @@ def prune_structured(workspace: Workspace, baseline: Baseline, scores: Scores) -
         scores.criterion,
         search.works_at_ms,
     )
+
+
+def _all_in_int8(workspace: Workspace, baseline: Baseline, scores: Scores) -> _Search:
+    """What `--precision int8` would do."""
+    settings = workspace.settings.model_copy(update={"precision": "int8"})
+    workspace = replace(workspace, task=replace(workspace.task, settings=settings))
+    problem, start = _problem(workspace, scores), _in_precision(workspace, baseline)
+    controller = BudgetController(settings, problem.costs(problem.full), baseline.cost, start)
+    choice = _best_loss_model(workspace, problem, controller.limits(), scores.criterion)
+    if choice is not None:
+        problem = choice.problem
+    return _Search(workspace, baseline, problem, controller, choice)
 
 
 def out_of_reach(workspace: Workspace, baseline: Baseline) -> str | None:
@@ -228,6 +241,7 @@ class _Search:
     choice: Choice | None
     works_at_ms: float | None = None
     obstacle: str | None = None
+    int8: _Search | None = None  # the same for all layers in int8, where bits are decided
     bits_tried: list[float] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     history: list[StepRecord] = field(default_factory=list)
@@ -327,24 +341,30 @@ class _Search:
     def _fitted(self, problem: Problem) -> Draft:
         """The draft of least loss whose file keeps the budgets, or the last one if none does.
 
-        Where bits are decided too, the same is looked for with every layer in int8, and the file
-        that loses less on samples is taken: losses of widths and of bits needn't add up, and what
+        Where bits are decided too, the file that loses less on samples is taken, of this one and of
+        what `--precision int8` comes to: losses of widths and of bits needn't add up, and what
         borders take is known of files alone.
         """
-        choice = self.choice if problem is self.problem else None
-        if problem.bits is None or not problem.bits.variables:
-            return self._looped(problem, choice)
-        found: list[tuple[bool, float, Draft, BudgetController]] = []
-        start = self.controller
-        for way, known in ((problem, None), (problem.in_int8(), choice)):
-            self.controller = copy.deepcopy(start)  # files of one kind tell little of the other's
-            draft = self._looped(way, known)
-            lost = file_loss(self.workspace, self.baseline, draft)
-            assert draft.cost is not None
-            missed = bool(over(draft.cost, self.controller.budgets))
-            found.append((missed, lost, draft, self.controller))
-        self.bits_tried = [lost for _, lost, _, _ in found]
-        _, _, draft, self.controller = min(found, key=lambda each: each[:2])
+        if self.int8 is None or problem.bits is None or not problem.bits.variables:
+            return self._looped(problem, self.choice if problem is self.problem else None)
+        other = self.int8
+        whole = problem is self.problem
+        theirs = other.problem if whole else other.problem.at_most(problem.full)
+        found = [
+            (self, self._looped(problem, None)),
+            (other, other._looped(theirs, other.choice if whole else None)),
+        ]
+        lost = file_losses(self.baseline, [(way.workspace, draft) for way, draft in found])
+        missed = [
+            bool(draft.cost and over(draft.cost, way.controller.budgets)) for way, draft in found
+        ]
+        best = min(range(len(found)), key=lambda i: (missed[i], lost[i]))
+        way, draft = found[best]
+        self.bits_tried = lost
+        if way is other:
+            self.workspace, self.problem = other.workspace, other.problem
+            self.controller, self.choice = other.controller, other.choice
+            self.warnings.extend(other.warnings)
         return draft
 
     def _looped(self, problem: Problem, choice: Choice | None) -> Draft:
@@ -406,14 +426,14 @@ class _Search:
 
     def _bits_chosen(self, exported: Exported) -> list[str]:
         """What was decided of bits, for the report."""
-        if self.problem.bits is None:
+        if self.problem.bits is None and self.int8 is None:
             return []
         made = exported.quantized
         count = 0 if made is None else made.int8_layers
         told = f"bits were decided with widths: {count} layer{'s'[: count != 1]} in int8"
         if len(self.bits_tried) > 1:
             lost = ", ".join(f"{loss:.3g}" for loss in self.bits_tried)
-            told += f"; the solver's file and the best one all in int8, judged, lose {lost}"
+            told += f"; the solver's file and the one of --precision int8, judged, lose {lost}"
         return [told]
 
     # -- the file -------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Task:
     """name: as the report calls the model. metric: the user's own, higher is better.
 
     remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
-    the model returns and the batch as the data give it.
+    the model returns and the batch as the data give it. command: as it was typed, "" in Python.
 
     Noise is constants in `module` where that was asked for. Weights that are parametrized (spectral
     norm, say) are plain in `module`; `example_inputs` have the batch that was asked for.
@@ -43,6 +43,7 @@ class Task:
     loss: Loss | None = None
     machine: Machine | None = None
     makes_samples_up: bool = True
+    command: str = ""
 
     def __post_init__(self) -> None:
         if self.settings.batch is not None:

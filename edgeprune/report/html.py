@@ -1,22 +1,29 @@
-"""The report as one HTML file: nothing to load, nothing to run, light or dark as the reader's."""
+"""The report as one HTML file: nothing to load, and nothing to run but a script of our own that
+sorts a table; light or dark as the reader's."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from edgeprune.report import words
+from edgeprune.report import charts, words
 from edgeprune.report.digits import DASH, milliseconds, significant
 from edgeprune.report.headline import headline, headline_tone, tone
 from edgeprune.report.model import GroupWidth, Report
+from edgeprune.report.widths_picture import widths_picture
 
 MOST_KERNELS = 20
+MOST_LISTED = 200
 MOST_GROUPS = 60
 
 
@@ -40,12 +47,15 @@ class WidthBar:
 
 @dataclass(frozen=True)
 class KernelBar:
-    """A kernel's cost in words, and as shares of the most costly one, in percent."""
+    """A kernel's cost in words, in milliseconds (-1: there is none), and as shares of the most
+    costly one, in percent. kind: "" where it stands for several."""
 
     name: str
     kind: str
     before: str
     after: str
+    before_value: float
+    after_value: float
     before_share: float
     after_share: float
 
@@ -55,10 +65,13 @@ def write_html(report: Report, path: str | Path) -> None:
     Path(path).write_text(render(report), encoding="utf-8")
 
 
-def render(report: Report) -> str:
-    """The page as text. Everything that comes from outside is escaped."""
+def render(report: Report, sorts: bool = True) -> str:
+    """The page as text. Everything that comes from outside is escaped, and the page lets no script
+    run but the one that is written here. sorts: with that one."""
     changed = words.changed(report)
-    kernels, rest = words.kernel_rows(report, MOST_KERNELS)
+    listed, rest = words.kernel_rows(report, MOST_LISTED)
+    kernels = kernel_bars([*listed, *([rest] if rest else [])])
+    script = _script() if sorts else ""
     return template("edgeprune.report", "template.html.j2").render(
         report=report,
         headline=headline(report),
@@ -79,12 +92,48 @@ def render(report: Report) -> str:
         zeros=zero_bars(report)[:MOST_GROUPS],
         more_zeros=zero_bars(report)[MOST_GROUPS:],
         unchanged=[group for group in report.groups if group.before == group.after],
-        kernels=kernel_bars(kernels),
-        other_kernels=kernel_bars([rest])[0] if rest else None,
+        kernels=kernels[:MOST_KERNELS],
+        more_kernels=kernels[MOST_KERNELS:],
+        kinds=charts.kinds(report),
+        memory_chart=charts.memory_chart(report),
+        steps_chart=charts.steps_chart(report),
+        errors_chart=charts.errors_chart(report),
+        prices=charts.price_sentences(report),
+        widths_picture=widths_picture(report),
+        date=_date(report),
+        versions=", ".join(f"{name} {x}" for name, x in _versions(report).items()),
+        script=Markup(script),  # a file of the package
+        script_source=_source(script),
         shapes=[f"{name}: {_shape(shape)}" for name, shape in report.input_shapes.items()],
         seconds=_seconds(report),
         snippet=snippet(report),
     )
+
+
+def _script() -> str:
+    file = resources.files("edgeprune.report") / "sort.js"
+    return file.read_text(encoding="utf-8")
+
+
+def _source(script: str) -> Markup:
+    """What a Content-Security-Policy lets run: this script, by its hash, or none."""
+    if not script:
+        return Markup("'none'")
+    digest = hashlib.sha256(script.encode()).digest()
+    return Markup(f"'sha256-{base64.b64encode(digest).decode()}'")
+
+
+def _date(report: Report) -> str:
+    """ "2026-11-26 13:16 UTC"; as it stands where it is no date."""
+    text = report.origin.date if report.origin else ""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except ValueError:
+        return text
+
+
+def _versions(report: Report) -> dict[str, str]:
+    return report.origin.versions if report.origin else {}
 
 
 def template(package: str, name: str) -> jinja2.Template:
@@ -151,6 +200,8 @@ def kernel_bars(kernels: Iterable[words.KernelRow]) -> list[KernelBar]:
             kernel.kind,
             _cost(kernel.before_ms),
             _cost(kernel.after_ms),
+            -1.0 if kernel.before_ms is None else round(kernel.before_ms, 6),
+            -1.0 if kernel.after_ms is None else round(kernel.after_ms, 6),
             _percent(kernel.before_ms or 0.0, longest),
             _percent(kernel.after_ms or 0.0, longest),
         )

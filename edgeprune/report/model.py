@@ -219,6 +219,48 @@ class OnnxFacts(_Frozen):
     unsupported_on_target: list[String] = []
 
 
+class Origin(_Frozen):
+    """date: when the run ended, ISO 8601 in UTC. command: as it was typed, "" where Python called.
+    versions: by name. machine: what the run computed on."""
+
+    date: String
+    command: String = ""
+    versions: dict[String, String] = {}
+    machine: String = ""
+
+
+class Layer(_Frozen):
+    """A layer in the order of execution. reads, writes: places in `groups` of the widths that come
+    in and go out. removed: with a branch. error: the norm of what its outputs differ by from the
+    original's, over the norm of those, for the channels that stay; None where no samples could
+    tell."""
+
+    name: String
+    reads: list[Count] = []
+    writes: list[Count] = []
+    removed: bool = False
+    error: float | None = None
+
+
+class Memory(_Frozen):
+    """MB (10**6 bytes) that the runtime holds while each kernel runs, in the order of
+    `kernels_before`, as predicted of the graph."""
+
+    before_mb: list[Number] = []
+    after_mb: list[Number] = []
+
+
+class Prices(_Frozen):
+    """What a budget costs: the share of the solver's objective that one more millisecond, megabyte
+    or percentage point of the parameters would spare, at most; None where that doesn't bind or no
+    bound by prices was found."""
+
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    size_mb: float | None = None
+    rate: float | None = None
+
+
 class Report(_Frozen):
     """Everything that is told about a run.
 
@@ -233,6 +275,7 @@ class Report(_Frozen):
     latency_interval_ms: where nine of ten predictions of the latency after lie; None of a
     measurement.
     device: what the run computed with; fine-tuning alone takes another than "cpu".
+    origin, layers, memory, prices: None or empty in reports of earlier versions.
     """
 
     edgeprune: String
@@ -273,6 +316,10 @@ class Report(_Frozen):
     onnx: OnnxFacts | None = None
     latency_interval_ms: tuple[Number, Number] | None = None
     device: String = "cpu"
+    origin: Origin | None = None
+    layers: list[Layer] = []
+    memory: Memory = Memory()
+    prices: Prices = Prices()
 
     @field_validator("budgets", mode="before")
     @classmethod

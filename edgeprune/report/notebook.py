@@ -30,7 +30,7 @@ def summary(report: Report) -> str:
 
 def framed(report: Report) -> str:
     """The page in a frame of its own: its style doesn't reach the notebook's."""
-    page = html.escape(render(report), quote=True)
+    page = html.escape(render(report, sorts=False), quote=True)
     return (
         f'<iframe title="EdgePrune report" srcdoc="{page}" sandbox="" loading="lazy" '
         'style="width:100%;height:640px;border:0"></iframe>'

@@ -159,7 +159,8 @@ class Factors:
         only_moves = not self._tabled and term.kernel.kind in MEMORY_KINDS
         if (sums and only_moves) or self._size(scope) > _LARGEST_KERNEL:
             return self._below(term)
-        values = self._values(scope)
+        # What only counts beside a branch that is gone for good may be anything.
+        values = dict.fromkeys(self.domains, np.float64(0.0)) | self._values(scope)
         for weights, total in zip(sums, totals, strict=True):  # one stands for all
             values.update({v: 0.0 for v, _ in weights})
             values[weights[0][0]] = values[total] / weights[0][1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -48,6 +48,8 @@ class Solution:
     status: optimal (within GAP_LIMIT), feasible (time ran out) or infeasible (smallest values).
     gap: (objective - bound) / objective.
     remark: what a user should know of the search, if anything.
+    prices: by limit, how much less the objective could be, at most, with twice that limit, as far
+    as the slope there tells; empty where no prices were found.
     """
 
     values: Mapping[int, int]
@@ -56,6 +58,7 @@ class Solution:
     bound: float
     seconds: float
     remark: str | None = None
+    prices: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -100,7 +103,8 @@ def solve(
     loss = problem.loss(known)
     status = "optimal" if _near(loss, bound) else "feasible"
     took = time.perf_counter() - began
-    return Solution(known, status, loss, min(bound, loss), took, clock.remark)
+    prices = {} if priced is None else dict(priced.prices)
+    return Solution(known, status, loss, min(bound, loss), took, clock.remark, prices)
 
 
 def _at_prices(

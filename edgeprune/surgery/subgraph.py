@@ -98,6 +98,13 @@ class Carver:
         nodes = [n for n in nodes if not (n.op == "get_attr" and _holds(path, n))]
         return sorted(nodes, key=lambda n: within(n, path))
 
+    def first_argument(self, path: str) -> list[str]:
+        """The nodes of the original graph with the value that a module is called with, where it is
+        called once."""
+        calls = self._calls.get(path, [])
+        key = calls[0].arguments[0] if len(calls) == 1 and calls[0].arguments else None
+        return list(self._values.get(key, ())) if isinstance(key, tuple) else []
+
     def _present(self, name: str) -> str:
         while name in self._bypassed:
             name = self._bypassed[name]

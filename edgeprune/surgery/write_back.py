@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,11 +67,10 @@ def write_back(
     writer = _Writer(original, traced, coupling, plan, smaller)
     writer.inputs = traced.example_inputs if inputs is None else inputs
     note = ""
-    for paths, restated in (
-        (writer.rigid, False),
-        (writer.rigid, True),
-        (writer.rigid | writer.stated, True),
-    ):
+    ways = [(writer.rigid, False), (writer.rigid, True), (writer.rigid | writer.stated, True)]
+    as_wide = [False, True] if writer.unread_squares else [False]
+    for unread, (paths, restated) in itertools.product(as_wide, ways):
+        writer.follow_unread(unread)
         try:
             return writer.write(paths, restated)
         except _Stuck as stuck:
@@ -106,7 +106,8 @@ class _Writer:
         self._branches = [coupling.branches[i] for i in sorted(plan.removed_branches)]
         self._gone = plan.gone(coupling)
         self._nodes = {n.name: n for n in traced.graph_module.graph.nodes}
-        self._removed = self._removed_indices()
+        self._read, self._unread = self._removed_indices(), self._of_unread()
+        self._removed = {**self._read, **self._unread}
         self.rigid = frozenset(
             holder for holder in self._removed if isinstance(original.get_submodule(holder), RIGID)
         )
@@ -176,6 +177,41 @@ class _Writer:
                         holder, _, leaf = tied.rpartition(".")
                         removed.setdefault(holder, {}).setdefault(leaf, {})[dim] = indices
         return removed
+
+    def _of_unread(self) -> dict[str, Removed]:
+        """What goes from the inputs of layers that the class calls and whose output nobody uses
+        (an actor's deviation, where it acts by its mean): they aren't in the graph."""
+        read = {name.rpartition(".")[0] for name in self._coupling.parameters}
+        removed: dict[str, Removed] = {}
+        for path, layer in self._original.named_modules():
+            if path in read or not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
+                continue
+            if getattr(layer, "transposed", False) or getattr(layer, "groups", 1) > 1:
+                continue
+            for name in self._carver.first_argument(path):
+                labels = self._coupling.labels.get(name) or []
+                dim = -1 if isinstance(layer, nn.Linear) else -1 - len(layer.kernel_size)
+                label = labels[dim] if len(labels) >= -dim else None
+                if label is not None and not isinstance(label, list):
+                    mask = self._coupling.kept(label, self._gone)
+                    if not mask.all() and mask.any():
+                        removed[path] = {"weight": {1: np.flatnonzero(~mask).tolist()}}
+                    break
+        return removed
+
+    @property
+    def unread_squares(self) -> list[str]:
+        """Of these layers those that give as many channels as they take."""
+        weights = {path: attribute(self._original, f"{path}.weight") for path in self._unread}
+        return [path for path, weight in weights.items() if weight.shape[0] == weight.shape[1]]
+
+    def follow_unread(self, outputs: bool) -> None:
+        """outputs: whether such layers also lose the channels that go from what they read, as where
+        a last residual is added and read no more."""
+        self._removed = {**self._read, **self._unread}
+        for path in self.unread_squares if outputs else ():
+            gone = self._unread[path]["weight"][1]
+            self._removed[path] = {"weight": {0: gone, 1: gone}}
 
     @cached_property
     def _tied(self) -> dict[str, list[str]]:

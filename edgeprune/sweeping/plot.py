@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from markupsafe import Markup
 
+from edgeprune.report.axes import Axis
 from edgeprune.report.digits import significant
 from edgeprune.report.html import template
 
@@ -17,9 +17,6 @@ Mark = Literal["front", "beaten", "missed", "whole"]
 # The picture's units; the page scales it to the width that there is.
 _WIDTH, _HEIGHT = 560, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 18, 14, 52
-
-#: About so many ticks an axis.
-_TICKS = 5
 
 
 @dataclass(frozen=True)
@@ -32,43 +29,14 @@ class Point:
     told: str
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A place on an axis in the picture's units, and its value in words."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class _Axis:
-    """From values to the picture's units; the end may lie above the start, as y's does."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def at(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-    def ticks(self) -> list[Tick]:
-        step = _nice((self.high - self.low) / _TICKS)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        digits = max(0, -math.floor(math.log10(step)))
-        return [Tick(self.at(i * step), f"{i * step:.{digits}f}") for i in range(first, last + 1)]
-
-
 def scatter(points: Sequence[Point], joined: Sequence[Point], label: str) -> Markup:
     """The picture; `joined` are those of `points` that a line goes through, in order of x."""
     if not points:
         return Markup("")
-    across = _Axis(0.0, 1.06 * max(p.x for p in points) or 1.0, _LEFT, _WIDTH - _RIGHT)
+    across = Axis(0.0, 1.06 * max(p.x for p in points) or 1.0, _LEFT, _WIDTH - _RIGHT)
     lowest, highest = min(p.y for p in points), max(p.y for p in points)
     room = 0.08 * (highest - lowest) or 0.1 * abs(highest) or 1.0
-    upwards = _Axis(lowest - room, highest + room, _HEIGHT - _BOTTOM, _TOP)
+    upwards = Axis(lowest - room, highest + room, _HEIGHT - _BOTTOM, _TOP)
     placed = [(p, across.at(p.x), upwards.at(p.y)) for p in points]
     line = [f"{across.at(p.x)},{upwards.at(p.y)}" for p in sorted(joined, key=lambda p: p.x)]
     picture = template("edgeprune.sweeping", "plot.svg.j2").render(
@@ -95,9 +63,3 @@ def _summary(points: Sequence[Point], label: str) -> str:
         f"{label} against latency: {len(points)} models from {significant(low)} to "
         f"{significant(high)} ms; the table below has the figures"
     )
-
-
-def _nice(step: float) -> float:
-    """1, 2 or 5 times a power of ten, at least `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= step * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""Trains the demo's network on scikit-learn's digits and writes its weights beside this file.
+"""Trains the demo's network on handwritten digits and writes its weights beside this file.
 
     python examples/digits/train.py
 

@@ -1,4 +1,4 @@
-"""Tables: the trees are scikit-learn's, texts come back equal, prices grow with the work."""
+"""Tables: trees are read as they stand, texts come back equal, prices grow with the work."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.ensemble import GradientBoostingRegressor
 
-from edgeprune.calibration import fit as calibration
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.cost.pricing import pricing
 from edgeprune.cost.tables import Table, Tables, Trees, describe, described
@@ -53,29 +51,6 @@ def elementwise(label: str, elements: object) -> Work:
 
 
 # -- trees -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows", [6, 200])
-def test_trees_predict_what_scikit_learns_model_does(
-    rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Six rows: some trees are nothing but a root."""
-    made = []
-
-    class Watched(GradientBoostingRegressor):
-        def __init__(self, **options: object) -> None:
-            super().__init__(**options)
-            made.append(self)
-
-    monkeypatch.setattr("sklearn.ensemble.GradientBoostingRegressor", Watched)
-    x = RANDOM.uniform(0, 12, (rows, 5))
-    y = np.sin(x[:, 0]) + np.where(x[:, 1] > 5, 2, 0) * x[:, 2]
-    shape = {"n_estimators": 30, "max_depth": 4, "learning_rate": 0.1, "min_samples_leaf": 3}
-    trees = calibration._trees(x, y, shape)
-    asked = RANDOM.uniform(-2, 14, (1000, 5))
-    asked = asked.astype(np.float32).astype(float)  # scikit-learn compares in this precision
-    np.testing.assert_allclose(trees(asked), made[0].predict(asked), atol=1e-5)
-    assert trees.depth <= 4 and (np.std(trees(asked)) > 0.1) == (rows > 6)
 
 
 def test_a_tree_by_hand() -> None:

@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from edgeprune.core.errors import UserError
-from edgeprune.data.loaders import Data, accuracy, arrange, load_data, load_metric, split_batch
+from edgeprune.data.loaders import (
+    Data,
+    accuracy,
+    arrange,
+    how_made,
+    load_data,
+    load_metric,
+    preprocessing_of,
+    split_batch,
+)
 from edgeprune.graph.inputs import ExampleInputs
 
 VECTOR = ExampleInputs((torch.zeros(1, 3),), {})
@@ -448,3 +457,13 @@ def test_an_npz_holds_several_inputs_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", state=state)
     with pytest.raises(UserError, match=r"not all of image, state"):
         load_data(str(tmp_path / "e.npz"), inputs, TwoNamed())
+
+
+def test_pictures_for_ultralytics_are_from_0_to_1() -> None:
+    class Detector(nn.Module):
+        pass
+
+    Detector.__module__ = "ultralytics.nn.tasks"
+    how = preprocessing_of(Detector())
+    assert (how.mean, how.deviation, how.crop) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), None)
+    assert "ultralytics' custom" in how_made(how, 3, 64, 64)

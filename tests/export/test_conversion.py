@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from edgeprune.core.errors import UserError
 from edgeprune.export import conversion
 from edgeprune.export.onnx import Exported, export
 from edgeprune.export.parity import validate
@@ -124,3 +125,18 @@ def test_a_conversion_goes_with_its_module(tmp_path: Path) -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_complex_numbers_are_named_where_they_are_what_onnx_lacks() -> None:
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(self.layer(x).reshape(len(x), 4, 2))
+            return torch.view_as_real(pairs * torch.polar(torch.ones(4), torch.arange(4.0))[None])
+
+    traced = trace(Rotary().eval(), ExampleInputs((torch.randn(2, 8),), {}))
+    with pytest.raises(UserError, match="complex numbers there, which ONNX lacks"):
+        conversion.conversion_of(traced.graph_module, traced.example_inputs, False, 18)

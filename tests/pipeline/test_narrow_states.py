@@ -75,7 +75,7 @@ class Decoder(nn.Module):
 
 HIDDEN = torch.zeros(1, 32)
 CASES = {
-    "lstm": (lambda: Walker(nn.LSTMCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h", "c")),
+    "lstm": (lambda: Walker(nn.LSTMCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h, c",)),
     "gru": (lambda: Walker(nn.GRUCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h",)),
     "rnn": (lambda: Walker(nn.RNNCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h=1",)),
     "layers": (

@@ -290,10 +290,10 @@ def test_the_file_that_loses_less_is_taken(
     """The solver's own, with a layer in float, against all in int8: by what the files lose."""
     from edgeprune.pipeline import structured
 
-    def lost(_workspace: Any, _baseline: Any, draft: Any) -> float:
-        return float(bool(draft.floats) != mixed_is_better)
+    def lost(_baseline: Any, drafts: Any) -> list[float]:
+        return [float(bool(draft.floats) != mixed_is_better) for _, draft in drafts]
 
-    monkeypatch.setattr(structured, "file_loss", lost)
+    monkeypatch.setattr(structured, "file_losses", lost)
     report = chosen(tmp_path, size_mb=0.55 * whole["size_mb"]).report
     assert (report["quantization"]["int8_layers"] < 4) == mixed_is_better
     assert "judged, lose" in " ".join(report["remarks"])
@@ -304,16 +304,20 @@ def test_judging_a_file_leaves_the_draft_as_it_was(
 ) -> None:
     from edgeprune.pipeline import structured
 
-    judged, same = structured.file_loss, []
+    judged, same = structured.file_losses, []
 
-    def looked_at(workspace: Any, baseline: Any, draft: Any) -> float:
-        before = {name: tensor.clone() for name, tensor in draft.module.state_dict().items()}
-        found = judged(workspace, baseline, draft)
-        after = draft.module.state_dict()
-        same.append(all(torch.equal(tensor, after[name]) for name, tensor in before.items()))
+    def looked_at(baseline: Any, drafts: Any) -> list[float]:
+        before = [
+            {name: tensor.clone() for name, tensor in draft.module.state_dict().items()}
+            for _, draft in drafts
+        ]
+        found = judged(baseline, drafts)
+        for state, (_, draft) in zip(before, drafts, strict=True):
+            after = draft.module.state_dict()
+            same.append(all(torch.equal(tensor, after[name]) for name, tensor in state.items()))
         return found
 
-    monkeypatch.setattr(structured, "file_loss", looked_at)
+    monkeypatch.setattr(structured, "file_losses", looked_at)
     chosen(tmp_path, size_mb=0.2 * whole["size_mb"])
     assert same == [True, True]
 

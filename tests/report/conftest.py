@@ -45,6 +45,20 @@ def _kernels(share: float) -> list[dict[str, Any]]:
     return kernels
 
 
+def _layers(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A chain through the groups, each layer reading what the one before writes."""
+    return [
+        {
+            "name": group["name"],
+            "reads": [i - 1] if i else [],
+            "writes": [i],
+            "removed": group["name"].startswith("layer3.4"),
+            "error": None if i % 5 == 0 else 0.01 * (i % 7),
+        }
+        for i, group in enumerate(groups)
+    ]
+
+
 def _plain() -> dict[str, Any]:
     return {
         "edgeprune": "0.1.0",
@@ -122,6 +136,18 @@ def _plain() -> dict[str, Any]:
         "obstacle": None,
         "latency_interval_ms": None,
         "device": "cpu",
+        "origin": {
+            "date": "2026-11-26T13:16:02+00:00",
+            "command": "edgeprune resnet50.pt --profile jetson-nano --latency-ms 12",
+            "versions": {"edgeprune": "0.1.0", "torch": "2.13.0"},
+            "machine": "AMD EPYC, 2 cores, Linux x86_64",
+        },
+        "layers": _layers(_groups()),
+        "memory": {
+            "before_mb": [40.0 + (at * 5) % 18 for at in range(60)],
+            "after_mb": [20.0 + (at * 5) % 9 for at in range(60)],
+        },
+        "prices": {"latency_ms": 0.05, "memory_mb": None, "size_mb": None, "rate": None},
         "onnx": {
             "opset": 18,
             "ir_version": 10,

@@ -145,6 +145,23 @@ def test_sizes_are_met_by_bits_where_those_lose_less() -> None:
     assert all(found.values[v] == FLOAT for v in problem.bits.variables)
 
 
+@pytest.mark.parametrize("name", ["residual", "nested", "dense"])
+def test_what_is_gone_or_fixed_for_good_leaves_a_bound(name: str) -> None:
+    """On the way to a deep cut some branches are gone and some layers int8 already."""
+    problem, generator = with_bits(name), np.random.default_rng(0)
+    every = [values for values in choices(problem) if consistent(problem, values)]
+    for one, least in generator.choice(every, (6, 2)):
+        most = {v: max(n, least[v]) for v, n in one.items()}
+        left = problem.at_most(most).at_least(least)
+        low, high = (left.costs(values)["latency_ms"] for values in (least, most))
+        limits = Limits(latency_ms=low + (high - low) / 2)
+        found = solve(left, limits, seconds=5)
+        inside = [left.loss(v) for v in choices(left) if left.within(v, limits)]
+        assert found.bound <= min(inside) + 1e-9
+        assert left.within(found.values, limits)
+        assert found.objective <= 1.02 * min(inside) + 1e-9
+
+
 def test_the_layers_that_stay_float_are_named() -> None:
     bits = Bits(
         {0: Bit(7, 0.5, Poly({})), 1: Bit(8, 0.5, Poly({}))},

@@ -485,3 +485,42 @@ def test_a_graph_inside_answers_what_is_around_it_also_as_a_copy() -> None:
     torch.save(result.module.model[1], buffer)  # type: ignore[union-attr, index]
     buffer.seek(0)
     assert torch.load(buffer, weights_only=False).source == [-1]
+
+
+def test_layers_whose_answer_nobody_uses_follow() -> None:
+    class Actor(nn.Module):
+        """Acts by its mean; the deviation is for training alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+            self.mean, self.deviation = nn.Linear(16, 4), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor, training: bool = False) -> Tensor:
+            h = self.trunk(x)
+            mean, deviation = self.mean(h), self.deviation(h).clamp(-5, 2)
+            return mean + deviation.exp() * torch.randn_like(mean) if training else mean.tanh()
+
+    module = followed(Actor(), torch.randn(2, 6))
+    assert module.deviation.in_features == module.mean.in_features < 16
+    assert module(torch.randn(3, 6), training=True).shape == (3, 4)
+
+
+def test_a_convolution_whose_answer_nobody_uses_follows() -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 12, 1)
+            self.skips = nn.ModuleList(nn.Conv2d(12, 4, 1) for _ in range(2))
+            self.rest = nn.ModuleList(nn.Conv2d(12, 12, 1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Any:
+            x, total = self.first(x).tanh(), 0
+            for skip, rest in zip(self.skips, self.rest, strict=True):
+                total = total + skip(x)
+                x = x + rest(x)  # nobody reads the last one
+            return total
+
+    module = followed(Waves(), X)
+    assert module.rest[1].in_channels == module.rest[1].out_channels == module.first.out_channels
+    assert module.first.out_channels < 12

@@ -1,0 +1,1 @@
+"""What a report shows in pictures, gathered from what a run knows."""
