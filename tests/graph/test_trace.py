@@ -104,9 +104,13 @@ def test_keyword_inputs_keep_their_names() -> None:
     module = randomized(Named())
     x, scale, shift = torch.randn(2, 4), torch.randn(2, 1), torch.randn(2, 3)
     traced = trace(module, inputs(x, scale=scale, shift=shift))
-    # torch.export takes no free sizes beside **more: the batch is fixed then.
-    assert not traced.dynamic_batch
+    assert traced.dynamic_batch
     for call in (module, traced.graph_module):
+        with torch.no_grad():
+            three = call(
+                x[:1].expand(3, 4), scale=scale[:1].expand(3, 1), shift=shift[:1].expand(3, 3)
+            )
+        torch.testing.assert_close(three[2], module.layer(x[0]) * scale[0] + shift[0])
         with torch.no_grad():
             got = call(x, scale=scale, shift=shift)
         torch.testing.assert_close(got, module.layer(x) * scale + shift)
