@@ -150,7 +150,7 @@ def test_what_is_gone_or_fixed_for_good_leaves_a_bound(name: str) -> None:
     """On the way to a deep cut some branches are gone and some layers int8 already."""
     problem, generator = with_bits(name), np.random.default_rng(0)
     every = [values for values in choices(problem) if consistent(problem, values)]
-    for one, least in generator.choice(every, (6, 2)):
+    for one, least in generator.choice(every, (3, 2)):
         most = {v: max(n, least[v]) for v, n in one.items()}
         left = problem.at_most(most).at_least(least)
         low, high = (left.costs(values)["latency_ms"] for values in (least, most))
