@@ -5,11 +5,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # a mistyped file's name is answered before numpy is there
+    from numpy.typing import NDArray
 
 #: A YAML file's length, how deep it nests and how many values and aliases it has, at most.
 LARGEST_YAML, DEEPEST_YAML, MOST_VALUES, MOST_ALIASES = 20_000_000, 40, 500_000, 1000
@@ -47,6 +48,8 @@ def read_yaml(path: Path) -> Any:
 def read_arrays(path: Path, most: float = LARGEST_ARRAYS) -> Mapping[str, NDArray[Any]]:
     """The arrays of an .npz file, by name. Raises OSError; ValueError for anything else than
     arrays of numbers of at most so many bytes."""
+    import numpy as np
+
     try:
         with zipfile.ZipFile(path) as archive:
             unfolded = sum(entry.file_size for entry in archive.infolist())
