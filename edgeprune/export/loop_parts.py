@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeprune.core.errors import ParityError, UserError
@@ -18,13 +19,12 @@ from edgeprune.core.heap import let_go
 from edgeprune.core.loop import SCHEDULE_KEY, Loop
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY, load_onnx, recorded_shapes
 from edgeprune.export.onnx import save
+from edgeprune.graph.compare import TOLERANCE, difference
 from edgeprune.quantization.running import opened
 from edgeprune.runtime.machines import Machine
 
 #: The files beside model.onnx.
 ONCE, STEP = "once.onnx", "step.onnx"
-#: A file's parts compute the same ops; what fuses over the cut may differ by rounding.
-_TOLERANCE = 1e-4
 
 
 def write_parts(whole: Path, folder: Path) -> tuple[Path, Path]:
@@ -62,9 +62,9 @@ def check_parts(whole: Path, parts: tuple[Path, Path], inputs: Mapping[str, Any]
     known = once.run(None, {i.name: fed[i.name] for i in once.get_inputs()})
     fed |= {o.name: array for o, array in zip(once.get_outputs(), known, strict=True)}
     made = step.run(None, {i.name: fed[i.name] for i in step.get_inputs()})
-    for one, other in zip(want, made, strict=True):
-        if np.abs(one - other).max(initial=0) > _TOLERANCE * np.abs(one).max(initial=1e-30):
-            raise ParityError(f"{ONCE} and {STEP} don't give what {whole.name} gives")
+    got, wanted = ([torch.from_numpy(array) for array in arrays] for arrays in (made, want))
+    if difference(got, wanted)[1] > TOLERANCE:  # what fuses over the cut may differ by rounding
+        raise ParityError(f"{ONCE} and {STEP} don't give what {whole.name} gives")
 
 
 @dataclass(frozen=True)

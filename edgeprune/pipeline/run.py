@@ -100,7 +100,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
     onnxruntime differs from PyTorch, EdgePruneError if the surgery can't be proved. Budgets that
     can't be met are no error here: the report says so.
     """
-    keep_freed_memory(sum(p.nbytes for p in task.module.parameters()))
+    keep_freed_memory(task.weights)
     traced = _traced(task, steps)
     coupling = _coupled(task, traced, steps)
     workspace = Workspace(task, traced, coupling, folder, steps, samples_for(task, traced, None))
@@ -122,7 +122,7 @@ def run(task: Task, folder: Path, steps: Steps) -> Outcome:
 
 def prepare(task: Task, steps: Steps) -> Prepared:
     """Traces, couples and scores. Raises UserError for a model that can't be traced or pruned."""
-    keep_freed_memory(sum(p.nbytes for p in task.module.parameters()))
+    keep_freed_memory(task.weights)
     traced = _traced(task, steps)
     coupling = _coupled(task, traced, steps)
     _check_prunable(traced, coupling, task.settings)
@@ -150,9 +150,9 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     validation = _validated(workspace, best, final)
     _part(workspace, best, final)
     written = _written_back(workspace, best, final)
-    let_go(workspace.weights)
+    let_go(workspace.task.weights)
     _save(workspace, best, final, written)
-    let_go(workspace.weights)
+    let_go(workspace.task.weights)
     report = build_report(workspace, result, validation, written)
     graph = final.module
     module = written.module if written.module is not None else graph

@@ -45,6 +45,11 @@ class Task:
     makes_samples_up: bool = True
     command: str = ""
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the model's parameters."""
+        return sum(p.nbytes for p in self.module.parameters())
+
     def __post_init__(self) -> None:
         if self.settings.batch is not None:
             inputs = self.example_inputs.of_batch(self.settings.batch)

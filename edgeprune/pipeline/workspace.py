@@ -156,11 +156,6 @@ class Workspace:
     steps: Steps
     given: Samples | None = None
 
-    @cached_property
-    def weights(self) -> int:
-        """Bytes of the model's."""
-        return sum(p.nbytes for p in self.task.module.parameters())
-
     @property
     def settings(self) -> Settings:
         """What the user asked for."""
@@ -398,7 +393,7 @@ class Workspace:
             settings.form,
             settings.sparse_initializers and folder == self.folder,
         )
-        let_go(self.weights)
+        let_go(self.task.weights)
         return made
 
     def cost(self, exported: Exported, module: GraphModule, baseline: Baseline) -> Cost:

@@ -6,6 +6,7 @@ import atexit
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,7 @@ class _Child:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._said: IO[str] | None = None
 
     def search(
         self,
@@ -79,10 +81,10 @@ class _Child:
                     note(told["bound_now"])
         except (BrokenPipeError, json.JSONDecodeError):
             pass  # it died in the middle
-        self._process = None
-        process.kill()
-        told = _pipe(process.stderr).read(_LAST_WORDS)
-        process.wait()
+        self.end()
+        said = _pipe(self._said)
+        said.seek(0)
+        told = said.read(_LAST_WORDS)
         first = next((line.strip() for line in told.splitlines() if line.strip()), "no word")
         return Found(DIED, why=f"CP-SAT's process ended ({process.returncode}): {first}")
 
@@ -95,12 +97,14 @@ class _Child:
 
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
+            # What it says goes into a file: a pipe that nobody reads would hold it up.
+            self._said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
             # In a session of its own: an interrupt from the keyboard is the parent's to answer.
             self._process = subprocess.Popen(
                 [sys.executable, str(_CHILD)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=self._said,
                 text=True,
                 encoding="utf-8",
                 start_new_session=True,

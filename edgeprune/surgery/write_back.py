@@ -64,8 +64,8 @@ def write_back(
     """
     if isinstance(original, GraphModule):
         return WrittenBack(None, "the model came as a graph, without a class of its own")
-    writer = _Writer(original, traced, coupling, plan, smaller)
-    writer.inputs = traced.example_inputs if inputs is None else inputs
+    inputs = traced.example_inputs if inputs is None else inputs
+    writer = _Writer(original, traced, coupling, plan, smaller, inputs)
     note = ""
     ways = [(writer.rigid, False), (writer.rigid, True), (writer.rigid | writer.stated, True)]
     as_wide = [False, True] if writer.unread_squares else [False]
@@ -97,8 +97,9 @@ class _Writer:
         coupling: Coupling,
         plan: Plan,
         smaller: GraphModule,
+        inputs: ExampleInputs,
     ) -> None:
-        self.inputs = traced.example_inputs
+        self._inputs = inputs
         self._original = original
         self._traced = traced
         self._coupling = coupling
@@ -107,9 +108,9 @@ class _Writer:
         self._gone = plan.gone(coupling)
         self._nodes = {n.name: n for n in traced.graph_module.graph.nodes}
         self._read, self._unread = self._removed_indices(), self._of_unread()
-        self._removed = {**self._read, **self._unread}
+        self.follow_unread(False)
         self.rigid = frozenset(
-            holder for holder in self._removed if isinstance(original.get_submodule(holder), RIGID)
+            holder for holder in self._read if isinstance(original.get_submodule(holder), RIGID)
         )
         self.stated = self._stating() | self._unskippable()
 
@@ -302,7 +303,7 @@ class _Writer:
 
     def _difference(self, module: nn.Module) -> float:
         """The error relative to the graph's output, at another batch size too if any goes."""
-        inputs = self.inputs
+        inputs = self._inputs
         tried = [inputs, *(inputs.at(sizes) for sizes in inputs.free.others(inputs.sizes)[:1])]
         if self._traced.dynamic_batch:
             tried.append(inputs.map(lambda t: torch.cat([t, t])))

@@ -145,10 +145,12 @@ def test_parts_that_are_not_the_whole_are_refused(pruned: tuple[Any, Path], tmp_
     check_parts(out / "model.onnx", (once, step), inputs)
     broken = onnx.load(str(step))
     weights = next(t for t in broken.graph.initializer if len(t.dims) == 3)
-    weights.raw_data = bytes(len(weights.raw_data))
-    onnx.save(broken, str(step))
-    with pytest.raises(ParityError, match=r"once\.onnx and step\.onnx"):
-        check_parts(out / "model.onnx", (once, step), inputs)
+    for value in (0.0, np.nan):
+        spoilt = np.full(len(weights.raw_data) // 4, value, np.float32)
+        weights.raw_data = spoilt.tobytes()
+        onnx.save(broken, str(step))
+        with pytest.raises(ParityError, match=r"once\.onnx and step\.onnx"):
+            check_parts(out / "model.onnx", (once, step), inputs)
 
 
 def test_a_file_that_runs_once_has_no_parts(pruned: tuple[Any, Path], tmp_path: Path) -> None:

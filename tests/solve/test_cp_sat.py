@@ -22,6 +22,14 @@ for line in sys.stdin:
 """
 
 
+CHATTERS = """
+import json, sys
+for line in sys.stdin:
+    sys.stderr.write("a warning\\n" * 50_000)
+    print(json.dumps({"status": "UNKNOWN"}), flush=True)
+"""
+
+
 @pytest.fixture(autouse=True)
 def own_child() -> Iterator[None]:
     """A process of this test's own."""
@@ -71,6 +79,15 @@ def test_a_process_that_ends_in_the_middle_ends_no_run(
     assert found.status == DIED and "Check failed" in found.why and "(-6)" in found.why
     monkeypatch.undo()
     assert search(knapsack(), {}, None).status == "OPTIMAL"
+
+
+def test_a_process_that_says_much_is_not_held_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(CHATTERS)
+    monkeypatch.setattr(cp_sat, "_CHILD", child)
+    assert [search(knapsack(), {}, None).status for _ in range(2)] == ["UNKNOWN", "UNKNOWN"]
 
 
 def test_a_process_that_was_killed_between_two_searches_is_begun_anew() -> None:
