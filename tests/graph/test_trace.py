@@ -193,16 +193,35 @@ def test_what_a_module_keeps_of_a_call_is_as_it_was_before_tracing() -> None:
 
 def test_ops_of_a_method_that_stands_for_forward_have_their_place() -> None:
     class Fused(nn.Module):
+        """A convolution whose norm is folded in, as ultralytics leaves it; all share their act."""
+
+        shared = nn.SiLU()
+
         def __init__(self) -> None:
             super().__init__()
-            self.layer = nn.Linear(4, 4)
+            self.conv, self.act = nn.Conv2d(3, 3, 1), Fused.shared
             self.forward = self.fused  # type: ignore[method-assign]
 
-        def fused(self, x: Tensor) -> Tensor:
-            return self.layer(x).relu()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fused(x)
 
-    module = nn.Sequential(Fused(), Fused()).eval()
-    traced = trace(module, inputs(torch.randn(2, 4)))
-    places = [module_path(n) for n in traced.graph_module.graph.nodes if n.op == "call_function"]
-    assert places == ["0.layer", "0", "1.layer", "1"]
-    assert module[0].forward == module[0].fused and type(module[0]) is Fused
+        def fused(self, x: Tensor) -> Tensor:
+            return self.act(self.conv(x))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.rest = Fused(), nn.ModuleList([Fused()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for layer in self.rest:
+                x = layer(x)
+            return x
+
+    module = nn.Sequential(Block()).eval()
+    traced = trace(module, inputs(torch.randn(2, 3, 4, 4)))
+    convolutions = [n for n in traced.graph_module.graph.nodes if "conv2d" in str(n.target)]
+    assert [module_path(n) for n in convolutions] == ["0.first.conv", "0.rest.0.conv"]
+    first: Any = module[0].first
+    assert first.forward == first.fused and type(first) is Fused

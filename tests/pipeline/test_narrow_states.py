@@ -73,11 +73,24 @@ class Decoder(nn.Module):
         return self.head(x + self.o(y)), k, v
 
 
+class Mixer(nn.Module):
+    """Its next state is any function of the last: nothing but the caller ties their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next, self.actor = nn.Linear(12 + 32, 32), nn.Linear(32, 4)
+
+    def forward(self, obs: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.next(torch.cat([obs, h], 1)).tanh()
+        return self.actor(h), h
+
+
 HIDDEN = torch.zeros(1, 32)
 CASES = {
     "lstm": (lambda: Walker(nn.LSTMCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h, c",)),
     "gru": (lambda: Walker(nn.GRUCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h",)),
     "rnn": (lambda: Walker(nn.RNNCell), (torch.randn(1, 12), HIDDEN, HIDDEN), ("h=1",)),
+    "mixer": (Mixer, (torch.randn(1, 12), HIDDEN), ("h",)),
     "layers": (
         Streaming,
         (torch.randn(1, 12), (torch.zeros(2, 1, 32), torch.zeros(2, 1, 32))),

@@ -22,6 +22,13 @@ for line in sys.stdin:
 """
 
 
+DIES_SPEAKING = """
+import os, sys
+for line in sys.stdin:
+    sys.stdout.write('{"status": "OPTI')
+    sys.stdout.flush()
+    os.abort()
+"""
 CHATTERS = """
 import json, sys
 for line in sys.stdin:
@@ -79,6 +86,15 @@ def test_a_process_that_ends_in_the_middle_ends_no_run(
     assert found.status == DIED and "Check failed" in found.why and "(-6)" in found.why
     monkeypatch.undo()
     assert search(knapsack(), {}, None).status == "OPTIMAL"
+
+
+def test_a_process_that_ends_in_the_middle_of_its_answer_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = tmp_path / "child.py"
+    child.write_text(DIES_SPEAKING)
+    monkeypatch.setattr(cp_sat, "_CHILD", child)
+    assert search(knapsack(), {}, None).status == DIED
 
 
 def test_a_process_that_says_much_is_not_held_up(
