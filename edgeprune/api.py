@@ -184,9 +184,9 @@ def prune(
     inputs beside the batch, as --input names them, a text for each tensor: "1x3xHxW=64..512".
     freeze_noise: what the model draws at random becomes constants, from the seed. narrow_state:
     names of inputs that come back as outputs (an LSTM's h), whose width may change too; the result
-    takes and gives them narrower. device: where fine-tuning runs: auto (a GPU if there is one),
-    cpu, cuda, cuda:N, mps; all else runs on the CPU. A model on a GPU is copied from there, and
-    what comes of it goes back there.
+    takes and gives them narrower. device: where scores, fits and training run: auto (a GPU if there
+    is one), cpu, cuda, cuda:N, mps; all else runs on the CPU. A model on a GPU is copied from
+    there, and what comes of it goes back there.
     output: a folder for model.onnx, pruned.pt2, pruned.safetensors, report.json and
     report.html. progress: lines on standard error as steps go by; listener: one of your own
     instead.

@@ -77,7 +77,7 @@ Batch = Annotated[
 ]
 Device = Annotated[
     str,
-    Parameter(help="Where fine-tuning runs: auto (a GPU if there is one), cpu, cuda[:N], mps."),
+    Parameter(help="Where scores, fits and training run: auto (a GPU if any), cpu, cuda[:N], mps."),
 ]
 FreezeNoise = Annotated[
     bool,

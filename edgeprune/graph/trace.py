@@ -6,7 +6,8 @@ The graph is torch.export's training IR: ATen ops as the user's code called them
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import copy
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from edgeprune.core.loop import Loop
+from edgeprune.graph.capture import quiet
 from edgeprune.graph.dynamic import FreeProgram, free_program, symbol_values
 from edgeprune.graph.fidelity import (
     batch_matters,
@@ -29,10 +31,12 @@ from edgeprune.graph.fidelity import (
     sizes_matter,
 )
 from edgeprune.graph.free_sizes import BATCH
+from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.names import check_names, write_names_as_they_are
 from edgeprune.graph.normalize import normalize
 from edgeprune.graph.training_flags import TrainableGraph
+from edgeprune.runtime.placement import device_of, move
 
 # Each symbolic size counts as a prime of its own: products of sizes tell which ones are in them.
 # The first is the batch's. The others halve, rounded either way, five times and more before they
@@ -61,10 +65,23 @@ class TracedModel:
     fixed_because: str = ""
     notes: tuple[str, ...] = ()
     loop: Loop | None = None
+    _elsewhere: dict[torch.device, TracedModel] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def any_batch(self) -> bool:
         return self.dynamic_batch or BATCH in self.example_inputs.free.sizes
+
+    def on(self, device: torch.device) -> TracedModel:
+        """The same computed on a device: itself where it is there already, else a copy."""
+        if device == device_of(self.graph_module):
+            return self
+        if device not in self._elsewhere:
+            graph = _copied(self.graph_module, device)
+            inputs = self.example_inputs.map(lambda tensor: tensor.to(device))
+            self._elsewhere[device] = replace(self, graph_module=graph, example_inputs=inputs)
+        return self._elsewhere[device]
 
     def sizes(self, node: Node) -> tuple[int, ...]:
         """The sizes of a node's tensor at the example inputs' batch."""
@@ -74,6 +91,23 @@ class TracedModel:
     def _values(self) -> tuple[tuple[Any, int], ...]:
         """What the example inputs say of each symbol."""
         return tuple(symbol_values(self.graph_module, self.example_inputs).items())
+
+
+def _copied(module: GraphModule, device: torch.device) -> TrainableGraph:
+    with quiet():
+        graph = copy.deepcopy(module.graph)
+    read = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr"))
+    made = TrainableGraph({name: _there(attribute(module, name), device) for name in read}, graph)
+    move(made, device)
+    made.train(False)
+    return made
+
+
+def _there(value: Any, device: torch.device) -> Any:
+    """A copy of what a graph reads, on a device."""
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().to(device), requires_grad=value.requires_grad)
+    return value.to(device) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def trace(module: nn.Module, example_inputs: ExampleInputs) -> TracedModel:

@@ -15,7 +15,6 @@ from edgeprune.export.file_cost import Cost, count_parameters, predicted
 from edgeprune.export.onnx import Exported
 from edgeprune.pipeline.budget_controller import BudgetController
 from edgeprune.pipeline.workspace import Baseline, Workspace
-from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.recovery import Alignment, Recovery
 from edgeprune.scoring.sensitivity import joint
@@ -86,12 +85,12 @@ def untouched(workspace: Workspace, problem: Problem, baseline: Baseline) -> Dra
 
 def joint_loss(workspace: Workspace, plan: Plan) -> Found:
     """How far a plan, carried out and its layers fitted, is from the original."""
-    samples = workspace.samples
-    assert samples is not None
-    fit, seed = samples.first(SAMPLES, samples.count), workspace.settings.seed
-    with workspace.steps.step("choose a plan"):
+    where, seed = workspace.where, workspace.settings.seed
+    assert where.samples is not None
+    fit = where.samples.first(SAMPLES, where.samples.count)
+    with workspace.steps.step("choose a plan"), where.computing():
         return from_first(
-            lambda: joint(workspace.traced, workspace.coupling, plan, fit, workspace.judge, seed)
+            lambda: joint(where.traced, workspace.coupling, plan, fit, workspace.judge, seed)
         )
 
 
@@ -111,16 +110,15 @@ def won_back(
     stages: milder plans on the way to it. before: the draft of the step before, whose weights it
     takes over instead. last: no step follows.
     """
-    samples = workspace.samples
-    if samples is not None and not draft.plan.removes_nothing:
+    if workspace.samples is not None and not draft.plan.removes_nothing:
         if before is not None:
             inherit(draft.module, draft.plan, before.module, before.plan, workspace.coupling)
-        recovery = workspace.recover(draft.module, draft.plan, samples)
+        recovery = workspace.recover(draft.module, draft.plan)
         if before is None and stages:
-            recovery = _in_stages(workspace, draft, recovery, samples, stages)
+            recovery = _in_stages(workspace, draft, recovery, stages)
         draft = replace(draft, recovery=recovery)
         if last and (not epochs or workspace.settings.align is not None):
-            aligned = workspace.align(draft.module, draft.plan, samples)
+            aligned = workspace.align(draft.module, draft.plan)
             draft = replace(draft, alignment=aligned)
         if epochs:
             trained = workspace.fine_tune(draft.module, draft.plan, epochs, recovery)
@@ -134,7 +132,6 @@ def _in_stages(
     workspace: Workspace,
     draft: Draft,
     direct: Recovery,
-    samples: Samples,
     stages: Sequence[Plan],
 ) -> Recovery:
     """Recovery of a deep cut by way of milder ones, each from the weights of the one before, if
@@ -145,7 +142,7 @@ def _in_stages(
         module = resize(workspace.traced, workspace.coupling, plan)
         if last is not None:
             inherit(module, plan, *last, workspace.coupling)
-        last, found = (module, plan), workspace.recover(module, plan, samples)
+        last, found = (module, plan), workspace.recover(module, plan)
         layers, norms = max(layers, found.layers), max(norms, found.batch_norms)
     if not found.after.loss < direct.after.loss:
         return direct

@@ -103,10 +103,12 @@ def _losses(
     workspace: Workspace, each: LayerByLayer, units: Sequence[Sequence[str]]
 ) -> list[float]:
     """What int8 loses in each unit alone, scaled so that their sum is what it loses everywhere."""
-    traced, batch = workspace.traced, workspace.file_batch
+    traced, batch, where = workspace.traced, workspace.file_batch, workspace.where
     held = replace(workspace.calibration(), held=workspace.calibration().judged)
-    judged = held.first(1, _JUDGED).judged
-    judge = judge_of(traced, replace(held, held=judged))
+    few = held.first(1, _JUDGED)
+    judged = few.judged
+    with where.computing():
+        judge = judge_of(where.traced, few.on(where.device))
 
     def lost(inside: Iterable[str]) -> float:
         floats = set(each.candidates) - set(inside)
@@ -217,13 +219,15 @@ def _file_loss(workspace: Workspace, baseline: Baseline, draft: Draft, brief: bo
 
 
 def _lost_when_fitted(workspace: Workspace, baseline: Baseline, draft: Draft, brief: bool) -> float:
-    samples, module = workspace.calibration(), draft.module
+    where, module = workspace.where, draft.module
     if not draft.plan.removes_nothing and not brief:
-        workspace.recover(module, draft.plan, samples)
+        workspace.recover(module, draft.plan)
     elif not draft.plan.removes_nothing:
-        fit, seed = samples.first(SAMPLES, samples.count).fit, workspace.settings.seed
-        pruned = PrunedModel(workspace.traced, workspace.coupling, draft.plan, module)
-        with workspace.steps.step("choose a plan"):
+        assert where.samples is not None
+        seed = workspace.settings.seed
+        fit = where.samples.first(SAMPLES, where.samples.count).fit
+        pruned = PrunedModel(where.traced, workspace.coupling, draft.plan, module)
+        with workspace.steps.step("choose a plan"), where.computing(module):
             from_first(lambda: reconstruct(pruned, fit, seed, effort=BRIEF))
     with workspace.steps.step("export"):
         exported = workspace.export(module, draft.plan, baseline, False, draft.floats)

@@ -52,8 +52,8 @@ class PruneOptions(BaseModel):
     file; None for what the profile's runtime reads. batch: a size that the file takes alone, or
     "dynamic"; None for what the profile's runtime wants. freeze_noise: what the model draws at
     random becomes constants, from the seed. narrow_state: inputs that come back as outputs, whose
-    width may change, as NAME or NAME=OUTPUT. device: where fine-tuning runs, "auto" for a GPU if
-    there is one.
+    width may change, as NAME or NAME=OUTPUT. device: where scores, fits and training run, "auto"
+    for a GPU if there is one.
 
     Raises UserError, in one line, for what can't be or isn't there yet.
     """

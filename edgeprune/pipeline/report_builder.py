@@ -104,7 +104,7 @@ def build_report(
         warnings=[*([obstacle] if obstacle else []), *_unknown(coupling), *best.warnings],
         obstacle=obstacle,
         onnx=onnx_facts(traced, best, settings),
-        device=resolved(settings.device) if best.trained else "cpu",
+        device=resolved(settings.device),
         rate=Rate(
             asked=None if settings.pattern and settings.pattern.of else settings.rate,
             achieved=removed,

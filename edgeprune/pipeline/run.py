@@ -55,6 +55,7 @@ from edgeprune.quantization import drift
 from edgeprune.reconstruction.mosaics import takes_pictures, with_mosaics
 from edgeprune.reconstruction.samples import Samples, counted
 from edgeprune.reconstruction.synthetic import MadeUp, made_up
+from edgeprune.recovery.where import Where
 from edgeprune.report import Report, write_html
 from edgeprune.runtime.machines import Machine
 from edgeprune.scoring import Scores, score
@@ -220,16 +221,16 @@ def _fits_already(settings: Settings, baseline: Baseline) -> bool:
 
 
 def _scored(workspace: Workspace, made: MadeUp | None) -> Scores:
-    task, steps = workspace.task, workspace.steps
-    with steps.step("score"):
+    task, steps, where = workspace.task, workspace.steps, workspace.where
+    with steps.step("score"), where.computing():
         found = score(
-            workspace.traced,
+            where.traced,
             workspace.coupling,
             task.settings.importance,
             _batches(task, workspace.traced, made),
             task.settings.seed,
             lambda words, share: steps.note("score", words, share),
-            workspace.given,
+            where.samples,
         )
         return from_first(lambda: found)
 
@@ -252,7 +253,7 @@ def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples
             with random_state_kept():
                 seed_epoch(task.settings.seed, 0, train)
                 samples = Samples.of(traced, as_batches(train, traced))
-                return _for_detectors(traced, samples, task.settings.seed)
+                return _for_detectors(traced, samples, task.settings)
 
         return from_first(parted)
     if made is None or not made.batches:
@@ -260,10 +261,15 @@ def samples_for(task: Task, traced: TracedModel, made: MadeUp | None) -> Samples
     return Samples.of(traced, made.batches)
 
 
-def _for_detectors(traced: TracedModel, samples: Samples, seed: int) -> Samples:
+def _for_detectors(traced: TracedModel, samples: Samples, settings: Settings) -> Samples:
     """Samples with mosaics, where the model is a detector."""
-    detects = samples.held and takes_pictures(samples) and judge_of(traced, samples).detects
-    return with_mosaics(samples, seed) if detects else samples
+    if not samples.held or not takes_pictures(samples):
+        return samples
+    where = Where.of(settings.device, traced, samples)
+    assert where.samples is not None
+    with where.computing():
+        detects = judge_of(where.traced, where.samples).detects
+    return with_mosaics(samples, settings.seed) if detects else samples
 
 
 def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
@@ -273,10 +279,11 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
         return None
     if task.settings.rate == 0 and in_float:
         return None
-    with steps.step("make samples up"):
+    where = Where.of(task.settings.device, traced, None)
+    with steps.step("make samples up"), where.computing():
         return from_first(
             lambda: made_up(
-                traced,
+                where.traced,
                 task.settings.seed,
                 lambda words, share: steps.note("make samples up", words, share),
             )

@@ -203,17 +203,19 @@ def _best_loss_model(
     """The best plan of several loss models, as samples say; None where the user chose one."""
     if workspace.samples is None or criterion != "sensitivity":
         return None
+    where = workspace.where
+    assert where.samples is not None
     search = PlanSearch(
-        workspace.traced,
+        where.traced,
         workspace.coupling,
         problem,
         limits,
-        workspace.samples,
+        where.samples,
         workspace.judge,
         workspace.settings.seed,
         lambda words: workspace.steps.note("choose a plan", words),
     )
-    with workspace.steps.step("choose a plan"):
+    with workspace.steps.step("choose a plan"), where.computing():
         told = from_first(lambda: portable(searched(search)))
     return None if told is None else chosen(problem, told)
 

@@ -177,16 +177,17 @@ class Sparsifier:
 
     def _scores(self, module: GraphModule, before: Zeroed | None) -> tuple[str, dict[str, Tensor]]:
         """What each weight is worth by now, by which criterion; what is gone is worth nothing."""
-        settings = self.workspace.settings
-        criterion, scores = from_first(
-            lambda: score_elements(
-                replace(self.workspace.traced, graph_module=module),
-                self.input_dims,
-                settings.importance,
-                self._scored_on(),
-                settings.seed,
+        settings, where = self.workspace.settings, self.workspace.where
+        with where.computing(module):
+            criterion, scores = from_first(
+                lambda: score_elements(
+                    replace(where.traced, graph_module=module),
+                    self.input_dims,
+                    settings.importance,
+                    self._scored_on(),
+                    settings.seed,
+                )
             )
-        )
         if before is not None:
             for name, mask in before.masks.kept.items():
                 scores[name][~mask] = _GONE
@@ -202,10 +203,9 @@ class Sparsifier:
     def _won_back(self, made: Zeroed, epochs: int) -> Zeroed:
         """With its accuracy won back where there are samples; the zeros stay."""
         workspace, module = self.workspace, made.module
-        samples = workspace.samples
-        if samples is not None and made.masks.zeros:
+        if workspace.samples is not None and made.masks.zeros:
             plan = Plan.everything(workspace.coupling)
-            recovery = workspace.recover(module, plan, samples, made.masks)
+            recovery = workspace.recover(module, plan, made.masks)
             made = replace(made, recovery=recovery)
             if epochs:
                 trained = workspace.fine_tune(module, plan, epochs, recovery, made.masks)

@@ -45,6 +45,7 @@ from edgeprune.recovery import (
     recover,
     tune,
 )
+from edgeprune.recovery.where import Where
 from edgeprune.runtime.machines import Here, Machine
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Reachable, Solution
@@ -167,6 +168,11 @@ class Workspace:
         return self.given if self.given is not None and self.given.fit else None
 
     @cached_property
+    def where(self) -> Where:
+        """The device that scores and fits are computed on, and the model and the samples there."""
+        return Where.of(self.settings.device, self.traced, self.given)
+
+    @cached_property
     def kernels(self) -> KernelGraph:
         """What the runtime launches, for any plan."""
         settings = self.settings
@@ -187,8 +193,10 @@ class Workspace:
     @cached_property
     def judge(self) -> Yardstick:
         """Of the original's outputs on the samples that nothing is fitted on."""
-        assert self.samples is not None
-        return judge_of(self.traced, self.samples)
+        samples = self.where.samples
+        assert samples is not None
+        with self.where.computing():
+            return judge_of(self.where.traced, samples)
 
     def agreement(self, module: nn.Module) -> Found | None:
         """How far a module, or a file called like one, is from the original now; None where no
@@ -196,18 +204,22 @@ class Workspace:
         samples = self.samples
         if samples is None or not samples.held:
             return None
-        held = samples.held
-        if isinstance(module, GraphModule):
-            return from_first(lambda: self.judge.measure(streamed(module, held)))
-        calls = (floating(module(*call.args, **call.kwargs)) for call in held)
-        return from_first(lambda: self.judge.measure(calls))
+        if not isinstance(module, GraphModule):
+            calls = (floating(module(*call.args, **call.kwargs)) for call in samples.held)
+            return from_first(lambda: self.judge.measure(calls))
+        there = self.where.samples
+        assert there is not None
+        with self.where.computing(module) as graph:
+            assert isinstance(graph, GraphModule)
+            return from_first(lambda: self.judge.measure(streamed(graph, there.held)))
 
     def metric(self, module: nn.Module) -> float | None:
         """The user's metric or accuracy; without either, where --max-drop needs one, the percent of
         agreement with the original."""
         metric, data = self.task.metric, self.task.data
         if metric is not None:
-            return from_first(lambda: float(metric(module)))
+            with self.where.computing(module) as there:
+                return from_first(lambda: float(metric(self.where.called(there))))
         if data is None:
             return None
         if data.test is None:
@@ -216,7 +228,8 @@ class Workspace:
             agreement = self.agreement(module)
             return None if agreement is None else agreement.agreement
         batches, inputs = self.batches(data.test), self.traced.example_inputs
-        return from_first(lambda: accuracy(module, batches, inputs))
+        with self.where.computing(module) as there:
+            return from_first(lambda: accuracy(self.where.called(there), batches, inputs))
 
     def batches(self, batches: Iterable[Any]) -> Iterable[Any]:
         """The user's batches as the graph takes them."""
@@ -224,13 +237,18 @@ class Workspace:
 
     # -- recovery -------------------------------------------------------------------------------
 
-    def _pruned(self, module: GraphModule, plan: Plan, masks: Masks | None = None) -> PrunedModel:
-        return PrunedModel(self.traced, self.coupling, plan, module, masks)
+    def _pruned(
+        self, module: GraphModule, plan: Plan, masks: Masks | None = None, there: bool = True
+    ) -> PrunedModel:
+        """there: whether the module is where scores and fits are computed."""
+        traced = self.where.traced if there else self.traced
+        return PrunedModel(traced, self.coupling, plan, module, masks)
 
-    def recover(
-        self, module: GraphModule, plan: Plan, samples: Samples, masks: Masks | None = None
-    ) -> Recovery:
+    def recover(self, module: GraphModule, plan: Plan, masks: Masks | None = None) -> Recovery:
         """What least squares or batch-norm statistics did to a module, in place."""
+
+        samples = self.where.samples
+        assert samples is not None
 
         def compute() -> tuple[Recovery, dict[str, Tensor]]:
             recovery = recover(
@@ -242,14 +260,15 @@ class Workspace:
             )
             return recovery, module.state_dict()
 
-        with self.steps.step("recover"):
+        with self.steps.step("recover"), self.where.computing(module):
             recovery, weights = from_first(compute)
             module.load_state_dict(weights)
             return recovery
 
-    def align(self, module: GraphModule, plan: Plan, samples: Samples) -> Alignment | None:
+    def align(self, module: GraphModule, plan: Plan) -> Alignment | None:
         """What gradients towards the original did to a module, in place."""
-        passes = self.settings.align
+        passes, samples = self.settings.align, self.where.samples
+        assert samples is not None
         if passes is None:
             passes = affordable_passes(self.traced, samples)
 
@@ -266,7 +285,7 @@ class Workspace:
 
         if passes < LEAST_PASSES:
             return None
-        with self.steps.step("align"):
+        with self.steps.step("align"), self.where.computing(module):
             found, weights = from_first(compute)
             module.load_state_dict(weights)
             return found
@@ -285,7 +304,7 @@ class Workspace:
         assert self.task.data is not None
         with self.steps.step("fine-tune"):
             return tune(
-                self._pruned(module, plan, masks),
+                self._pruned(module, plan, masks, there=False),
                 self.task.data,
                 epochs,
                 recovery.after.loss,

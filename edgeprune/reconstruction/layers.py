@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgeprune.graph.fx_utils import attribute
+from edgeprune.runtime.placement import double
 from edgeprune.sparse.masks import Masks
 
 aten = torch.ops.aten
@@ -85,9 +86,9 @@ class Layer:
             return scale[:, None, None], shift[:, None]
         weight = self._parameter(self.node.args[1])
         matrix = self._as_matrix(weight)
-        offset = torch.zeros(matrix.shape[:2], dtype=matrix.dtype)
+        offset = matrix.new_zeros(matrix.shape[:2])
         if self._bias is not None:
-            offset = self._parameter(self._bias).detach().double().view(matrix.shape[:2])
+            offset = double(self._parameter(self._bias)).view(matrix.shape[:2])
         if self.norm is not None:
             scale, shift = (
                 t.view(matrix.shape[:2]) for t in _scale_and_shift(self.module, self.norm)
@@ -100,7 +101,10 @@ class Layer:
         if masks is None or self.is_norm:
             return None
         kept = masks.kept.get(str(self.node.args[1].target))  # type: ignore[union-attr]
-        return None if kept is None else self._as_matrix(kept) > 0
+        if kept is None:
+            return None
+        weight = self._parameter(self.node.args[1])
+        return self._as_matrix(kept.to(weight.device)) > 0
 
     def write(self, matrix: Tensor, offset: Tensor, mean: Tensor, variance: Tensor) -> None:
         """Makes the layer compute `matrix` and `offset` (shapes as in `weights`).
@@ -123,7 +127,7 @@ class Layer:
         weight.data.copy_(self._from_matrix(matrix * size, weight))
         mean, variance = mean.flatten() * size, variance.flatten() * size**2
         if self._bias is not None:
-            mean = mean + self._parameter(self._bias).detach().double()
+            mean = mean + double(self._parameter(self._bias))
         self._write_norm(
             self.norm, torch.full_like(mean, 1 / size), offset.flatten(), mean, variance
         )
@@ -164,7 +168,7 @@ class Layer:
         return found
 
     def _as_matrix(self, weight: Tensor) -> Tensor:
-        weight = weight.detach().double()
+        weight = double(weight)
         if self.node.target in _TRANSPOSED:  # (in, out / groups, kernel), kernel turned round
             turned = weight.flip(tuple(range(2, weight.dim())))
             grouped = turned.unflatten(0, (self.groups, -1)).transpose(1, 2)
@@ -192,12 +196,12 @@ class Layer:
         offset = torch.zeros_like(shift)
         if mean is not None and variance is not None:
             if self._bias is not None and norm is self.norm:
-                offset = self._parameter(self._bias).detach().double()
+                offset = double(self._parameter(self._bias))
             old_mean.copy_(mean)
             old_variance.copy_(variance)
-        deviation = (old_variance.double() + epsilon).sqrt()
+        deviation = (double(old_variance) + epsilon).sqrt()
         gamma.data.copy_(scale * deviation)
-        beta.data.copy_(shift + scale * (old_mean.double() - offset))
+        beta.data.copy_(shift + scale * (double(old_mean) - offset))
 
     # -- patches -----------------------------------------------------------------------------
 
@@ -213,7 +217,7 @@ class Layer:
             stride = [1] * len(kernel)
         else:
             value = _pad(value, padding, self._padding_after(padding, dilation, kernel))
-        index = _patch_index(value.shape[2:], kernel, stride, dilation, picked)
+        index = _patch_index(value.shape[2:], kernel, stride, dilation, picked).to(value.device)
         grouped = value.flatten(2).unflatten(1, (self.groups, -1))  # (n, groups, in, pixels)
         taken = grouped[..., index.flatten()].unflatten(-1, tuple(index.shape))
         return taken.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)
@@ -320,9 +324,7 @@ def idle(node: Node) -> bool:
 def _scale_and_shift(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor]:
     """A batch norm as scale · x + shift."""
     stated: Any = norm.args[1:5]
-    gamma, beta, mean, variance = (
-        attribute(module, str(n.target)).detach().double() for n in stated
-    )
+    gamma, beta, mean, variance = (double(attribute(module, str(n.target))) for n in stated)
     scale = gamma / (variance + float(norm.args[7])).sqrt()  # type: ignore[arg-type]
     return scale, beta - scale * mean
 
@@ -369,9 +371,9 @@ def _patch_index(
         at = (at[:, None] * size + start).flatten()
         within = (within[:, None] * size + offset).flatten()
     if picked is not None:
-        at = at[picked]
+        at = at[picked.cpu()]
     return at[:, None] + within
 
 
 def _places_last(value: Tensor, picked: Tensor | None, dim: int) -> Tensor:
-    return value if picked is None else value.index_select(dim, picked)
+    return value if picked is None else value.index_select(dim, picked.to(value.device))

@@ -56,7 +56,7 @@ def mosaic(pictures: Tensor, side: int, generator: torch.Generator) -> Tensor:
     small = F.interpolate(pictures, size=size, mode="bilinear", antialias=True)
 
     def drawn() -> Tensor:
-        return small[torch.randperm(len(small), generator=generator)]
+        return small[torch.randperm(len(small), generator=generator).to(small.device)]
 
     rows = [torch.cat([drawn() for _ in range(side)], 3) for _ in range(side)]
     return torch.cat(rows, 2)[:, :, :height, :width]

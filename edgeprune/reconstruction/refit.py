@@ -22,6 +22,7 @@ from edgeprune.reconstruction.layers import Layer, find_layers, idle
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, fit
 from edgeprune.reconstruction.sampling import Sampling
+from edgeprune.runtime.placement import summing
 from edgeprune.sparse.masks import Masks
 
 aten = torch.ops.aten
@@ -228,18 +229,24 @@ class _Rows:
                 addend = None if addend is None else addend[None]
             held = (torch.arange(seen, seen + len(value)) % _HELD_OUT) == _HELD_OUT - 1
             seen += len(value)
-            for part, chosen in ((False, ~held), (True, held)):
-                if not chosen.any():
+            for part, mask in ((False, ~held), (True, held)):
+                if not mask.any():
                     continue
+                chosen = mask.nonzero()[:, 0].to(value.device)
                 y = target[chosen]
                 if first:
                     picked = self._sampling.pick(layer, y, self._share)
                     self._picks.append(picked)
                 else:
                     picked = next(picks)
-                there = None if addend is None else layer.targets(addend[chosen], picked).float()
-                x = layer.rows(value[chosen], picked).float()
-                yield part, x, layer.targets(y, picked).float(), there
+                there = None if addend is None else _rows(layer.targets(addend[chosen], picked))
+                x = _rows(layer.rows(value[chosen], picked))
+                yield part, x, _rows(layer.targets(y, picked)), there
+
+
+def _rows(values: Tensor) -> Tensor:
+    """In single precision, where sums are made."""
+    return values.float().to(summing(values.device))
 
 
 def _as_seen(

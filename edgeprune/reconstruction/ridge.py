@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from edgeprune.runtime.placement import CPU
+
 #: A system with more unknowns than this isn't solved: it takes minutes.
 LARGEST_DEPTH = 4608
 
@@ -33,9 +35,9 @@ class Inputs:
     """Sums over rows x (groups, rows, depth), shared by all that is fitted to them; or the rows
     themselves, while they are few."""
 
-    def __init__(self, groups: int, depth: int) -> None:
+    def __init__(self, groups: int, depth: int, device: torch.device = CPU) -> None:
         self.count = 0
-        self.x = torch.zeros(groups, depth, dtype=torch.double)
+        self.x = torch.zeros(groups, depth, dtype=torch.double, device=device)
         self._xx: Tensor | None = None
         self._few = _FEW_ROWS * depth if depth >= _DEEP else 0
         self._rows: list[Tensor] = []
@@ -58,7 +60,7 @@ class Inputs:
     def _summed(self) -> Tensor:
         if self._xx is None:
             groups, depth = self.x.shape
-            self._xx = torch.zeros(groups, depth, depth, dtype=torch.double)
+            self._xx = self.x.new_zeros(groups, depth, depth)
         for rows in self._rows:
             self._xx += rows.transpose(1, 2) @ rows
         self._rows = []
@@ -67,7 +69,7 @@ class Inputs:
     def together(self, other: Inputs) -> Inputs:
         """The sums over both; the same for the same two."""
         if self._with is None or self._with[0] is not other:
-            total = Inputs(*self.x.shape)
+            total = Inputs(self.x.shape[0], self.x.shape[1], self.x.device)
             total.count, total.x = self.count + other.count, self.x + other.x
             if total.are_few:
                 total._rows = [*self._rows, *other._rows]
@@ -82,7 +84,7 @@ class Inputs:
         if self._xx is not None:
             return self._xx
         groups, depth = self.x.shape
-        total = torch.zeros(groups, depth, depth, dtype=torch.double)
+        total = self.x.new_zeros(groups, depth, depth)
         for rows in self._rows:
             total += rows.transpose(1, 2) @ rows
         return total
@@ -134,10 +136,10 @@ class Moments:
     def __init__(self, matrix: Tensor, offset: Tensor) -> None:
         groups, outputs, depth = matrix.shape
         self.matrix, self.offset = matrix, offset
-        self.inputs = Inputs(groups, depth)
-        self.r = torch.zeros(groups, outputs, dtype=torch.double)
-        self.xr = torch.zeros(groups, depth, outputs, dtype=torch.double)
-        self.rr = torch.zeros(groups, outputs, dtype=torch.double)
+        self.inputs = Inputs(groups, depth, matrix.device)
+        self.r = self.inputs.x.new_zeros(groups, outputs)
+        self.xr = self.inputs.x.new_zeros(groups, depth, outputs)
+        self.rr = self.inputs.x.new_zeros(groups, outputs)
         self._lacks: list[Tensor] = []
         self._inputs_known = False
 

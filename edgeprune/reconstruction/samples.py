@@ -74,6 +74,22 @@ class Samples:
             bool(labels) and labels[0].dim() == 1 and not labels[0].is_floating_point(),
         )
 
+    def on(self, device: torch.device) -> Samples:
+        """The same on a device."""
+        known: dict[int, ExampleInputs] = {}  # pictures are among those that fit
+
+        def there(calls: Sequence[ExampleInputs]) -> tuple[ExampleInputs, ...]:
+            for call in calls:
+                known.setdefault(id(call), call.map(lambda tensor: tensor.to(device)))
+            return tuple(known[id(call)] for call in calls)
+
+        return replace(
+            self,
+            fit=there(self.fit),
+            held=there(self.held),
+            pictures=there(self.pictures),
+        )
+
     def first(self, fit: int, judged: int) -> Samples:
         """About so many of each part."""
         return replace(self, fit=first(self.fit, fit), held=first(self.judged, judged))

@@ -27,6 +27,7 @@ from edgeprune.graph.trace import TracedModel
 from edgeprune.graph.training_flags import is_batch_norm
 from edgeprune.reconstruction.sampling import MEMORY
 from edgeprune.reconstruction.work import macs_per_sample
+from edgeprune.runtime.placement import device_of
 
 #: Samples are limited to what so many multiply-accumulates make: about a minute on two CPU cores.
 WORK = 1.0e12
@@ -84,14 +85,14 @@ def made_up(
     look = _matched(traced, probe, shape, group, seed)
     if look is None:
         return None
-    made = []
+    made, device = [], device_of(traced.graph_module)
     for i in range(count // group):
         if note is not None:
             note("making samples up", i * group / count)
-        images = _refined(probe, look.images(group, shape, seed + 1 + i))
+        images = _refined(probe, look.images(group, shape, seed + 1 + i).to(device))
         if images is None:
             return MadeUp((), "no samples could be made up: some operation has no derivative")
-        made.append(images.to(traced.example_inputs.tensors[0].dtype))
+        made.append(images.to(traced.example_inputs.tensors[0].dtype).cpu())
     size = max(count // _BATCHES, 1) if traced.dynamic_batch else traced.batch
     return MadeUp(
         torch.cat(made).split(size),
@@ -206,9 +207,10 @@ def _matched(
     gives finite statistics. The first batch norm tells brightness and contrast at little cost."""
     first = _Probe.of(traced, first=True)
     assert first is not None
+    device = device_of(traced.graph_module)
 
     def nearest(looks: Sequence[_Look], by: _Probe) -> _Look | None:
-        misses = [by.distance(look.images(group, shape, seed)) for look in looks]
+        misses = [by.distance(look.images(group, shape, seed).to(device)) for look in looks]
         at = min(range(len(looks)), key=misses.__getitem__)
         return looks[at] if math.isfinite(misses[at]) else None
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.reconstruction.detections import Decoding, alike, decoding_of
+from edgeprune.runtime.placement import CPU, summing
 
 Kind = Literal["classes", "confidences", "boxes", "map", "values"]
 
@@ -104,6 +105,7 @@ class Yardstick:
         likely to be class scores; of a machine's state they are likely to be actions. ignored:
         outputs that aren't compared, by their places."""
         self._ignored = ignored
+        self._device = summing(next((t.device for batch in want for t in batch), CPU))
         self._want = [self._compared(batch) for batch in want]
         columns = list(zip(*self._want, strict=True)) if self._want else []
         given = _Given(by_classes, recognises)
@@ -173,7 +175,7 @@ class Yardstick:
         return torch.stack(losses).mean()
 
     def _compared(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        return [t for i, t in enumerate(outputs) if i not in self._ignored]
+        return [t.to(self._device) for i, t in enumerate(outputs) if i not in self._ignored]
 
     def _decoded(self, columns: Sequence[Sequence[Tensor]]) -> Decoding | None:
         """How the original's boxes are given, as those of its detections tell."""
@@ -190,10 +192,10 @@ class Yardstick:
         """Counts what both models detect: by overlap where there are boxes that say where, else
         place by place."""
         box = self._box
-        boxes = None if box is None else (wanted[box].float(), made[box].float())
+        boxes = None if box is None else (wanted[box].float().cpu(), made[box].float().cpu())
         for form, total, a, b in zip(self._forms, sums, made, wanted, strict=True):
             if form.kind == "confidences":
-                scores = _detected(form, b.float()), _detected(form, a.float())
+                scores = _detected(form, b.float()).cpu(), _detected(form, a.float()).cpu()
                 both, each = alike(scores, boxes, self._decoding, form.sure)
                 total.same += both
                 total.rows += each

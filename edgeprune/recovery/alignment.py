@@ -33,6 +33,7 @@ from edgeprune.reconstruction.yardstick import Found, Yardstick
 from edgeprune.recovery.batch_norm import make_true
 from edgeprune.recovery.distillation import taught_features
 from edgeprune.recovery.unlabelled import state_of
+from edgeprune.runtime.placement import device_of
 from edgeprune.surgery.resize import PrunedModel
 from edgeprune.training.graphs import Feature, with_features
 
@@ -165,9 +166,10 @@ class _Course:
     ) -> None:
         self._traced, self._judge, self._seed, self.batch = traced, judge, seed, batch
         self._features = features
-        cpu = torch.device("cpu")
         self._student = with_features(smaller, [f.student for f in features])
-        self._teacher = with_features(traced.graph_module, [f.teacher for f in features], cpu)
+        self._teacher = with_features(
+            traced.graph_module, [f.teacher for f in features], device_of(smaller)
+        )
         self._parameters = [
             p for p in smaller.parameters() if p.is_floating_point() and p.requires_grad
         ]
@@ -271,7 +273,7 @@ class _Course:
             if scale is None:
                 scale = self._scales[i] = max(float(target.var(correction=0)), _TINY)
             errors.append((a - target).square().mean() / scale)
-        return loss + _INNER_VALUES * torch.stack(errors).mean() if errors else loss
+        return loss + _INNER_VALUES * torch.stack(errors).mean().to(loss) if errors else loss
 
 
 def _mixed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
@@ -286,8 +288,8 @@ def _mixed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Tensor
     for tensor in tensors:
         if not tensor.is_floating_point():
             return list(tensors)  # tokens can't be mixed
-        weight = share.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
-        mixed = weight * tensor + (1 - weight) * tensor[order]
+        weight = share.to(tensor).view(-1, *[1] * (tensor.dim() - 1))
+        mixed = weight * tensor + (1 - weight) * tensor[order.to(tensor.device)]
         if mirrored and tensor.dim() == 4 and tensor.shape[1] == 3:
             mixed = mixed.flip(3)
         made.append(mixed)
@@ -302,7 +304,7 @@ def _composed(tensors: Sequence[Tensor], generator: torch.Generator) -> list[Ten
     if _half(generator):
         made = made.flip(3)
     contrast = 1 + _BRIGHTNESS * (2 * torch.rand(len(made), generator=generator) - 1)
-    return [made * contrast.to(made.dtype).view(-1, 1, 1, 1)]
+    return [made * contrast.to(made).view(-1, 1, 1, 1)]
 
 
 def _half(generator: torch.Generator) -> bool:

@@ -20,6 +20,7 @@ from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import is_batch_norm, least_batch
 from edgeprune.reconstruction.samples import joined
+from edgeprune.runtime.placement import double
 
 _TOGETHER = 32  # samples whose statistics are taken at once
 
@@ -71,15 +72,15 @@ def make_true(module: GraphModule, calls: Sequence[ExampleInputs]) -> int:
         for name, (count, total, squares) in seen.sums.items():
             args: Any = norms[name].args
             gamma, beta, mean, variance = (attribute(module, str(a.target)) for a in args[1:5])
-            scale = gamma.double() / (variance.double() + args[7]).sqrt()
-            shift = beta.double() - scale * mean.double()
+            scale = double(gamma) / (double(variance) + args[7]).sqrt()
+            shift = double(beta) - scale * double(mean)
             true_mean = total / count
             true_variance = (squares / count - true_mean.square()).clamp(min=0)
             mean.copy_(true_mean)
             variance.copy_(true_variance)
             # From what was stored, not from what was computed: nothing is lost to its rounding.
-            gamma.copy_(scale * (variance.double() + args[7]).sqrt())
-            beta.copy_(shift + scale * mean.double())
+            gamma.copy_(scale * (double(variance) + args[7]).sqrt())
+            beta.copy_(shift + scale * double(mean))
     return len(seen.sums)
 
 
@@ -99,7 +100,7 @@ class _Seen(Interpreter):
     def run_node(self, n: Node) -> Any:
         if n.name in self._norms:
             args, _ = self.fetch_args_kwargs_from_env(n)
-            x = args[0].transpose(0, 1).flatten(1).double()
+            x = double(args[0].transpose(0, 1).flatten(1))
             count, total, squares = self.sums.get(n.name, (0, 0.0, 0.0))
             self.sums[n.name] = (
                 count + x.shape[1],

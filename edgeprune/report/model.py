@@ -274,7 +274,7 @@ class Report(_Frozen):
     files: paths of what was written, by what it is. runtime: what runs the file on the device.
     latency_interval_ms: where nine of ten predictions of the latency after lie; None of a
     measurement.
-    device: what the run computed with; fine-tuning alone takes another than "cpu".
+    device: what scores, fits and training were computed with.
     origin, layers, memory, prices: None or empty in reports of earlier versions.
     """
 

@@ -60,7 +60,8 @@ def score_elements(
     check_element_criterion(importance)
     criterion = "lamp" if importance == "auto" else importance
     weights = {
-        name: attribute(traced.graph_module, name).detach().float() for name in sorted(parameters)
+        name: attribute(traced.graph_module, name).detach().cpu().float()
+        for name in sorted(parameters)
     }
     if criterion in _BY_GRADIENTS:
         assert batches is not None  # check_criterion has refused that
@@ -103,7 +104,7 @@ def _by_gradients(
             ) from error
         for name, total in totals.items():
             if name in products:
-                product = products[name].float()
+                product = products[name].cpu().float()
                 total += product.square() / 2 if second else product.abs()
         count += 1
     return {name: total / max(count, 1) for name, total in totals.items()}

@@ -28,9 +28,11 @@ from torch.utils import _pytree as pytree
 from edgeprune.core.errors import UserError
 from edgeprune.coupling import Coupling, Group
 from edgeprune.data.batches import arrange, class_labels, split_batch
+from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel
 from edgeprune.loading.import_spec import one_line
 from edgeprune.reconstruction.outputs import floating
+from edgeprune.runtime.placement import device_of, double
 from edgeprune.scoring.magnitude import Scores, sum_of_others
 
 Array = NDArray[np.float64]
@@ -113,10 +115,11 @@ class Backward:
     def __init__(self, traced: TracedModel, wanted: Collection[str] = ()) -> None:
         self._traced = traced
         self._run = _Recording(traced.graph_module, set(wanted))
+        self._device = device_of(traced.graph_module)
 
     def scales(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The deviation over samples of each floating output, averaged over its elements."""
-        call = arrange(inputs, self._traced.example_inputs)
+        call = self._call(inputs)
         with torch.no_grad():
             output = self._traced.graph_module(*call.args, **call.kwargs)
         return [_deviation(leaf) for leaf in floating(output)]
@@ -129,20 +132,24 @@ class Backward:
         scales: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         """Weight times gradient, by parameter, in the parameter's shape. Raises NoGradients."""
-        call = arrange(inputs, self._traced.example_inputs)
+        call = self._call(inputs)
         leaves = pytree.tree_leaves((call.args, dict(call.kwargs)))
         with torch.enable_grad():
             output = self._run.run(*leaves, enable_io_processing=False)
+            labels = None if labels is None else labels.to(self._device)
             loss = _loss(output, labels, generator, scales)
             try:
                 loss.backward()
             except RuntimeError as error:  # an op without a derivative
                 raise NoGradients(one_line(error)) from error
         return {
-            name: (leaf.detach() * leaf.grad).double()
+            name: double(leaf.detach() * leaf.grad)
             for name, leaf in self._run.parameters.items()
             if leaf.grad is not None
         }
+
+    def _call(self, inputs: Sequence[Tensor]) -> ExampleInputs:
+        return arrange([t.to(self._device) for t in inputs], self._traced.example_inputs)
 
     def gate(self, name: str) -> float:
         """The sum of a wanted node's value times its gradient, of the last batch."""
@@ -185,7 +192,7 @@ class _Gates:
         for name, dim in slots:
             label = self._coupling.parameters[name][dim]
             if name in products and label is not None:
-                sums = sum_of_others(products[name], dim).numpy()
+                sums = sum_of_others(products[name], dim).cpu().numpy()
                 total += group.by_unit(self._coupling.atoms.resolve(label), sums)
         return total
 
@@ -236,7 +243,8 @@ def _loss(
             return F.cross_entropy(*classes)
     total = found[0].new_zeros(())
     for leaf, scale in zip(leaves, scales, strict=True):
-        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf.dtype)
+        drawn = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        noise = drawn.to(leaf.dtype).to(leaf.device)
         samples = len(leaf) if leaf.dim() else 1
         total = total + (noise * leaf / scale).sum() / samples
     return total
@@ -244,10 +252,10 @@ def _loss(
 
 def _deviation(leaf: Tensor) -> Tensor:
     """Over samples where there are several, else over elements; 1 where nothing varies."""
-    values = leaf.detach().double()
+    values = double(leaf)
     over_samples = values.dim() > 0 and len(values) > 1
     variance = values.var(0).mean() if over_samples else values.var(correction=0)
-    return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)).to(leaf.dtype)
+    return torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance)).to(leaf)
 
 
 def reading_dims(module: GraphModule) -> set[tuple[str, int]]:

@@ -132,7 +132,7 @@ class _Weights:
             parameter = attribute(self._traced.graph_module, name).detach().float()
             label = self._coupling.parameters[name][dim]
             assert label is not None
-            weighed = self._measure(parameter, dim).double().numpy()
+            weighed = self._measure(parameter, dim).cpu().double().numpy()
             self._known[name, dim] = weighed, self._coupling.atoms.resolve(label)
         return self._known[name, dim]
 

@@ -66,7 +66,7 @@ def eliminate(readers: Sequence[Reader], size: int) -> Elimination:
 def _damped(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """A covariance (inputs, inputs) that can be inverted, and its Cholesky factor: damped a little,
     or as much as it takes where inputs hardly vary; where they are no numbers, all count alike."""
-    unit = torch.eye(len(covariance), dtype=torch.double)
+    unit = torch.eye(len(covariance), dtype=torch.double, device=covariance.device)
     variance = covariance.diagonal().mean().clamp(min=1e-12)
     damping = _DAMPING
     while damping < 1 and bool(covariance.isfinite().all()):
@@ -98,26 +98,29 @@ class _State:
         lengths = np.array([len(self._columns[u]) for u in units])
         for length in np.unique(lengths[lengths > 0]):
             which = np.flatnonzero(lengths == length)
-            columns = torch.from_numpy(np.stack([self._at[self._columns[units[i]]] for i in which]))
+            columns = self._index(np.stack([self._at[self._columns[units[i]]] for i in which]))
             blocks = self._inverse[columns[:, :, None], columns[:, None, :]]
             weights = self._weights[:, columns].transpose(0, 1)  # (units, outputs, columns)
             made = torch.linalg.solve(blocks, weights.transpose(1, 2))
-            out[which] = (weights.transpose(1, 2) * made).sum((1, 2)).numpy() / self._scale
+            out[which] = (weights.transpose(1, 2) * made).sum((1, 2)).cpu().numpy() / self._scale
         return out
+
+    def _index(self, columns: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(columns).to(self._inverse.device)
 
     def remove(self, units: NDArray[np.int64]) -> float:
         """Takes units away and refits what is left; returns what that loses."""
         columns = np.concatenate([self._at[self._columns[u]] for u in units])
         if not len(columns):
             return 0.0
-        gone = torch.from_numpy(columns)
+        gone = self._index(columns)
         block = self._inverse[gone][:, gone]
         weights = self._weights[:, gone]
         made = torch.linalg.solve(block, weights.T)  # (columns, outputs)
         loss = float((weights.T * made).sum()) / self._scale
         across = self._inverse[gone]
         stay = np.setdiff1d(np.arange(len(self._inverse)), columns, assume_unique=True)
-        kept = torch.from_numpy(stay)
+        kept = self._index(stay)
         across = across[:, kept]
         self._weights = self._weights[:, kept] - made.T @ across
         self._inverse = self._inverse[kept][:, kept] - across.T @ torch.linalg.solve(block, across)

@@ -18,6 +18,7 @@ from edgeprune.reconstruction.memory_limit import Room
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.ridge import LARGEST_DEPTH
 from edgeprune.reconstruction.sampling import Sampling
+from edgeprune.runtime.placement import summing
 from edgeprune.scoring.obs import Elimination, Reader, eliminate
 
 
@@ -68,13 +69,15 @@ def _names(layer: Layer) -> tuple[str, str]:
 
 def _covariance(layer: Layer, replay: Replay, sampling: Sampling) -> Tensor:
     """Of a layer's inputs, centred where the layer has an offset: (groups, depth, depth)."""
-    xx = torch.zeros(layer.groups, layer.depth, layer.depth, dtype=torch.double)
-    x = torch.zeros(layer.groups, layer.depth, dtype=torch.double)
     inputs, outputs = replay.values(layer.source.name), replay.values(layer.node.name)
     share = sampling.share(layer, outputs)
+    device = summing(inputs[0].device)
+    x = torch.zeros(layer.groups, layer.depth, dtype=torch.double, device=device)
+    xx = x.new_zeros(layer.groups, layer.depth, layer.depth)
     count = 0
     for value, output in zip(inputs, outputs, strict=True):
         rows = layer.rows(value, sampling.pick(layer, output, share)).float()
+        rows = rows.to(x.device)
         count += rows.shape[1]
         xx += rows.transpose(1, 2) @ rows
         x += rows.sum(1)

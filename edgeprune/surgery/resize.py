@@ -91,7 +91,8 @@ def inherit(
                 there = coupling.kept(label, gone_before)
                 stays = coupling.kept(label, gone)[there]
                 if not stays.all():
-                    value = value.index_select(dim, torch.from_numpy(np.flatnonzero(stays)))
+                    picked = torch.from_numpy(np.flatnonzero(stays)).to(value.device)
+                    value = value.index_select(dim, picked)
         tensor.copy_(value)
 
 
@@ -117,7 +118,8 @@ def _resized(module: GraphModule, name: str, coupling: Coupling, gone: NDArray[n
             continue
         mask = coupling.kept(label, gone)
         if not mask.all():
-            smaller = smaller.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
+            picked = torch.from_numpy(np.flatnonzero(mask)).to(smaller.device)
+            smaller = smaller.index_select(dim, picked)
     # A copy even where nothing shrank: training the result must not move the user's model.
     smaller = smaller.clone()
     learnt = isinstance(tensor, nn.Parameter)

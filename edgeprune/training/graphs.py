@@ -1,23 +1,22 @@
-"""Graphs for training: inner values as further outputs, and another device."""
+"""Graphs for training: inner values as further outputs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.fx.graph import _PyTreeCodeGen
-from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import TrainableGraph, is_batch_norm
+from edgeprune.runtime.placement import device_of, move
 
 #: More compared values than this add cost and little else.
 MOST_FEATURES = 4
@@ -125,40 +124,6 @@ def freeze_batch_norms(module: GraphModule) -> None:
         if is_batch_norm(node):
             node.update_arg(5, False)
     module.recompile()
-
-
-@contextmanager
-def placed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """`module` on a device, its weights and the devices that its ops state; back afterwards."""
-    home = device_of(module)
-    if home == device:
-        yield
-        return
-    move(module, device)
-    try:
-        yield
-    finally:
-        move(module, home)
-
-
-def move(module: nn.Module, device: torch.device) -> None:
-    """`module` to a device: a graph's ops may state the one that it was traced on."""
-    module.to(device)
-    if not isinstance(module, GraphModule):
-        return
-    for node in module.graph.nodes:
-        args, kwargs = map_aggregate(
-            (node.args, node.kwargs), lambda a: device if isinstance(a, torch.device) else a
-        )
-        node.args, node.kwargs = args, kwargs
-    module.recompile()
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's weights are; the CPU if it has none."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 class _Shapes(Interpreter):

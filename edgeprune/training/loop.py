@@ -14,10 +14,10 @@ from torch.fx import GraphModule
 from edgeprune.core.errors import UserError
 from edgeprune.data.loaders import Data
 from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.runtime.placement import WherePlaced, placed
 from edgeprune.training.checkpoint import Checkpoint
 from edgeprune.training.epochs import NotFinite, Trainer
-from edgeprune.training.graphs import placed
-from edgeprune.training.processes import WherePlaced, launched
+from edgeprune.training.processes import launched
 from edgeprune.training.recipe import Recipe, Trained
 from edgeprune.training.seeds import random_state_kept
 from edgeprune.training.setup import Extras, Metric, Note, Setup

@@ -10,9 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.graph.fx_utils import attribute
@@ -87,19 +85,3 @@ def average_statistics(fabric: Fabric, module: GraphModule) -> None:
     for name in names:
         buffer = attribute(module, name)
         buffer.copy_(fabric.all_reduce(buffer.detach().clone(), reduce_op="mean"))
-
-
-class WherePlaced(nn.Module):
-    """A model on an accelerator, called with and returning tensors of the caller's device."""
-
-    def __init__(self, module: nn.Module, device: torch.device) -> None:
-        super().__init__()
-        self.module = module
-        self._device = device
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        homes = [t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(self._device), (args, kwargs))
-        outputs = self.module(*args, **kwargs)
-        home = homes[0] if homes else self._device
-        return pytree.tree_map_only(Tensor, lambda t: t.to(home), outputs)

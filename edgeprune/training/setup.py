@@ -20,11 +20,12 @@ from edgeprune.data.loaders import Data
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import least_batch
 from edgeprune.runtime.devices import AUTO
+from edgeprune.runtime.placement import device_of, move
 from edgeprune.sparse.masks import Masks
 from edgeprune.training.augment import augments
 from edgeprune.training.checkpoint import identity
 from edgeprune.training.feed import Batch, Feed, fixed_batch
-from edgeprune.training.graphs import Feature, device_of, move, shared_features, with_features
+from edgeprune.training.graphs import Feature, shared_features, with_features
 from edgeprune.training.objective import VARIANCE_SAMPLES, Loss, Objective, Values, Variances
 from edgeprune.training.recipe import Recipe, Steps
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from edgeprune.core.errors import UserError
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
+from edgeprune.runtime.placement import move
 from edgeprune.training import Recipe
-from edgeprune.training.graphs import move, shared_features, with_features
+from edgeprune.training.graphs import shared_features, with_features
 from edgeprune.training.objective import Objective, Values, Variances
 from tests.training import digits_case
 from tests.training.digits_case import case

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from edgeprune.runtime.placement import WherePlaced
 from edgeprune.training import Recipe, fine_tune
-from edgeprune.training.processes import WherePlaced
 from tests.training.digits_case import case, images
 
 
