@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -217,7 +218,10 @@ class Layer:
             stride = [1] * len(kernel)
         else:
             value = _pad(value, padding, self._padding_after(padding, dilation, kernel))
-        index = _patch_index(value.shape[2:], kernel, stride, dilation, picked).to(value.device)
+        at, within = _patches_at(
+            tuple(value.shape[2:]), tuple(kernel), tuple(stride), tuple(dilation), value.device
+        )
+        index = (at if picked is None else at[picked])[:, None] + within
         grouped = value.flatten(2).unflatten(1, (self.groups, -1))  # (n, groups, in, pixels)
         taken = grouped[..., index.flatten()].unflatten(-1, tuple(index.shape))
         return taken.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2)
@@ -352,14 +356,15 @@ def _zeros_between(value: Tensor, stride: Sequence[int]) -> Tensor:
     return wide
 
 
-def _patch_index(
-    image: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    picked: Tensor | None,
-) -> Tensor:
-    """Which pixels each patch reads: (places, kernel)."""
+@lru_cache(maxsize=64)
+def _patches_at(
+    image: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Which pixel each patch begins at (places,), and which ones it reads from there (kernel,)."""
     starts = [
         torch.arange(0, n - d * (k - 1), s)
         for n, k, s, d in zip(image, kernel, stride, dilation, strict=True)
@@ -370,10 +375,8 @@ def _patch_index(
     for size, start, offset in zip(image, starts, offsets, strict=True):
         at = (at[:, None] * size + start).flatten()
         within = (within[:, None] * size + offset).flatten()
-    if picked is not None:
-        at = at[picked.cpu()]
-    return at[:, None] + within
+    return at.to(device), within.to(device)
 
 
 def _places_last(value: Tensor, picked: Tensor | None, dim: int) -> Tensor:
-    return value if picked is None else value.index_select(dim, picked.to(value.device))
+    return value if picked is None else value.index_select(dim, picked)

@@ -7,7 +7,7 @@ there take over what the branch did, as far as they can.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from edgeprune.reconstruction.layers import Layer, find_layers, idle
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, fit
 from edgeprune.reconstruction.sampling import Sampling
-from edgeprune.runtime.placement import summing
+from edgeprune.runtime.placement import CPU, summing
 from edgeprune.sparse.masks import Masks
 
 aten = torch.ops.aten
@@ -177,6 +177,7 @@ def refit(
     return True
 
 
+_JOINED_VALUES = 1 << 23  # of inputs, in rows that are summed at once on a GPU
 _KEPT_BYTES = 3e8  # of rows; more are gathered again for each round
 
 
@@ -211,7 +212,7 @@ class _Rows:
             yield from self._parts
             return
         first = not self._picks
-        for part in self._made(first):
+        for part in _joined(self._made(first)):
             yield part
             if first and self._parts is not None:
                 self._bytes += sum(4.0 * t.numel() for t in part[1:] if isinstance(t, Tensor))
@@ -242,6 +243,27 @@ class _Rows:
                 there = None if addend is None else _rows(layer.targets(addend[chosen], picked))
                 x = _rows(layer.rows(value[chosen], picked))
                 yield part, x, _rows(layer.targets(y, picked)), there
+
+
+def _joined(parts: Iterable[_Part]) -> Iterator[_Part]:
+    """The same rows in larger parts, where starting an op takes longer than what it does."""
+    waiting: dict[bool, list[_Part]] = {False: [], True: []}
+    for part in parts:
+        if part[1].device == CPU:
+            yield part
+            continue
+        several = waiting[part[0]]
+        several.append(part)
+        if sum(each[1].numel() for each in several) >= _JOINED_VALUES:
+            yield _as_one(several)
+            several.clear()
+    yield from (_as_one(several) for several in waiting.values() if several)
+
+
+def _as_one(parts: Sequence[_Part]) -> _Part:
+    x, y, there = zip(*(part[1:] for part in parts), strict=True)
+    addend = None if there[0] is None else torch.cat(there, 1)
+    return parts[0][0], torch.cat(x, 1), torch.cat(y, 1), addend
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -39,4 +39,5 @@ class Sampling:
         count = max(round(places * share), 1)
         if share >= 1 or count >= places:
             return None
-        return torch.randperm(places, generator=self._generator)[:count].sort().values
+        drawn = torch.randperm(places, generator=self._generator)[:count].sort().values
+        return drawn.to(output.device)
