@@ -10,11 +10,16 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeprune.core.errors import EdgePruneError, UserError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 T = TypeVar("T")
+R = TypeVar("R")
 Item = TypeVar("Item")
 
 # Others wait as long as the first takes; if one dies, torchrun ends the rest.
@@ -77,6 +82,100 @@ def from_first(compute: Callable[[], T]) -> T:
         error.told_elsewhere = not is_first()
         raise error
     return value  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of a list is this process's: every so many-th, from its own place on. What each makes of
+    its share comes together in the first, by way of the CPU."""
+
+    place: int = 0
+    of: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether what all made comes together here."""
+        return self.place == 0
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """This process's share of a list."""
+        return items[self.place :: self.of]
+
+    def count(self, total: int) -> int:
+        """How many of `total` are this process's."""
+        return len(range(self.place, total, self.of))
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Makes each tensor the sum of all processes', in the first one, in place; in the others
+        it is of no use afterwards."""
+        if self.of == 1:
+            return
+        from torch import distributed
+
+        for tensor in tensors:
+            there = tensor.contiguous().cpu()
+            distributed.reduce(there, dst=0)
+            if self.leads:
+                tensor.copy_(there)
+
+    def told(self, compute: Callable[[], T]) -> T:
+        """What the first process computes, in all."""
+        if self.of == 1:
+            return compute()
+        from torch import distributed
+
+        answer = [compute() if self.leads else None]
+        distributed.broadcast_object_list(answer)
+        return answer[0]  # type: ignore[return-value]
+
+    def gathered(self, value: T) -> list[T]:
+        """Every process's value, in all."""
+        if self.of == 1:
+            return [value]
+        from torch import distributed
+
+        answers: list[T | None] = [None] * self.of
+        distributed.all_gather_object(answers, value)
+        return answers  # type: ignore[return-value]
+
+
+#: Where one process does all.
+ALONE = Share()
+
+
+def share() -> Share:
+    """This process's share of what all do together."""
+    return Share(_rank(), _size()) if _size() > 1 else ALONE
+
+
+def led(lead: Callable[[Callable[[Item], T]], R], follow: Callable[[Item], T]) -> R:
+    """What `lead` returns in the first process. Whenever it asks for something, all carry out
+    `follow` on it together; so what it decides on the way need not be the same everywhere. Its
+    errors are raised in all."""
+    mine = share()
+    if mine.of == 1:
+        return lead(follow)
+    if not mine.leads:
+        while (asked := mine.told(_nothing)) is not None:
+            follow(asked[0])
+    else:
+        told = mine.told
+
+        def ask(item: Item) -> T:
+            told(lambda: (item,))
+            return follow(item)
+
+        outcome = _tried(lambda: lead(ask))
+        told(_nothing)
+    value, error = mine.told(lambda: outcome)
+    if error is not None:
+        error.told_elsewhere = not mine.leads
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def _nothing() -> Any:
+    return None
 
 
 def spread(items: Sequence[Item], compute: Callable[[Sequence[Item]], Sequence[T]]) -> list[T]:

@@ -89,9 +89,7 @@ def joint_loss(workspace: Workspace, plan: Plan) -> Found:
     assert where.samples is not None
     fit = where.samples.first(SAMPLES, where.samples.count)
     with workspace.steps.step("choose a plan"), where.computing():
-        return from_first(
-            lambda: joint(where.traced, workspace.coupling, plan, fit, workspace.judge, seed)
-        )
+        return joint(where.traced, workspace.coupling, plan, fit, workspace.judge, seed)
 
 
 # -- accuracy --------------------------------------------------------------------------------------

@@ -281,12 +281,10 @@ def made_for(task: Task, traced: TracedModel, steps: Steps) -> MadeUp | None:
         return None
     where = Where.of(task.settings.device, traced, None)
     with steps.step("make samples up"), where.computing():
-        return from_first(
-            lambda: made_up(
-                where.traced,
-                task.settings.seed,
-                lambda words, share: steps.note("make samples up", words, share),
-            )
+        return made_up(
+            where.traced,
+            task.settings.seed,
+            lambda words, share: steps.note("make samples up", words, share),
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from edgeprune.core.distributed import from_first
+from edgeprune.core.distributed import led
 from edgeprune.core.schedules import share_at
 from edgeprune.cost.fx_reader import parameter_count
 from edgeprune.coupling.plan import Plan
@@ -40,7 +40,7 @@ from edgeprune.pipeline.workspace import (
 from edgeprune.recovery import share_of_epochs
 from edgeprune.scoring import Scores, score
 from edgeprune.solve import Limits, Problem, Solution
-from edgeprune.solve.plan_search import Choice, PlanSearch, chosen, portable, searched
+from edgeprune.solve.plan_search import Choice, PlanSearch, Portable, chosen, portable, searched
 from edgeprune.surgery.oracle import prove
 from edgeprune.surgery.resize import resize
 
@@ -216,7 +216,12 @@ def _best_loss_model(
         lambda words: workspace.steps.note("choose a plan", words),
     )
     with workspace.steps.step("choose a plan"), where.computing():
-        told = from_first(lambda: portable(searched(search)))
+
+        def lead(ask: Callable[[Plan], float]) -> Portable | None:
+            search.ask = ask
+            return portable(searched(search))
+
+        told = led(lead, search.joint_loss)
     return None if told is None else chosen(problem, told)
 
 

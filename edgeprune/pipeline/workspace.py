@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune.core.budgets import Budgets
-from edgeprune.core.distributed import from_first
+from edgeprune.core.distributed import from_first, share
 from edgeprune.core.errors import UserError
 from edgeprune.core.heap import let_go
 from edgeprune.core.timing import Steps
@@ -211,7 +211,8 @@ class Workspace:
         assert there is not None
         with self.where.computing(module) as graph:
             assert isinstance(graph, GraphModule)
-            return from_first(lambda: self.judge.measure(streamed(graph, there.held)))
+            mine = share()
+            return self.judge.measure(streamed(graph, mine.mine(there.held)), mine)
 
     def metric(self, module: nn.Module) -> float | None:
         """The user's metric or accuracy; without either, where --max-drop needs one, the percent of
@@ -250,19 +251,15 @@ class Workspace:
         samples = self.where.samples
         assert samples is not None
 
-        def compute() -> tuple[Recovery, dict[str, Tensor]]:
+        with self.steps.step("recover"), self.where.computing(module):
             recovery = recover(
                 self._pruned(module, plan, masks),
                 samples,
                 self.judge,
                 self.settings.seed,
-                lambda words, share: self.steps.note("recover", words, share),
+                lambda words, done: self.steps.note("recover", words, done),
             )
-            return recovery, module.state_dict()
-
-        with self.steps.step("recover"), self.where.computing(module):
-            recovery, weights = from_first(compute)
-            module.load_state_dict(weights)
+            module.load_state_dict(from_first(module.state_dict))
             return recovery
 
     def align(self, module: GraphModule, plan: Plan) -> Alignment | None:
@@ -279,7 +276,7 @@ class Workspace:
                 self.judge,
                 passes,
                 self.settings.seed,
-                lambda words, share: self.steps.note("align", words, share),
+                lambda words, done: self.steps.note("align", words, done),
             )
             return found, module.state_dict()
 
@@ -311,7 +308,7 @@ class Workspace:
                 Extras(
                     loss=self.task.loss,
                     seed=self.settings.seed,
-                    note=lambda words, share: self.steps.note("fine-tune", words, share),
+                    note=lambda words, done: self.steps.note("fine-tune", words, done),
                     device=self.settings.device,
                 ),
             )

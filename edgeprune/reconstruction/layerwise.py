@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edgeprune.core.distributed import ALONE, Share
 from edgeprune.coupling.kept_masks import Kept
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.reconstruction.memory_limit import Room
-from edgeprune.reconstruction.refit import ROUNDS, aims, refit
+from edgeprune.reconstruction.refit import ROUNDS, Runs, aims, refit
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.sampling import Sampling
 from edgeprune.surgery.resize import PrunedModel
@@ -46,19 +47,22 @@ def reconstruct(
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
     effort: Effort = THOROUGH,
+    share: Share = ALONE,
 ) -> int:
     """Fits the layers of the smaller graph in place to the original's values on `calls`; returns
     how many layers it changed.
 
     note: called with a layer's name and the share that is done.
-    effort: how much of the samples is looked at, and how often.
+    effort: how much of the samples is looked at, and how often. share: of the calls, where several
+    processes fit together: all must call this, and all get the same weights.
     """
     layers = aims(model.module, model.coupling, model.plan)
     room = Room(model.traced, calls)
+    own, least = share.mine(calls), share.count(room.least)
     original = Replay(
-        model.traced.graph_module, calls, {n for aim in layers for n in aim.wanted}, room.least
+        model.traced.graph_module, own, {n for aim in layers for n in aim.wanted}, least
     )
-    pruned = Replay(model.module, calls, active=room.least)
+    pruned = Replay(model.module, own, active=least)
     kept, sampling = Kept(model.coupling, model.plan), Sampling(seed, effort.rows_per_input)
     last = {name: i for i, aim in enumerate(layers) for name in aim.wanted}
     stayed = 0
@@ -67,12 +71,13 @@ def reconstruct(
             note(aim.name, i / len(layers))
         # Where values are large, few samples give rows enough; the others come in when they shrink.
         active = room.batches(aim.name, aim.original)
-        original.set_active(active)
-        pruned.set_active(active)
+        original.set_active(share.count(active))
+        pruned.set_active(share.count(active))
         pruned.run_to(aim.name, including=False)
         reachable = aim.reachable(pruned)
         original.run_to(reachable.original)
-        stayed += not refit(reachable, original, pruned, kept, sampling, effort.rounds, model.masks)
+        runs = Runs(original, pruned, [call.batch or 1 for call in calls[:active]], share)
+        stayed += not refit(reachable, runs, kept, sampling, effort.rounds, model.masks)
         for name in aim.wanted:
             if last[name] == i:
                 original.release(name)

@@ -7,21 +7,23 @@ there take over what the branch did, as far as they can.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from edgeprune.core.distributed import ALONE, Share
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.kept_masks import Kept
 from edgeprune.coupling.plan import Plan
 from edgeprune.reconstruction.layers import Layer, find_layers, idle
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, fit
-from edgeprune.reconstruction.sampling import Sampling
+from edgeprune.reconstruction.sampling import Sampling, everyones
 from edgeprune.runtime.placement import CPU, summing
 from edgeprune.sparse.masks import Masks
 
@@ -34,6 +36,9 @@ _HELD_OUT = 5  # every so many-th sample chooses the ridge
 
 #: Whether rows are held out, inputs, targets, and what of the targets is there already.
 _Part = tuple[bool, Tensor, Tensor, Tensor | None]
+
+#: Whether rows are held out, the samples, and the places of their outputs (None: all).
+_Places = tuple[bool, Tensor, Tensor | None]
 
 _ADDS = (aten.add.Tensor, aten.add_.Tensor)
 RELUS = (aten.relu.default, aten.relu_.default)
@@ -138,10 +143,20 @@ def _shape(node: Node) -> tuple[str, ...]:
     return tuple(map(str, node.meta["val"].shape))
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Both models run over the same calls. sizes: how many samples each call holds, those of other
+    processes included; share: which of them run here."""
+
+    original: Replay
+    smaller: Replay
+    sizes: Sequence[int] = ()
+    share: Share = ALONE
+
+
 def refit(
     aim: Aim,
-    original: Replay,
-    smaller: Replay,
+    runs: Runs,
     kept: Kept,
     sampling: Sampling,
     rounds: int = ROUNDS,
@@ -149,17 +164,19 @@ def refit(
 ) -> bool:
     """Gives a layer new weights; returns False if those that it has are as good.
 
-    Both runs must have come to what the layer reads and aims at. rounds: how often the fit is
+    Both runs must have come to what the layer reads and aims at. Where processes share the calls,
+    each sums over its own, the first solves, and all get what it found. rounds: how often it is
     repeated where a ReLU reads the result, for what the ReLU lets through. masks: weights that stay
     zero.
     """
     layer = aim.layer
     if layer.depth > LARGEST_DEPTH:
         return False
-    rows = _Rows(aim, original, smaller, kept, sampling)
+    rows, share = _Rows(aim, runs, kept, sampling), runs.share
     matrix, offset = layer.weights()
     fitted: Fitted | None = None
-    moments = (Moments(matrix, offset), Moments(matrix, offset))
+    mask = layer.mask(masks)
+    moments = (Moments(matrix, offset, share), Moments(matrix, offset, share))
     for _ in range(rounds if aim.rectified else 1):
         current = (matrix, offset) if fitted is None else (fitted.matrix, fitted.offset)
         moments = (moments[0].for_new_targets(), moments[1].for_new_targets())
@@ -167,7 +184,10 @@ def refit(
             if aim.seen is not None:
                 y = _as_seen(x, y, addend, aim.seen, *current)
             moments[held].add(x, y - addend if addend is not None else y)
-        found = fit(*moments, layer.has_offset, layer.mask(masks), fitted)
+        for each in moments:
+            each.add_up()
+        solve = partial(fit, *moments, layer.has_offset, mask, fitted)
+        found = _told(share, solve, matrix.device)
         if found is None:
             break
         fitted = found
@@ -175,6 +195,14 @@ def refit(
         return False
     layer.write(fitted.matrix, fitted.offset, fitted.mean, fitted.variance)
     return True
+
+
+def _told(share: Share, solve: Callable[[], Fitted | None], device: torch.device) -> Fitted | None:
+    """What the first process fits, in all."""
+    if share.of == 1:
+        return solve()
+    sent = share.told(lambda: None if (found := solve()) is None else found.sent())
+    return None if sent is None else Fitted.received(*(t.to(device) for t in sent))
 
 
 _JOINED_VALUES = 1 << 23  # of inputs, in rows that are summed at once on a GPU
@@ -186,33 +214,28 @@ class _Rows:
     are held out; inputs; what the sum is to be; what of it is there. As in Layer.rows and
     Layer.targets."""
 
-    def __init__(
-        self,
-        aim: Aim,
-        original: Replay,
-        smaller: Replay,
-        kept: Kept,
-        sampling: Sampling,
-    ) -> None:
+    def __init__(self, aim: Aim, runs: Runs, kept: Kept, sampling: Sampling) -> None:
         self._layer = aim.layer
-        self._inputs = smaller.values(aim.layer.source.name)
-        wanted = original.values(aim.original)
+        self._inputs = runs.smaller.values(aim.layer.source.name)
+        wanted = runs.original.values(aim.original)
         labels = kept.coupling.labels[aim.original]
         self._gather = lambda value: kept.gather(value, labels)
         self._wanted = wanted
         nothing: list[Any] = [None] * len(wanted)
-        self._addends = nothing if aim.addend is None else smaller.values(aim.addend)
-        self._sampling, self._share = sampling, sampling.share(aim.layer, wanted)
-        self._picks: list[Tensor | None] = []
+        self._addends = nothing if aim.addend is None else runs.smaller.values(aim.addend)
+        self._places = runs.share.mine(
+            runs.share.told(lambda: self._drawn(runs.sizes, runs.share, sampling))
+        )
+        self._first = True
         self._parts: list[_Part] | None = []
         self._bytes = 0.0
 
     def __iter__(self) -> Iterator[_Part]:
-        if self._parts and self._picks:
+        if self._parts and not self._first:
             yield from self._parts
             return
-        first = not self._picks
-        for part in _joined(self._made(first)):
+        first, self._first = self._first, False
+        for part in _joined(self._made()):
             yield part
             if first and self._parts is not None:
                 self._bytes += sum(4.0 * t.numel() for t in part[1:] if isinstance(t, Tensor))
@@ -220,29 +243,42 @@ class _Rows:
                 if self._bytes > _KEPT_BYTES:
                     self._parts = None
 
-    def _made(self, first: bool) -> Iterator[_Part]:
+    def _drawn(self, sizes: Sequence[int], share: Share, sampling: Sampling) -> list[list[_Places]]:
+        """For every call, which of its samples are held out and which aren't, and the places of
+        their outputs that are looked at."""
         layer, seen = self._layer, 0
-        picks = iter(self._picks)
-        for value, target, addend in zip(self._inputs, self._wanted, self._addends, strict=True):
+        inputs = everyones(self._inputs, sizes, share)
+        outputs = everyones(self._wanted, sizes, share)
+        some = sampling.share(layer, outputs)
+        gathered = self._gather(self._wanted[0])
+        found: list[list[_Places]] = []
+        for value in inputs:
+            count = 1 if value.dim() == 1 else len(value)  # see _made
+            held = (torch.arange(seen, seen + count) % _HELD_OUT) == _HELD_OUT - 1
+            seen += count
+            found.append([])
+            for part, mask in ((False, ~held), (True, held)):
+                chosen = mask.nonzero()[:, 0]
+                if len(chosen):
+                    like = gathered[None] if value.dim() == 1 else gathered[:1]
+                    y = like.expand(len(chosen), *like.shape[1:])
+                    found[-1].append((part, chosen, sampling.pick(layer, y, some)))
+        return found
+
+    def _made(self) -> Iterator[_Part]:
+        layer = self._layer
+        values = zip(self._inputs, self._wanted, self._addends, self._places, strict=True)
+        for value, target, addend, places in values:
             target = self._gather(target)
             if value.dim() == 1:  # a linear layer of one sample whose batch was squeezed away
                 value, target = value[None], target[None]
                 addend = None if addend is None else addend[None]
-            held = (torch.arange(seen, seen + len(value)) % _HELD_OUT) == _HELD_OUT - 1
-            seen += len(value)
-            for part, mask in ((False, ~held), (True, held)):
-                if not mask.any():
-                    continue
-                chosen = mask.nonzero()[:, 0].to(value.device)
-                y = target[chosen]
-                if first:
-                    picked = self._sampling.pick(layer, y, self._share)
-                    self._picks.append(picked)
-                else:
-                    picked = next(picks)
+            for part, which, where in places:
+                chosen = which.to(value.device)
+                picked = None if where is None else where.to(value.device)
                 there = None if addend is None else _rows(layer.targets(addend[chosen], picked))
                 x = _rows(layer.rows(value[chosen], picked))
-                yield part, x, _rows(layer.targets(y, picked)), there
+                yield part, x, _rows(layer.targets(target[chosen], picked)), there
 
 
 def _joined(parts: Iterable[_Part]) -> Iterator[_Part]:

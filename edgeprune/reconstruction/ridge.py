@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from edgeprune.core.distributed import ALONE, Share
 from edgeprune.runtime.placement import CPU
 
 #: A system with more unknowns than this isn't solved: it takes minutes.
@@ -35,11 +36,14 @@ class Inputs:
     """Sums over rows x (groups, rows, depth), shared by all that is fitted to them; or the rows
     themselves, while they are few."""
 
-    def __init__(self, groups: int, depth: int, device: torch.device = CPU) -> None:
-        self.count = 0
+    def __init__(
+        self, groups: int, depth: int, device: torch.device = CPU, share: Share = ALONE
+    ) -> None:
+        self.count, self._share = 0, share
         self.x = torch.zeros(groups, depth, dtype=torch.double, device=device)
         self._xx: Tensor | None = None
-        self._few = _FEW_ROWS * depth if depth >= _DEEP else 0
+        # Sums come together from several processes, rows don't.
+        self._few = _FEW_ROWS * depth if depth >= _DEEP and share.of == 1 else 0
         self._rows: list[Tensor] = []
         self._factors: dict[tuple[float, bool], Tensor] = {}
         self._with: tuple[Inputs, Inputs] | None = None
@@ -56,6 +60,14 @@ class Inputs:
         self._rows.append(rows)
         if not self.count <= self._few:
             self._summed()
+
+    def add_up(self) -> None:
+        """The sums over all processes' rows, in the first one."""
+        if self._share.of == 1:
+            return
+        count = torch.tensor(self.count)
+        self._share.add_up([count, self.x, self._summed()])
+        self.count = int(count)
 
     def _summed(self) -> Tensor:
         if self._xx is None:
@@ -133,15 +145,16 @@ class Moments:
     """Sums over rows (groups, rows, depth) of inputs x and over what a layer lacks,
     r = target - (matrix @ x + offset), (groups, rows, outputs)."""
 
-    def __init__(self, matrix: Tensor, offset: Tensor) -> None:
+    def __init__(self, matrix: Tensor, offset: Tensor, share: Share = ALONE) -> None:
         groups, outputs, depth = matrix.shape
-        self.matrix, self.offset = matrix, offset
-        self.inputs = Inputs(groups, depth, matrix.device)
+        self.matrix, self.offset, self._share = matrix, offset, share
+        self.inputs = Inputs(groups, depth, matrix.device, share)
         self.r = self.inputs.x.new_zeros(groups, outputs)
         self.xr = self.inputs.x.new_zeros(groups, depth, outputs)
         self.rr = self.inputs.x.new_zeros(groups, outputs)
         self._lacks: list[Tensor] = []
         self._inputs_known = False
+        self._together = False  # whether all processes' sums are: one may have had no rows
 
     @property
     def count(self) -> int:
@@ -151,8 +164,8 @@ class Moments:
     def for_new_targets(self) -> Moments:
         """The sums over inputs that are known by now, with nothing known of targets: the same rows
         are to be added again, with others."""
-        other = Moments(self.matrix, self.offset)
-        if self.count:
+        other = Moments(self.matrix, self.offset, self._share)
+        if self.count or self._together:
             other.inputs, other._inputs_known = self.inputs, True
         return other
 
@@ -170,6 +183,13 @@ class Moments:
             self._lacks.append(lacks)
         else:
             self._lacks = []
+
+    def add_up(self) -> None:
+        """The sums over all processes' rows, in the first one."""
+        if not self._inputs_known:
+            self.inputs.add_up()
+        self._share.add_up([self.r, self.xr, self.rr])
+        self._together = self._share.of > 1
 
     def __add__(self, other: Moments) -> Moments:
         total = Moments(self.matrix, self.offset)
@@ -225,6 +245,18 @@ class Fitted:
     offset: Tensor
     ridge: float | None
     _inputs: Inputs
+
+    def sent(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What another process needs of it."""
+        every = self.matrix, self.offset, self.mean, self.variance
+        return tuple(t.cpu() for t in every)  # type: ignore[return-value]
+
+    @staticmethod
+    def received(matrix: Tensor, offset: Tensor, mean: Tensor, variance: Tensor) -> Fitted:
+        """What another process sent."""
+        found = Fitted(matrix, offset, None, Inputs(*matrix.shape[::2]))
+        found.__dict__.update(mean=mean, variance=variance)
+        return found
 
     @cached_property
     def mean(self) -> Tensor:

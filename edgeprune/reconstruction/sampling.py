@@ -7,12 +7,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edgeprune.core.distributed import Share
 from edgeprune.reconstruction.layers import Layer
 
 #: How much the activations of two models may take, in bytes.
 MEMORY = 0.7e9
 
 _FEWEST_ROWS = 4096
+
+
+def everyones(values: Sequence[Tensor], sizes: Sequence[int], share: Share) -> list[Tensor]:
+    """A value for each of `sizes` calls, of which `values` are this process's: of the others one
+    that has the shape alone."""
+    if share.of == 1:
+        return list(values)
+    own, rows = iter(values), len(values[0]) // sizes[0]
+    return [
+        next(own)
+        if i % share.of == share.place
+        else values[0][:1].expand(rows * size, *values[0].shape[1:])
+        for i, size in enumerate(sizes)
+    ]
 
 
 class Sampling:
@@ -39,5 +54,4 @@ class Sampling:
         count = max(round(places * share), 1)
         if share >= 1 or count >= places:
             return None
-        drawn = torch.randperm(places, generator=self._generator)[:count].sort().values
-        return drawn.to(output.device)
+        return torch.randperm(places, generator=self._generator)[:count].sort().values

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from edgeprune.core.distributed import spread
 from edgeprune.data.batches import arrange
 from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.inputs import ExampleInputs
@@ -71,7 +72,8 @@ def made_up(
     """Samples for a model that takes one image and has batch norms; None for any other.
 
     The same for the same seed. There are none, with a remark, where making the fewest would take
-    more than WORK. note: called with what is done and the share that is done.
+    more than WORK. note: called with what is done and the share that is done. Under torchrun all
+    processes must call this: each makes a share.
     """
     shape = _image(traced)
     probe = _Probe.of(traced)
@@ -85,14 +87,20 @@ def made_up(
     look = _matched(traced, probe, shape, group, seed)
     if look is None:
         return None
-    made, device = [], device_of(traced.graph_module)
-    for i in range(count // group):
-        if note is not None:
-            note("making samples up", i * group / count)
-        images = _refined(probe, look.images(group, shape, seed + 1 + i).to(device))
-        if images is None:
-            return MadeUp((), "no samples could be made up: some operation has no derivative")
-        made.append(images.to(traced.example_inputs.tensors[0].dtype).cpu())
+    device, dtype = device_of(traced.graph_module), traced.example_inputs.tensors[0].dtype
+
+    def refined(groups: Sequence[int]) -> list[Tensor | None]:
+        found = []
+        for i in groups:
+            if note is not None:
+                note("making samples up", i * group / count)
+            images = _refined(probe, look.images(group, shape, seed + 1 + i).to(device))
+            found.append(None if images is None else images.to(dtype).cpu())
+        return found
+
+    made = [images for images in spread(range(count // group), refined) if images is not None]
+    if len(made) < count // group:
+        return MadeUp((), "no samples could be made up: some operation has no derivative")
     size = max(count // _BATCHES, 1) if traced.dynamic_batch else traced.batch
     return MadeUp(
         torch.cat(made).split(size),

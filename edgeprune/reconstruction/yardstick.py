@@ -19,12 +19,13 @@ finds nothing any more has nearly the same outputs. So outputs are compared by t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from edgeprune.core.distributed import ALONE, Share
 from edgeprune.reconstruction.detections import Decoding, alike, decoding_of
 from edgeprune.runtime.placement import CPU, summing
 
@@ -138,15 +139,17 @@ class Yardstick:
         }
         return ", ".join(dict.fromkeys(names[form.kind] for form in self._forms))
 
-    def measure(self, got: Iterable[Sequence[Tensor]]) -> Found:
-        """How far outputs are from the original's: one list for each of the batches, in order."""
+    def measure(self, got: Iterable[Sequence[Tensor]], share: Share = ALONE) -> Found:
+        """How far outputs are from the original's: one list for each of the batches, in order.
+        share: of the batches, where several processes measure together."""
         sums = [_Sums() for _ in self._forms]
-        for every, wanted in zip(got, self._want, strict=True):
+        for every, wanted in zip(got, share.mine(self._want), strict=True):
             made = self._compared(every)
             sure = self._sure(made, wanted)
             for form, total, a, b in zip(self._forms, sums, made, wanted, strict=True):
                 _add(form, total, a.float(), b.float(), sure)
             self._detections(sums, made, wanted)
+        sums = [_added(each) for each in zip(*share.gathered(sums), strict=True)]
         if not sums:
             return Found(0.0, 100.0)
         loss = sum(total.loss for total in sums) / len(sums)
@@ -401,6 +404,12 @@ class _Sums:
         if self.rows:
             return 1 - 2 * self.same / self.rows
         return self.squared / self.variance if self.variance > 0 else self.loss
+
+
+def _added(parts: Sequence[_Sums]) -> _Sums:
+    if len(parts) == 1:
+        return parts[0]
+    return _Sums(*(sum(values) for values in zip(*map(astuple, parts), strict=True)))
 
 
 def _add(form: _Form, total: _Sums, got: Tensor, want: Tensor, sure: _Sure | None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.distributed import ALONE, Share
 from edgeprune.graph.fx_utils import attribute
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import is_batch_norm, least_batch
@@ -26,10 +27,14 @@ _TOGETHER = 32  # samples whose statistics are taken at once
 
 
 def recalibrate(
-    module: GraphModule, calls: Sequence[ExampleInputs], dynamic_batch: bool = True
+    module: GraphModule,
+    calls: Sequence[ExampleInputs],
+    dynamic_batch: bool = True,
+    share: Share = ALONE,
 ) -> int:
     """Replaces the running statistics of every batch norm in `module` by averages over `calls`;
-    returns how many batch norms there are. dynamic_batch: whether calls may be joined."""
+    returns how many batch norms there are. dynamic_batch: whether calls may be joined. share: of
+    the calls, where several processes do it together."""
     norms = [n for n in module.graph.nodes if is_batch_norm(n) and not n.args[5]]
     least = least_batch(module)
     batch = max((call.batch or 1 for call in calls), default=1)
@@ -40,7 +45,8 @@ def recalibrate(
         return 0
     original = {node: node.args for node in norms}
     try:
-        for count, call in enumerate(usable, start=1):
+        own = share.mine(usable)
+        for count, call in enumerate(own, start=1):
             # A momentum of 1/n makes the n-th update the mean of all so far.
             for node in norms:
                 x, weight, bias, mean, var, _, _, *rest = original[node]
@@ -48,11 +54,23 @@ def recalibrate(
             module.recompile()
             with torch.no_grad():
                 module(*call.args, **call.kwargs)
+        _averaged(module, [n for norm in norms for n in original[norm][3:5]], len(own), share)
     finally:
         for node in norms:
             node.args = original[node]
         module.recompile()
     return len(norms)
+
+
+def _averaged(module: GraphModule, nodes: Sequence[Any], weight: int, share: Share) -> None:
+    """Makes statistics the mean of all processes', by how many batches each has seen."""
+    if share.of == 1:
+        return
+    total = sum(share.gathered(weight))
+    for buffer in (attribute(module, str(node.target)) for node in nodes):
+        mean = buffer * (weight / total) if weight else torch.zeros_like(buffer)
+        share.add_up([mean])
+        buffer.copy_(share.told(mean.cpu))
 
 
 def make_true(module: GraphModule, calls: Sequence[ExampleInputs]) -> int:

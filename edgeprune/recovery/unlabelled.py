@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 from torch.fx import GraphModule
 
+from edgeprune.core.distributed import share
 from edgeprune.reconstruction.layerwise import reconstruct
 from edgeprune.reconstruction.outputs import streamed
 from edgeprune.reconstruction.samples import Samples, counted
@@ -50,19 +51,20 @@ def recover(
     seed: int = 0,
     note: Callable[[str, float], None] | None = None,
 ) -> Recovery:
-    """Mends the smaller graph in place. judge: of the original's outputs on `samples.judged`."""
-    smaller = model.module
+    """Mends the smaller graph in place. judge: of the original's outputs on `samples.judged`. Under
+    torchrun all processes must call this: each sees a share of the samples."""
+    smaller, mine = model.module, share()
 
     def found() -> Found:
-        return judge.measure(streamed(smaller, samples.judged))
+        return judge.measure(streamed(smaller, mine.mine(samples.judged)), mine)
 
     states = {"untouched": state_of(smaller)}
     results = {"untouched": found()}
-    norms = recalibrate(smaller, samples.fit, model.traced.dynamic_batch)
+    norms = recalibrate(smaller, samples.fit, model.traced.dynamic_batch, mine)
     if norms:
         states["statistics"], results["statistics"] = state_of(smaller), found()
         smaller.load_state_dict(states["untouched"])
-    layers = reconstruct(model, samples.fit, seed, note)
+    layers = reconstruct(model, samples.fit, seed, note, share=mine)
     states["fitted"], results["fitted"] = state_of(smaller), found()
     best = min(results, key=lambda kind: results[kind].loss)
     smaller.load_state_dict(states[best])

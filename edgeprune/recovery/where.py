@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from edgeprune.graph.trace import TracedModel
 from edgeprune.reconstruction.samples import Samples
-from edgeprune.runtime.devices import resolved
+from edgeprune.runtime.devices import own, resolved
 from edgeprune.runtime.placement import CPU, WherePlaced, full_precision, placed
 
 
@@ -29,7 +29,7 @@ class Where:
     @staticmethod
     def of(name: str, traced: TracedModel, samples: Samples | None) -> Where:
         """The device that the user named, as runtime/devices.py says it."""
-        device = torch.empty(0, device=resolved(name)).device  # with its number
+        device = torch.empty(0, device=own(resolved(name))).device  # with its number
         there = samples if samples is None or device == CPU else samples.on(device)
         return Where(device, traced.graph_module, traced.on(device), there)
 

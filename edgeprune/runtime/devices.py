@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,16 @@ def resolved(name: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def own(name: str) -> str:
+    """A device's name with the number of the GPU that is this process's, among several on one
+    machine (torchrun numbers them)."""
+    if name != "cuda" or "LOCAL_RANK" not in os.environ:
+        return name
+    import torch
+
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
 
 
 def home_of(module: torch.nn.Module) -> torch.device | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeprune.core.distributed import from_first
+from edgeprune.core.distributed import led
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.plan import Plan, keep_best
 from edgeprune.graph.inputs import ExampleInputs
@@ -72,11 +72,8 @@ def measured(
     widths = [(g.index, n) for g in coupling.groups for n in _widths(g)]
     count = len(widths) + len(coupling.branches)
 
-    def shapes_of_groups() -> list[_Shape]:
-        say("covariances", 0.0)
-        return _shapes(traced, coupling, first(samples.fit, SAMPLES), weights, seed)
-
-    shapes = from_first(shapes_of_groups)
+    say("covariances", 0.0)
+    shapes = _shapes(traced, coupling, first(samples.fit, SAMPLES), weights, seed)
     trials = trial_samples(traced, samples, count)
     judge = judge_of(traced, trials)
     plans = [group_plan(coupling, g, _kept(shapes[g], n)) for g, n in widths]
@@ -88,7 +85,7 @@ def measured(
     def together(plan: Plan) -> float:
         return joint(traced, coupling, plan, trials, judge, seed).loss
 
-    ratios = from_first(lambda: _ratios(coupling, shapes, at_widths, of_branches, together))
+    ratios = led(lambda ask: _ratios(coupling, shapes, at_widths, of_branches, ask), together)
     curves = tuple(
         _curve(shapes[g.index], [(n, at_widths[g.index, n] * ratios[0]) for n in _widths(g)])
         for g in coupling.groups

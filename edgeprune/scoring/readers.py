@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgeprune.core.distributed import Share, share, spread
 from edgeprune.coupling import Coupling, Group
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel
@@ -17,8 +18,7 @@ from edgeprune.reconstruction.layers import Layer, find_layers
 from edgeprune.reconstruction.memory_limit import Room
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.ridge import LARGEST_DEPTH
-from edgeprune.reconstruction.sampling import Sampling
-from edgeprune.runtime.placement import summing
+from edgeprune.reconstruction.sampling import Sampling, everyones
 from edgeprune.scoring.obs import Elimination, Reader, eliminate
 
 
@@ -34,21 +34,25 @@ class _Reading:
 def eliminations(
     traced: TracedModel, coupling: Coupling, calls: Sequence[ExampleInputs], seed: int = 0
 ) -> dict[int, Elimination]:
-    """The order in which the units of each group go, for groups that some linear layer reads."""
+    """The order in which the units of each group go, for groups that some linear layer reads. Under
+    torchrun all processes must call this: each sees a share of the samples, and of the groups."""
+    mine, sizes = share(), [call.batch or 1 for call in calls]
     readings = list(_readings(traced, coupling))
     left = {g: sum(g in r.units for r in readings) for g in range(len(coupling.groups))}
     last = {name: reading for reading in readings for name in _names(reading.layer)}
     room = Room(traced, calls)
-    replay = Replay(traced.graph_module, calls, last, room.least)
+    replay = Replay(traced.graph_module, mine.mine(calls), last, mine.count(room.least))
     sampling = Sampling(seed)
     waiting: dict[int, list[Reader]] = {}
-    found = {}
+    ready: list[tuple[int, list[Reader]]] = []
+    found: dict[int, Elimination] = {}
     for reading in readings:
         layer = reading.layer
-        replay.set_active(room.batches(layer.node.name))
+        active = room.batches(layer.node.name)
+        replay.set_active(mine.count(active))
         replay.run_to(layer.node.name)
         matrix, _ = layer.weights()
-        covariance = _covariance(layer, replay, sampling)
+        covariance = _covariance(layer, replay, sampling, sizes[:active], mine)
         for g, units in reading.units.items():
             for block in range(layer.groups):
                 if (units[block] >= 0).any():
@@ -56,34 +60,57 @@ def eliminations(
                     waiting.setdefault(g, []).append(reader)
             left[g] -= 1
             if not left[g]:
-                found[g] = eliminate(waiting.pop(g), coupling.groups[g].size)
+                ready.append((g, waiting.pop(g)))
+        if len(ready) >= mine.of or reading is readings[-1]:  # one for each process
+            found.update(spread(ready, lambda some: [_eliminated(coupling, *one) for one in some]))
+            ready = []
         for name in _names(layer):
             if last[name] is reading:
                 replay.release(name)
     return found
 
 
+def _eliminated(
+    coupling: Coupling, group: int, readers: Sequence[Reader]
+) -> tuple[int, Elimination]:
+    return group, eliminate(readers, coupling.groups[group].size)
+
+
 def _names(layer: Layer) -> tuple[str, str]:
     return layer.source.name, layer.node.name
 
 
-def _covariance(layer: Layer, replay: Replay, sampling: Sampling) -> Tensor:
-    """Of a layer's inputs, centred where the layer has an offset: (groups, depth, depth)."""
+def _covariance(
+    layer: Layer, replay: Replay, sampling: Sampling, sizes: Sequence[int], share: Share
+) -> Tensor:
+    """Of a layer's inputs, centred where the layer has an offset: (groups, depth, depth). sizes: of
+    all calls; share: of those, what runs here."""
     inputs, outputs = replay.values(layer.source.name), replay.values(layer.node.name)
-    share = sampling.share(layer, outputs)
-    device = summing(inputs[0].device)
+
+    def drawn() -> list[Tensor | None]:
+        every = everyones(outputs, sizes, share)
+        some = sampling.share(layer, every)
+        return [sampling.pick(layer, output, some) for output in every]
+
+    device = layer.weights()[0].device
     x = torch.zeros(layer.groups, layer.depth, dtype=torch.double, device=device)
     xx = x.new_zeros(layer.groups, layer.depth, layer.depth)
-    count = 0
-    for value, output in zip(inputs, outputs, strict=True):
-        rows = layer.rows(value, sampling.pick(layer, output, share)).float()
-        rows = rows.to(x.device)
+    count = torch.tensor(0)
+    for value, where in zip(inputs, share.mine(share.told(drawn)), strict=True):
+        picked = None if where is None else where.to(value.device)
+        rows = layer.rows(value, picked).float().to(device)
         count += rows.shape[1]
         xx += rows.transpose(1, 2) @ rows
         x += rows.sum(1)
+    share.add_up([count, x, xx])
+    found = share.told(lambda: _of_sums(int(count), x, xx, layer.has_offset).cpu())
+    return found.to(device)
+
+
+def _of_sums(count: int, x: Tensor, xx: Tensor, centred: bool) -> Tensor:
     mean = x / count
     covariance = xx / count
-    if layer.has_offset:
+    if centred:
         covariance = covariance - mean[..., None] * mean[:, None]
     return covariance.float()
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.fx import GraphModule, Node
 
-from edgeprune.core.distributed import spread
+from edgeprune.core.distributed import share, spread
 from edgeprune.coupling import Coupling, Group
 from edgeprune.coupling.kept_masks import Kept
 from edgeprune.coupling.plan import Plan
@@ -23,7 +23,7 @@ from edgeprune.reconstruction.layers import find_layers
 from edgeprune.reconstruction.layerwise import BRIEF, reconstruct
 from edgeprune.reconstruction.memory_limit import Room
 from edgeprune.reconstruction.outputs import floating_outputs, forked_outputs, streamed
-from edgeprune.reconstruction.refit import Aim, aims, refit
+from edgeprune.reconstruction.refit import Aim, Runs, aims, refit
 from edgeprune.reconstruction.replay import Replay
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.sampling import MEMORY, Sampling
@@ -78,16 +78,16 @@ def losses(
     begins = [_begin(traced, coupling, plan) for plan in plans]
     by_begin = sorted(range(len(plans)), key=lambda i: order[begins[i]])
 
-    def tried(share: Sequence[int]) -> list[float]:
+    def tried(mine: Sequence[int]) -> list[float]:
         room = Room(traced, samples.fit, MEMORY / 2)
         fitting = Replay(traced.graph_module, samples.fit, active=room.least)
         judging = None
         if Room(traced, samples.judged, MEMORY).least == len(samples.judged):
             judging = Replay(traced.graph_module, samples.judged)
         found = []
-        for done, i in enumerate(share):
+        for done, i in enumerate(mine):
             if note is not None:
-                note(done / len(share))
+                note(done / len(mine))
             fitting.set_active(room.batches(begins[i]))
             fitting.run_to(begins[i], including=False)
             smaller = _mended(traced, coupling, plans[i], fitting, seed)
@@ -112,11 +112,11 @@ def joint(
     seed: int = 0,
 ) -> Found:
     """How far a plan is from the original on the samples held back, every layer fitted on the
-    others."""
-    smaller = resize(traced, coupling, plan)
+    others. Under torchrun all processes must call this: each sees a share of the samples."""
+    smaller, mine = resize(traced, coupling, plan), share()
     pruned = PrunedModel(traced, coupling, plan, smaller)
-    reconstruct(pruned, samples.fit, seed, effort=BRIEF)
-    return judge.measure(streamed(smaller, samples.judged))
+    reconstruct(pruned, samples.fit, seed, effort=BRIEF, share=mine)
+    return judge.measure(streamed(smaller, mine.mine(samples.judged)), mine)
 
 
 def touching(group: Group) -> int:
@@ -138,7 +138,7 @@ def _mended(
         run.run_to(aim.name, including=False)
         reachable = aim.reachable(run)
         original.run_to(reachable.original)
-        refit(reachable, original, run, kept, sampling, rounds=1)
+        refit(reachable, Runs(original, run), kept, sampling, rounds=1)
     return smaller
 
 

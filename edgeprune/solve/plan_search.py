@@ -82,7 +82,7 @@ class Choice:
 @dataclass
 class PlanSearch:
     """Trials for one task. samples: of which as many fit as WORK allows; judge: on all of those
-    held back."""
+    held back. ask: has all processes find what a plan loses, where there are several."""
 
     traced: TracedModel
     coupling: Coupling
@@ -92,6 +92,7 @@ class PlanSearch:
     judge: Yardstick
     seed: int = 0
     note: Callable[[str], None] = lambda _words: None
+    ask: Callable[[Plan], float] | None = None
     _lost: dict[tuple[tuple[int, ...], ...], float] = field(default_factory=dict)
     _trials: list[Trial] = field(default_factory=list)
     _most: int = 0
@@ -211,12 +212,13 @@ class PlanSearch:
         key = (*key, tuple(sorted(plan.removed_branches)))
         if key not in self._lost:
             self.note(f"plan {len(self._lost) + 1}: {name}")
-            self._lost[key] = self._joint_loss(plan)
+            self._lost[key] = self.ask(plan) if self.ask else self.joint_loss(plan)
         trial = Trial(name, problem, values, self._lost[key])
         self._trials.append(trial)
         return trial
 
-    def _joint_loss(self, plan: Plan) -> float:
+    def joint_loss(self, plan: Plan) -> float:
+        """What a plan loses. Under torchrun all processes must call this."""
         found = joint(self.traced, self.coupling, plan, self.samples, self.judge, self.seed)
         return found.loss
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import edgeprune
 from edgeprune.core.errors import UserError
 from edgeprune.runtime import devices
-from edgeprune.runtime.devices import checked_device, home_of, resolved
+from edgeprune.runtime.devices import checked_device, home_of, own, resolved
 from edgeprune.training import Extras
 from edgeprune.training.processes import launched
 
@@ -39,6 +39,14 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match="cuda:2: PyTorch finds 2 GPUs here, numbered from 0"):
         checked_device("cuda:2")
     assert checked_device("cuda:1") == "cuda:1" and resolved("auto") == "cuda"
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert own("cuda") == "cuda" and own("cpu") == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own("cuda") == "cuda:1" and own("cuda:0") == "cuda:0" and own("cpu") == "cpu"
 
 
 def test_weights_elsewhere_are_found() -> None:

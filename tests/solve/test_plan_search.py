@@ -111,7 +111,7 @@ def test_what_plans_lose_settles_the_choice(
         return 1.0 + len(plan.removed_branches)
 
     lost = deepest if deep_is_bad else branches
-    monkeypatch.setattr(PlanSearch, "_joint_loss", lambda _self, plan: lost(plan))
+    monkeypatch.setattr(PlanSearch, "joint_loss", lambda _self, plan: lost(plan))
     choice = searched(case.search())
     assert choice is not None
     exact = next(loss for name, loss in choice.tried if name == "uniform, exactly")
