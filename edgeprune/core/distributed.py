@@ -110,13 +110,16 @@ class Share:
         it is of no use afterwards."""
         if self.of == 1:
             return
+        import torch
         from torch import distributed
 
-        for tensor in tensors:
-            there = tensor.contiguous().cpu()
-            distributed.reduce(there, dst=0)
-            if self.leads:
-                tensor.copy_(there)
+        # In one message: waiting for one another takes longer than sending.
+        packed = torch.cat([tensor.flatten().cpu().double() for tensor in tensors])
+        distributed.reduce(packed, dst=0)
+        if self.leads:
+            parts = packed.split([tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
 
     def told(self, compute: Callable[[], T]) -> T:
         """What the first process computes, in all."""

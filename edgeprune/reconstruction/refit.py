@@ -22,7 +22,7 @@ from edgeprune.coupling.kept_masks import Kept
 from edgeprune.coupling.plan import Plan
 from edgeprune.reconstruction.layers import Layer, find_layers, idle
 from edgeprune.reconstruction.replay import Replay
-from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, fit
+from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, add_up, fit
 from edgeprune.reconstruction.sampling import Sampling, everyones
 from edgeprune.runtime.placement import CPU, summing
 from edgeprune.sparse.masks import Masks
@@ -184,8 +184,7 @@ def refit(
             if aim.seen is not None:
                 y = _as_seen(x, y, addend, aim.seen, *current)
             moments[held].add(x, y - addend if addend is not None else y)
-        for each in moments:
-            each.add_up()
+        add_up(moments, share)
         solve = partial(fit, *moments, layer.has_offset, mask, fitted)
         found = _told(share, solve, matrix.device)
         if found is None:
@@ -223,8 +222,9 @@ class _Rows:
         self._wanted = wanted
         nothing: list[Any] = [None] * len(wanted)
         self._addends = nothing if aim.addend is None else runs.smaller.values(aim.addend)
-        self._places = runs.share.mine(
-            runs.share.told(lambda: self._drawn(runs.sizes, runs.share, sampling))
+        sizes, share = runs.sizes, runs.share
+        self._places = share.mine(
+            sampling.everywhere(share, len(sizes), lambda: self._drawn(sizes, share, sampling))
         )
         self._first = True
         self._parts: list[_Part] | None = []

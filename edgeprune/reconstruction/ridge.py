@@ -3,6 +3,7 @@ there are so few that they are less than their sums."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,7 +40,7 @@ class Inputs:
     def __init__(
         self, groups: int, depth: int, device: torch.device = CPU, share: Share = ALONE
     ) -> None:
-        self.count, self._share = 0, share
+        self.count = 0
         self.x = torch.zeros(groups, depth, dtype=torch.double, device=device)
         self._xx: Tensor | None = None
         # Sums come together from several processes, rows don't.
@@ -60,14 +61,6 @@ class Inputs:
         self._rows.append(rows)
         if not self.count <= self._few:
             self._summed()
-
-    def add_up(self) -> None:
-        """The sums over all processes' rows, in the first one."""
-        if self._share.of == 1:
-            return
-        count = torch.tensor(self.count)
-        self._share.add_up([count, self.x, self._summed()])
-        self.count = int(count)
 
     def _summed(self) -> Tensor:
         if self._xx is None:
@@ -184,13 +177,6 @@ class Moments:
         else:
             self._lacks = []
 
-    def add_up(self) -> None:
-        """The sums over all processes' rows, in the first one."""
-        if not self._inputs_known:
-            self.inputs.add_up()
-        self._share.add_up([self.r, self.xr, self.rr])
-        self._together = self._share.of > 1
-
     def __add__(self, other: Moments) -> Moments:
         total = Moments(self.matrix, self.offset)
         total.inputs = self.inputs.together(other.inputs)
@@ -271,6 +257,22 @@ class Fitted:
             return made.square().mean(1)
         covariance = self._inputs.covariance(True)
         return ((self.matrix @ covariance) * self.matrix).sum(-1).clamp(min=0)
+
+
+def add_up(several: Sequence[Moments], share: Share) -> None:
+    """Makes sums those over all processes' rows, in the first one."""
+    if share.of == 1:
+        return
+    sums, counts = [], []
+    for one in several:
+        if not one._inputs_known:
+            counts.append((one.inputs, torch.tensor(float(one.count))))
+            sums += [counts[-1][1], one.inputs.x, one.inputs._summed()]
+        sums += [one.r, one.xr, one.rr]
+        one._together = True
+    share.add_up(sums)
+    for inputs, count in counts:
+        inputs.count = int(count)
 
 
 #: How weights (groups, depth, outputs) and offsets (groups, outputs) change.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from edgeprune.core.distributed import Share
 from edgeprune.reconstruction.layers import Layer
+
+T = TypeVar("T")
 
 #: How much the activations of two models may take, in bytes.
 MEMORY = 0.7e9
@@ -21,7 +24,7 @@ def everyones(values: Sequence[Tensor], sizes: Sequence[int], share: Share) -> l
     that has the shape alone."""
     if share.of == 1:
         return list(values)
-    own, rows = iter(values), len(values[0]) // sizes[0]
+    own, rows = iter(values), len(values[0]) // sizes[share.place]
     return [
         next(own)
         if i % share.of == share.place
@@ -39,6 +42,15 @@ class Sampling:
     def __init__(self, seed: int = 0, rows_per_input: int = 40) -> None:
         self._rows = rows_per_input
         self._generator = torch.Generator().manual_seed(seed)
+
+    def everywhere(self, share: Share, calls: int, draw: Callable[[], T]) -> T:
+        """What `draw` draws, the same in all processes: each draws it, or, where one has none of
+        the calls and so doesn't know their shape, gets it from the first."""
+        if calls >= share.of:
+            return draw()
+        found, state = share.told(lambda: (draw(), self._generator.get_state()))
+        self._generator.set_state(state)
+        return found
 
     def share(self, layer: Layer, outputs: Sequence[Tensor]) -> float:
         """The share of a layer's rows that is enough for a fit."""

@@ -67,10 +67,11 @@ def _averaged(module: GraphModule, nodes: Sequence[Any], weight: int, share: Sha
     if share.of == 1:
         return
     total = sum(share.gathered(weight))
-    for buffer in (attribute(module, str(node.target)) for node in nodes):
-        mean = buffer * (weight / total) if weight else torch.zeros_like(buffer)
-        share.add_up([mean])
-        buffer.copy_(share.told(mean.cpu))
+    buffers = [attribute(module, str(node.target)) for node in nodes]
+    means = [b * (weight / total) if weight else torch.zeros_like(b) for b in buffers]
+    share.add_up(means)
+    for buffer, mean in zip(buffers, share.told(lambda: [m.cpu() for m in means]), strict=True):
+        buffer.copy_(mean)
 
 
 def make_true(module: GraphModule, calls: Sequence[ExampleInputs]) -> int:

@@ -95,8 +95,10 @@ def _covariance(
     device = layer.weights()[0].device
     x = torch.zeros(layer.groups, layer.depth, dtype=torch.double, device=device)
     xx = x.new_zeros(layer.groups, layer.depth, layer.depth)
-    count = torch.tensor(0)
-    for value, where in zip(inputs, share.mine(share.told(drawn)), strict=True):
+    count = torch.tensor(0.0)
+    for value, where in zip(
+        inputs, share.mine(sampling.everywhere(share, len(sizes), drawn)), strict=True
+    ):
         picked = None if where is None else where.to(value.device)
         rows = layer.rows(value, picked).float().to(device)
         count += rows.shape[1]
