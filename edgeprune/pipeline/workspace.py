@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import GraphModule
 
 from edgeprune.core.budgets import Budgets
@@ -259,8 +259,8 @@ class Workspace:
                 self.settings.seed,
                 lambda words, done: self.steps.note("recover", words, done),
             )
-            module.load_state_dict(from_first(module.state_dict))
-            return recovery
+        module.load_state_dict(from_first(module.state_dict))
+        return recovery
 
     def align(self, module: GraphModule, plan: Plan) -> Alignment | None:
         """What gradients towards the original did to a module, in place."""
@@ -269,23 +269,21 @@ class Workspace:
         if passes is None:
             passes = affordable_passes(self.traced, samples)
 
-        def compute() -> tuple[Alignment | None, dict[str, Tensor]]:
-            found = align(
-                self._pruned(module, plan),
-                samples,
-                self.judge,
-                passes,
-                self.settings.seed,
-                lambda words, done: self.steps.note("align", words, done),
-            )
-            return found, module.state_dict()
-
         if passes < LEAST_PASSES:
             return None
         with self.steps.step("align"), self.where.computing(module):
-            found, weights = from_first(compute)
-            module.load_state_dict(weights)
-            return found
+            found = from_first(
+                lambda: align(
+                    self._pruned(module, plan),
+                    samples,
+                    self.judge,
+                    passes,
+                    self.settings.seed,
+                    lambda words, done: self.steps.note("align", words, done),
+                )
+            )
+        module.load_state_dict(from_first(module.state_dict))
+        return found
 
     def fine_tune(
         self,

@@ -75,6 +75,7 @@ class Inputs:
         """The sums over both; the same for the same two."""
         if self._with is None or self._with[0] is not other:
             total = Inputs(self.x.shape[0], self.x.shape[1], self.x.device)
+            total._few = self._few
             total.count, total.x = self.count + other.count, self.x + other.x
             if total.are_few:
                 total._rows = [*self._rows, *other._rows]

@@ -38,6 +38,19 @@ def refused(ask: Any) -> Any:
     raise UserError("refused")
 
 
+def deep() -> dict[str, float]:
+    """A layer that reads more than there are samples."""
+    torch.manual_seed(1)
+    wide = nn.Sequential(nn.Linear(4, 2200), nn.ReLU(), nn.Linear(2200, 3)).eval()
+    traced = trace(wide, ExampleInputs((torch.randn(2, 4),), {}))
+    coupling = couple(traced)
+    plan = Plan((torch.arange(2200).numpy() % 2 == 0,), frozenset())
+    calls = Samples.of(traced, [torch.randn(300, 4)]).fit
+    smaller = resize(traced, coupling, plan)
+    reconstruct(PrunedModel(traced, coupling, plan, smaller), calls, share=share())
+    return sums(smaller)
+
+
 def found() -> dict[str, Any]:
     """Everything that processes do together, on the same network and samples."""
     torch.manual_seed(0)
@@ -66,6 +79,7 @@ def found() -> dict[str, Any]:
         "statistics": statistics,
         "changed": changed,
         "weights": sums(smaller),
+        "deep": deep(),
         "lost": [lost.loss, lost.agreement],
         "orders": [[g, e.order.tolist()] for g, e in orders.items()],
         "made": [] if made is None else [float(batch.abs().sum()) for batch in made.batches],

@@ -49,6 +49,9 @@ def test_they_find_what_one_finds(both: list[dict[str, Any]]) -> None:
     for key in ("statistics", "weights"):
         for name, total in alone[key].items():
             assert both[0][key][name] == pytest.approx(total, rel=1e-3, abs=1e-4), (key, name)
+    # Alone the rows themselves are solved for, together their sums in single precision.
+    for name, total in alone["deep"].items():
+        assert both[0]["deep"][name] == pytest.approx(total, rel=1e-2, abs=2e-2), name
     assert both[0]["lost"] == pytest.approx(alone["lost"], rel=1e-3)
     assert both[0]["made"] == pytest.approx(alone["made"], rel=1e-6) and alone["made"]
 
