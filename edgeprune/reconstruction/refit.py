@@ -219,7 +219,7 @@ class _Rows:
         wanted = runs.original.values(aim.original)
         labels = kept.coupling.labels[aim.original]
         self._gather = lambda value: kept.gather(value, labels)
-        self._wanted = wanted
+        self._wanted, self._original = wanted, runs.original.node(aim.original)
         nothing: list[Any] = [None] * len(wanted)
         self._addends = nothing if aim.addend is None else runs.smaller.values(aim.addend)
         sizes, share = runs.sizes, runs.share
@@ -247,21 +247,25 @@ class _Rows:
         """For every call, which of its samples are held out and which aren't, and the places of
         their outputs that are looked at."""
         layer, seen = self._layer, 0
-        inputs = everyones(self._inputs, sizes, share)
-        outputs = everyones(self._wanted, sizes, share)
+        inputs = everyones(self._inputs, layer.source, sizes, share)
+        outputs = everyones(self._wanted, self._original, sizes, share)
         some = sampling.share(layer, outputs)
-        gathered = self._gather(self._wanted[0])
+        alone = self._inputs[0].dim() == 1
+        own, gathered = (
+            _with_batch(t.shape, alone) for t in (self._wanted[0], self._gather(self._wanted[0]))
+        )
         found: list[list[_Places]] = []
-        for value in inputs:
-            count = 1 if value.dim() == 1 else len(value)  # see _made
+        for value, output in zip(inputs, outputs, strict=True):
+            whole = _with_batch(output.shape, value.dim() == 1)
+            shape = [n if n != m else k for n, m, k in zip(whole, own, gathered, strict=True)]
+            count = 1 if value.dim() == 1 else len(value)
             held = (torch.arange(seen, seen + count) % _HELD_OUT) == _HELD_OUT - 1
             seen += count
             found.append([])
             for part, mask in ((False, ~held), (True, held)):
                 chosen = mask.nonzero()[:, 0]
                 if len(chosen):
-                    like = gathered[None] if value.dim() == 1 else gathered[:1]
-                    y = like.expand(len(chosen), *like.shape[1:])
+                    y = output.new_zeros(()).expand(len(chosen), *shape[1:])
                     found[-1].append((part, chosen, sampling.pick(layer, y, some)))
         return found
 
@@ -279,6 +283,11 @@ class _Rows:
                 there = None if addend is None else _rows(layer.targets(addend[chosen], picked))
                 x = _rows(layer.rows(value[chosen], picked))
                 yield part, x, _rows(layer.targets(target[chosen], picked)), there
+
+
+def _with_batch(shape: Sequence[int], alone: bool) -> list[int]:
+    """A value's sizes; those of a single sample whose batch was squeezed away have it again."""
+    return [1, *shape] if alone else list(shape)
 
 
 def _joined(parts: Iterable[_Part]) -> Iterator[_Part]:

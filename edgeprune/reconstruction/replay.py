@@ -105,6 +105,10 @@ class Replay:
             self._run(self._nodes[self._next])
             self._next += 1
 
+    def node(self, name: str) -> Node:
+        """The graph's node of a name."""
+        return self._nodes[self._order[name]]
+
     def known(self, name: str) -> bool:
         """Whether a node has run."""
         return self._order[name] < self._next

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from edgeprune.core.distributed import Share
 from edgeprune.reconstruction.layers import Layer
@@ -19,17 +20,26 @@ MEMORY = 0.7e9
 _FEWEST_ROWS = 4096
 
 
-def everyones(values: Sequence[Tensor], sizes: Sequence[int], share: Share) -> list[Tensor]:
-    """A value for each of `sizes` calls, of which `values` are this process's: of the others one
-    that has the shape alone."""
+def everyones(
+    values: Sequence[Tensor], node: Node, sizes: Sequence[int], share: Share
+) -> list[Tensor]:
+    """A node's value for each of `sizes` calls, of which `values` are this process's: of the others
+    one that has the shape alone."""
     if share.of == 1:
         return list(values)
-    own, rows = iter(values), len(values[0]) // sizes[share.place]
+    own, known = iter(values), sizes[share.place]
+    grows = [isinstance(size, torch.SymInt) for size in node.meta["val"].shape]
+    here = list(values[0].shape)
+    if len(here) < len(grows):  # of a single sample, whose batch was squeezed away
+        here = [1, *here]
+
+    def like(size: int) -> Tensor:
+        pairs = zip(here, grows, strict=True)
+        shape = [n * size // known if with_batch else n for n, with_batch in pairs]
+        return values[0].new_zeros(()).expand(shape)
+
     return [
-        next(own)
-        if i % share.of == share.place
-        else values[0][:1].expand(rows * size, *values[0].shape[1:])
-        for i, size in enumerate(sizes)
+        next(own) if i % share.of == share.place else like(size) for i, size in enumerate(sizes)
     ]
 
 

@@ -88,7 +88,7 @@ def _covariance(
     inputs, outputs = replay.values(layer.source.name), replay.values(layer.node.name)
 
     def drawn() -> list[Tensor | None]:
-        every = everyones(outputs, sizes, share)
+        every = everyones(outputs, layer.node, sizes, share)
         some = sampling.share(layer, every)
         return [sampling.pick(layer, output, some) for output in every]
 

@@ -63,6 +63,13 @@ def found() -> dict[str, Any]:
     norms = recalibrate(smaller, samples.fit, True, mine)
     statistics = sums(smaller)
     changed = reconstruct(PrunedModel(traced, coupling, plan, smaller), samples.fit, share=mine)
+    # A process has none of the one call above, and some of these three.
+    several, larger = (
+        Samples.of(traced, [torch.randn(200, 3, 16, 16)]),
+        resize(traced, coupling, plan),
+    )
+    assert (len(samples.fit), len(several.fit)) == (1, 3)
+    reconstruct(PrunedModel(traced, coupling, plan, larger), several.fit, share=mine)
     judge = judge_of(traced, samples)
     lost = joint(traced, coupling, plan, samples, judge)
     orders = eliminations(traced, coupling, samples.fit)
@@ -79,6 +86,7 @@ def found() -> dict[str, Any]:
         "statistics": statistics,
         "changed": changed,
         "weights": sums(smaller),
+        "several": sums(larger),
         "deep": deep(),
         "lost": [lost.loss, lost.agreement],
         "orders": [[g, e.order.tolist()] for g, e in orders.items()],

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from edgeprune.core.distributed import ALONE, Share
+from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.graph.trace import trace
 from edgeprune.reconstruction.sampling import everyones
 from tests.reconstruction.in_two_processes import found
 
@@ -46,7 +48,7 @@ def test_they_find_what_one_finds(both: list[dict[str, Any]]) -> None:
     alone = found()
     for key in ("norms", "changed", "orders", "asked", "answer", "told"):
         assert both[0][key] == alone[key], key
-    for key in ("statistics", "weights"):
+    for key in ("statistics", "weights", "several"):
         for name, total in alone[key].items():
             assert both[0][key][name] == pytest.approx(total, rel=1e-3, abs=1e-4), (key, name)
     # Alone the rows themselves are solved for, together their sums in single precision.
@@ -64,7 +66,15 @@ def test_a_share_is_every_so_many_th() -> None:
 
 
 def test_of_others_calls_the_shape_is_known() -> None:
-    own = [torch.zeros(2 * 4, 5), torch.ones(1 * 4, 5)]  # four rows a sample
-    every = everyones(own, [2, 2, 1], Share(0, 2))
-    assert [v.shape for v in every] == [(8, 5), (8, 5), (4, 5)]
+    class Turned(torch.nn.Module):
+        """The batch comes second, as in attention's layers."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x.transpose(0, 1))
+
+    graph = trace(Turned(), ExampleInputs((torch.zeros(2, 4, 5),), {})).graph_module
+    node = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)[0]
+    own = [torch.zeros(4, 2, 5), torch.ones(4, 1, 5)]
+    every = everyones(own, node, [2, 3, 1], Share(0, 2))
+    assert [v.shape for v in every] == [(4, 2, 5), (4, 3, 5), (4, 1, 5)]
     assert every[0] is own[0] and every[2] is own[1]
