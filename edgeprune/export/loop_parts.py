@@ -15,7 +15,6 @@ import torch
 from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeprune.core.errors import ParityError, UserError
-from edgeprune.core.heap import let_go
 from edgeprune.core.loop import SCHEDULE_KEY, Loop
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY, load_onnx, recorded_shapes
 from edgeprune.export.onnx import save
@@ -34,7 +33,7 @@ def write_parts(whole: Path, folder: Path) -> tuple[Path, Path]:
     takes these and the inputs that change, gives the file's outputs, and holds the loop's schedule.
     Raises UserError for a file that runs once, or of which nothing is computed once.
     """
-    model = load_onnx(whole)
+    model = load_onnx(whole, weights=False)
     loop = Loop.recorded(model)
     if loop is None:
         raise UserError(f"{whole.name} runs once for an answer: it has no parts")
@@ -49,8 +48,6 @@ def write_parts(whole: Path, folder: Path) -> tuple[Path, Path]:
                  names)  # fmt: skip
     made.metadata_props.append(onnx.StringStringEntryProto(key=SCHEDULE_KEY, value=loop.as_json()))
     save(made, step)
-    del model, made, sizes
-    let_go(whole.stat().st_size)
     return once, step
 
 

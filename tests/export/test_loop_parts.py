@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.core.errors import ParityError, UserError
+from edgeprune.core.large import onnx_file
 from edgeprune.core.loop import LOOP_KEY, Loop
 from edgeprune.export.loop_parts import InParts, check_parts, write_parts
 from edgeprune.loading.policies.schedule import denoised
@@ -151,6 +152,17 @@ def test_parts_that_are_not_the_whole_are_refused(pruned: tuple[Any, Path], tmp_
         onnx.save(broken, str(step))
         with pytest.raises(ParityError, match=r"once\.onnx and step\.onnx"):
             check_parts(out / "model.onnx", (once, step), inputs)
+
+
+def test_parts_are_cut_without_the_weights(
+    pruned: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = pruned
+    monkeypatch.setattr(onnx_file, "LARGE_WEIGHT", 64)
+    (tmp_path / "model.onnx").write_bytes((out / "model.onnx").read_bytes())
+    made = write_parts(tmp_path / "model.onnx", tmp_path)
+    for part in made:
+        assert part.read_bytes() == (out / part.name).read_bytes()
 
 
 def test_a_file_that_runs_once_has_no_parts(pruned: tuple[Any, Path], tmp_path: Path) -> None:

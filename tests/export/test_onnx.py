@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.cost.onnx_reader import recorded_shapes
+from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, recorded_shapes
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
 from edgeprune.export import onnx as onnx_export
@@ -21,6 +21,7 @@ from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import cases_for, validate
 from edgeprune.graph.inputs import ExampleInputs, random_like
 from edgeprune.graph.trace import trace
+from edgeprune.profiles.profile import load_profile
 from edgeprune.surgery.resize import resize
 from tests.pruning import Net
 
@@ -300,6 +301,30 @@ def test_a_pool_over_all_is_no_gather(tmp_path: Path) -> None:
     ops = {node.op_type for node in onnx.load(str(made.path)).graph.node}
     assert "GlobalAveragePool" in ops and not ops & {"Gather", "Range"}
     assert proof()[0].passed
+
+
+def test_large_weights_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to check a file, nor to price it, nor to mark it."""
+    sizes: list[int] = []
+    check = onnx.checker.check_model
+
+    def watched(path: str, **options: Any) -> None:
+        sizes.append(Path(path).stat().st_size)
+        check(path, **options)
+
+    monkeypatch.setattr(onnx.checker, "check_model", watched)
+    module = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    made, proof = exported(module, tmp_path / "m.onnx", torch.randn(1, 256))
+    weights = 2 * 4 * 256**2
+    assert sizes and max(sizes) < 0.1 * weights < weights < made.path.stat().st_size
+    light, whole = load_onnx(made.path, weights=False), load_onnx(made.path)
+    assert light.ByteSize() < 0.1 * weights
+    fusion = load_profile("raspberry-pi-5").fusion
+    assert repr(kernel_graph(light, fusion)) == repr(kernel_graph(whole, fusion))
+    content = made.path.read_bytes()
+    mark_unmet(made.path)
+    assert made.path.read_bytes().startswith(content) and proof()[0].passed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
 
 
 def test_weights_beside_a_file_are_written_over_not_appended_to(
