@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.core.heap import let_go
-from edgeprune.core.large.onnx_file import data_bytes, light, write
+from edgeprune.core.large.onnx_file import data_bytes, fetch, light, write
+from edgeprune.core.scratch import scratch_folder
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
 from edgeprune.export.conversion import Conversion, conversion_of
 from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
@@ -90,13 +91,17 @@ def export(
     inputs = list(conversion.program.graph_signature.user_inputs)
     outputs = _output_names(module, example_inputs, {str(name) for name in inputs})
     warnings: list[str] = []
-    try:
-        model = _in_form(conversion, outputs, example_inputs, form, warnings)
-        _finished(model, example_inputs, metadata, path)
-    except onnx.checker.ValidationError:
-        warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
-        model = _in_form(conversion, outputs, example_inputs, form, warnings, False)
-        _finished(model, example_inputs, metadata, path)
+    with scratch_folder() as aside:
+        try:
+            model = _in_form(conversion, outputs, example_inputs, form, aside, warnings)
+            _finished(model, example_inputs, metadata, path)
+        except onnx.checker.ValidationError:
+            told = "torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"
+            warnings[:] = [told]
+            model = _in_form(conversion, outputs, example_inputs, form, aside, warnings, False)
+            _finished(model, example_inputs, metadata, path)
+        if sparse:
+            fetch(model.graph.initializer)
     if sparse:
         stored = with_sparse_initializers(model)
         save(model, path)
@@ -125,12 +130,15 @@ def _in_form(
     outputs: Sequence[str],
     example_inputs: ExampleInputs,
     form: FileForm,
+    aside: Path,
     warnings: list[str],
     optimize: bool = True,
 ) -> onnx.ModelProto:
-    """The graph in ONNX, simplified, in the form asked for."""
-    layers, model = _simple(conversion.model(outputs, optimize), example_inputs, form, warnings)
+    """The graph in ONNX, simplified, in the form asked for. aside: see `Conversion.model`."""
+    whole = conversion.model(outputs, optimize, aside)
+    layers, model = _simple(whole, example_inputs, form, warnings)
     weights = sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+    del whole
     let_go(weights)
     with_fusable_forms(model)
     _name_inputs(model, conversion.program, example_inputs)

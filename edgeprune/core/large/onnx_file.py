@@ -7,8 +7,9 @@ absolute path. Written, it is copied from there.
 
 from __future__ import annotations
 
+import io
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -28,12 +29,27 @@ _Piece: TypeAlias = bytes | onnx.TensorProto
 def read_light(path: Path) -> onnx.ModelProto:
     """The model of a file without its large weights' data. Raises ValueError or protobuf's
     DecodeError for what is no model."""
-    model = onnx.ModelProto.FromString(light(path))
+    return located(onnx.ModelProto.FromString(light(path)), path.parent)
+
+
+def located(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The model, with absolute paths of the weights that lie in a folder, in place."""
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = str(path.parent.absolute() / entry.value)
+                entry.value = str(folder.absolute() / entry.value)
     return model
+
+
+def fetch(tensors: Iterable[onnx.TensorProto]) -> None:
+    """Takes the data of weights that lie elsewhere into the model, in place."""
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            held = io.BytesIO()
+            _copy_data(tensor, held)
+            tensor.raw_data = held.getvalue()
+            tensor.ClearField("data_location")
+            tensor.ClearField("external_data")
 
 
 def light(path: Path) -> bytes:
