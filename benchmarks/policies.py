@@ -12,10 +12,10 @@ on the pruned network, with lerobot's steps before and after it, and the same no
 SmolVLA can't run with fewer heads in some layers than in others: there it is the pruned graph in
 PyTorch, and `unpruned_error` is how far ours, unpruned, is from lerobot's own chunk.
 
-two-files: a small Diffusion Policy for 60 % of its latency on this machine, which is measured.
-alone_to_limit: what is computed once plus a step as often as there are steps, each file timed alone
-by export/runner.py, as a share of the limit, three times over. chunk_to_limit: the same of both
-files run as they are for a chunk, one behind the other, where they take each other's caches.
+two-files: a small Diffusion Policy for 60 % of what it takes on this machine. alone_to_limit: what
+is computed once plus a step as often as there are steps, each file timed alone by export/runner.py,
+as a share of the limit, three times over. chunk_to_limit: the same of both files run as they are
+for a chunk, one behind the other, where they take each other's caches.
 
 seconds, peak_memory_gb: of loading and pruning in a process of their own (10**9 bytes, resident).
 Each row of FILE is kept: an interrupted run goes on.
@@ -95,17 +95,17 @@ def one(name: str) -> dict[str, Any]:
 def two_files(name: str) -> dict[str, Any]:
     """One budget over two files, on this machine."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, out = Path(scratch) / "policy", Path(scratch) / "out"
+        folder, whole, out = (Path(scratch) / each for each in ("policy", "whole", "out"))
         with_operators(lambda: written(folder, CASES[name]))
         began = time.perf_counter()
         module = load(str(folder)).module
         inputs, steps = module.dummy_inputs, module.loop.times
-        whole = edgeprune.prune(module, inputs, HOST, rate=0.0, data="none").report
-        limit = SHARE * whole["before"]["latency_ms"]
+        threads = load_profile(HOST).threads or 1
+        edgeprune.prune(module, inputs, HOST, rate=0.0, data="none", output=whole)
+        limit = SHARE * min(_alone_ms(whole, steps, threads) for _ in range(REPEATS))
         budgets = edgeprune.Budgets(latency_ms=limit)
         report = edgeprune.prune(module, inputs, HOST, budgets, data="none", output=out).report
         seconds = time.perf_counter() - began
-        threads = load_profile(HOST).threads or 1
         alone = [_alone_ms(out, steps, threads) for _ in range(REPEATS)]
         chunk = [_chunk_ms(out, steps, threads) for _ in range(REPEATS)]
         return {
