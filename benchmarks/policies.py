@@ -1,6 +1,6 @@
 """Robot policies from lerobot's folder to the robot's loop.
 
-    PYTHONPATH=. python benchmarks/policies.py --json FILE [small|default|diffusion|smolvla …]
+    PYTHONPATH=. python benchmarks/policies.py --json FILE [small|default|smolvla|two-files …]
 
 A folder with random weights is written by lerobot itself (`make bench-env`), pruned for a Jetson
 Orin Nano, and its file run by export/recipes/policy.py: ACT for half its latency, Diffusion Policy
@@ -11,6 +11,11 @@ action. Of ACT and Diffusion Policy that is lerobot's own `select_action` or `pr
 on the pruned network, with lerobot's steps before and after it, and the same noise. lerobot's
 SmolVLA can't run with fewer heads in some layers than in others: there it is the pruned graph in
 PyTorch, and `unpruned_error` is how far ours, unpruned, is from lerobot's own chunk.
+
+two-files: a small Diffusion Policy for 60 % of what it takes on this machine. alone_to_limit: what
+is computed once plus a step as often as there are steps, each file timed alone by export/runner.py,
+as a share of the limit, three times over. chunk_to_limit: the same of both files run as they are
+for a chunk, one behind the other, where they take each other's caches.
 
 seconds, peak_memory_gb: of loading and pruning in a process of their own (10**9 bytes, resident).
 Each row of FILE is kept: an interrupted run goes on.
@@ -33,12 +38,19 @@ import torch
 
 import edgeprune
 from benchmarks.policy_folders import CASES, Case, written
+from edgeprune.calibration.named import load_profile
+from edgeprune.export.loop_parts import ONCE, STEP
 from edgeprune.loading.load import load
 from edgeprune.loading.policies.schedule import denoised
 from edgeprune.loading.torchvision_compat import with_operators
+from edgeprune.profiles.profile import HOST
+from edgeprune.runtime.ort_subprocess import measure
 from export.recipes.policy import Policy
+from export.runner import bind, open_session
+from export.stopwatch import time_alone
 
 PROFILE, OBSERVATIONS = "jetson-orin-nano", 3
+SHARE, REPEATS = 0.6, 3  # of two-files
 WORDS = ("observation.language.tokens", "observation.language.attention_mask")
 
 
@@ -78,6 +90,52 @@ def one(name: str) -> dict[str, Any]:
             "seconds": round(seconds),
             "peak_memory_gb": round(peak, 2),
         }
+
+
+def two_files(name: str) -> dict[str, Any]:
+    """One budget over two files, on this machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, whole, out = (Path(scratch) / each for each in ("policy", "whole", "out"))
+        with_operators(lambda: written(folder, CASES[name]))
+        began = time.perf_counter()
+        module = load(str(folder)).module
+        inputs, steps = module.dummy_inputs, module.loop.times
+        threads = load_profile(HOST).threads or 1
+        edgeprune.prune(module, inputs, HOST, rate=0.0, data="none", output=whole)
+        limit = SHARE * min(_alone_ms(whole, steps, threads) for _ in range(REPEATS))
+        budgets = edgeprune.Budgets(latency_ms=limit)
+        report = edgeprune.prune(module, inputs, HOST, budgets, data="none", output=out).report
+        seconds = time.perf_counter() - began
+        alone = [_alone_ms(out, steps, threads) for _ in range(REPEATS)]
+        chunk = [_chunk_ms(out, steps, threads) for _ in range(REPEATS)]
+        return {
+            "case": name,
+            "steps": steps,
+            "threads": threads,
+            "kept": report["after"]["params"] / report["before"]["params"],
+            "latency_ms": [report[k]["latency_ms"] for k in ("before", "after")],
+            "limit_ms": limit,
+            "met": report["met"],
+            "alone_ms": alone,
+            "alone_to_limit": [ms / limit for ms in alone],
+            "chunk_to_limit": [ms / limit for ms in chunk],
+            "seconds": round(seconds),
+        }
+
+
+def _alone_ms(out: Path, steps: int, threads: int) -> float:
+    once, step = (measure(out / name, threads)["latency_ms"] for name in (ONCE, STEP))
+    return float(once + steps * step)
+
+
+def _chunk_ms(out: Path, steps: int, threads: int) -> float:
+    once, step = (bind(open_session(out / name, threads)) for name in (ONCE, STEP))
+
+    def chunk() -> None:
+        for run in (once, *[step] * steps):
+            run()
+
+    return float(time_alone(chunk)["latency_ms"])
 
 
 def _seen(case: Case, seed: int, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -187,7 +245,7 @@ def main() -> None:
         with_operators(lambda: written(Path(words.write[1]), CASES[words.write[0]]))
         return
     if words.one:
-        print(json.dumps(one(words.one)))
+        print(json.dumps((two_files if words.one == "two-files" else one)(words.one)))
         return
     if words.json is None:
         parser.error("--json FILE is needed")

@@ -71,6 +71,11 @@ CASES = {
          "chunk_size": 8, "n_action_steps": 8, "tokenizer_max_length": 12, "num_steps": 5},
     ),
     "smolvla": Case("smolvla", (480, 640), ("images.top",), 6),
+    "two-files": Case(
+        "diffusion", (96, 96), ("image",), 2,
+        {"down_dims": (128, 256), "crop_shape": (84, 84), "num_inference_steps": 10,
+         "noise_scheduler_type": "DDIM"},
+    ),
 }  # fmt: skip
 
 

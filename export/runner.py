@@ -238,11 +238,18 @@ def validate(
     return result if first_reason is None else {**result, "reason": first_reason}
 
 
-def bind(session: ort.InferenceSession, shapes: Shapes | None = None) -> Callable[[], object]:
+def bind(
+    session: ort.InferenceSession, shapes: Shapes | None = None, in_a_row: int = 1
+) -> Callable[[], object]:
     """A step to be timed: run the session on random inputs, which are made once, here."""
     feeds = random_inputs(session, shapes)
     run_session(session, feeds)  # a model that cannot run says so here, in one clear line
-    return lambda: session.run(None, feeds)
+
+    def step() -> None:
+        for _ in range(in_a_row):
+            session.run(None, feeds)
+
+    return step
 
 
 def measure(
@@ -326,14 +333,18 @@ def compare(
     warmup: int = 10,
     min_runs: int = 50,
     provider: str = CPU_PROVIDER,
+    in_a_row: int = 1,
 ) -> dict[str, Any]:
     """Time two models turn about in one process, so that noise hits both alike.
 
     Returns the keys of `stopwatch.summarise` for "a" and for "b", and ratio: the median over
     neighbouring runs of b's time divided by a's (below 1: b is faster). `seconds` is per model.
+    in_a_row: so often each one runs when it is its turn, and all of that counts as one run of that
+    fraction of the time: the first run of a turn finds the other model's weights in the caches.
     """
-    steps = [bind(open_session(path, threads, provider), shapes) for path in (path_a, path_b)]
-    times = stopwatch.time_interleaved(steps, seconds, warmup, min_runs)
+    sessions = [open_session(path, threads, provider) for path in (path_a, path_b)]
+    steps = [bind(session, shapes, in_a_row) for session in sessions]
+    times = np.divide(stopwatch.time_interleaved(steps, seconds, warmup, min_runs), in_a_row)
     a, b = (stopwatch.summarise(step_times) for step_times in times)
     return {"a": a, "b": b, "ratio": round(float(np.median(np.divide(times[1], times[0]))), 4)}
 
@@ -423,7 +434,10 @@ def _parser() -> argparse.ArgumentParser:
     measuring.add_argument(
         "--processes", type=positive_int, default=1, help="that memory is measured in; default 1"
     )
-    command(compare, ["path_a", "path_b"], timing)
+    comparing = command(compare, ["path_a", "path_b"], timing)
+    comparing.add_argument(
+        "--in-a-row", type=positive_int, default=1, help="runs of a model each turn; default 1"
+    )
     running = command(run, ["model_path", "inputs_path", "outputs_path"])
     running.add_argument("--batch", type=positive_int, help="samples per run; default all")
     return parser

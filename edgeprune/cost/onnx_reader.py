@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, inliner, shape_inference
 
 from edgeprune.core.errors import UserError
+from edgeprune.core.large.onnx_file import read_light
 from edgeprune.core.loop import Loop
 from edgeprune.core.polynomial import Poly
 from edgeprune.cost.composites import Composites, Part
@@ -56,13 +57,13 @@ _LONGEST_FORMULA = 500
 _LARGEST_KEPT = 256  # larger weights stay out of shape inference: no shape is computed from them
 
 
-def load_onnx(path: str | Path, name: str | None = None) -> onnx.ModelProto:
-    """Reads an ONNX file. Raises UserError where there is none. name: for errors."""
+def load_onnx(path: str | Path, name: str | None = None, weights: bool = True) -> onnx.ModelProto:
+    """A file's model, or UserError. name: for errors. weights: or large ones stay in the file."""
     path, name = Path(path), name or str(path)
     if not path.is_file():
         raise UserError(f"{name}: no such file")
     try:
-        model = densified(onnx.load(str(path)))
+        model = densified(onnx.load(str(path)) if weights else read_light(path))
         if not model.graph.node:
             raise ValueError("it has no nodes")
         _check_connected(model.graph)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,8 @@ from torch.onnx._internal.exporter._onnx_program import ONNXProgram
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgeprune.core.errors import UserError
+from edgeprune.core.heap import LARGE
+from edgeprune.core.large.onnx_file import LARGE_WEIGHT, located
 from edgeprune.export.form import EXPORTED_OPSET
 from edgeprune.export.stack_unbind import stack_whole
 from edgeprune.graph.capture import quiet
@@ -47,8 +50,9 @@ class Conversion:
     _written: ir.Model
     _made_for: tuple[Any, ...]
 
-    def model(self, outputs: Sequence[str], optimize: bool) -> onnx.ModelProto:
-        """The graph in ONNX with the weights that it has now. outputs: the outputs' names."""
+    def model(self, outputs: Sequence[str], optimize: bool, aside: Path) -> onnx.ModelProto:
+        """The graph in ONNX with the weights that it has now. outputs: the outputs' names. aside: a
+        folder that a large model's weights go to, where `core.large.onnx_file` finds them."""
         graph = self._written.clone()
         # Nodes that the optimizer makes are numbered on from there, as if this were the first time.
         graph.graph._name_authority = copy.deepcopy(self._written.graph._name_authority)
@@ -57,11 +61,20 @@ class Conversion:
             if optimize:
                 made.optimize()
             _ir_passes.rename_outputs(made.model, outputs)
-            return made.model_proto
+            if _weight_bytes(made.model) > LARGE:
+                ir.external_data.unload_from_model(
+                    made.model, aside, "weights", size_threshold_bytes=LARGE_WEIGHT
+                )
+            return located(made.model_proto, aside)
 
     def is_for(self, wanted: tuple[Any, ...]) -> bool:
         """Whether this is what a graph in that state would be converted to."""
         return self._made_for == wanted
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    held = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 _known: WeakKeyDictionary[GraphModule, Conversion] = WeakKeyDictionary()

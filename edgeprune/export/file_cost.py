@@ -55,7 +55,7 @@ def predicted(exported: Exported, parameters: int, profile: Profile, timed: bool
     In int8 the kernels that became it take `Profile.int8` times as long as in float; where a
     profile has no such figure, as long, and a remark says so.
     """
-    model = load_onnx(exported.in_float.path)
+    model = load_onnx(exported.in_float.path, weights=False)
     kernels = kernel_graph(model, profile.fusion)
     times = kernels.kernel_latencies_ms(profile, {})
     latency_ms, unit = sum(times), float(profile.bytes_per_element)

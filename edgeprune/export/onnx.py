@@ -20,6 +20,8 @@ from torch.utils import _pytree as pytree
 
 from edgeprune.core.errors import UserError
 from edgeprune.core.heap import let_go
+from edgeprune.core.large.onnx_file import data_bytes, fetch, light, write
+from edgeprune.core.scratch import scratch_folder
 from edgeprune.cost.onnx_reader import INPUT_SHAPES_KEY
 from edgeprune.export.conversion import Conversion, conversion_of
 from edgeprune.export.form import EXPORTED_OPSET, USUAL_FORM, FileForm
@@ -89,19 +91,23 @@ def export(
     inputs = list(conversion.program.graph_signature.user_inputs)
     outputs = _output_names(module, example_inputs, {str(name) for name in inputs})
     warnings: list[str] = []
-    try:
-        model = _in_form(conversion, outputs, example_inputs, form, warnings)
-        _finished(model, example_inputs, metadata, path)
-    except onnx.checker.ValidationError:
-        warnings[:] = ["torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"]
-        model = _in_form(conversion, outputs, example_inputs, form, warnings, False)
-        _finished(model, example_inputs, metadata, path)
+    with scratch_folder() as aside:
+        try:
+            model = _in_form(conversion, outputs, example_inputs, form, aside, warnings)
+            _finished(model, example_inputs, metadata, path)
+        except onnx.checker.ValidationError:
+            told = "torch.onnx's own optimizer broke this model: it was left out, onnxsim ran"
+            warnings[:] = [told]
+            model = _in_form(conversion, outputs, example_inputs, form, aside, warnings, False)
+            _finished(model, example_inputs, metadata, path)
+        if sparse:
+            fetch(model.graph.initializer)
     if sparse:
         stored = with_sparse_initializers(model)
         save(model, path)
         # Without shape inference, which knows no op with sparse weights; onnxruntime runs the file
         # in validation all the same.
-        onnx.checker.check_model(str(path))
+        _check(path, full=False)
         if not stored:
             warnings.append(
                 "--sparse-initializers: no weight is zero by more than two thirds, so none would "
@@ -124,12 +130,15 @@ def _in_form(
     outputs: Sequence[str],
     example_inputs: ExampleInputs,
     form: FileForm,
+    aside: Path,
     warnings: list[str],
     optimize: bool = True,
 ) -> onnx.ModelProto:
-    """The graph in ONNX, simplified, in the form asked for."""
-    layers, model = _simple(conversion.model(outputs, optimize), example_inputs, form, warnings)
+    """The graph in ONNX, simplified, in the form asked for. aside: see `Conversion.model`."""
+    whole = conversion.model(outputs, optimize, aside)
+    layers, model = _simple(whole, example_inputs, form, warnings)
     weights = sum(4 * math.prod(tensor.dims) for tensor in model.graph.initializer)
+    del whole
     let_go(weights)
     with_fusable_forms(model)
     _name_inputs(model, conversion.program, example_inputs)
@@ -189,13 +198,24 @@ def _finished(
     _describe(model, {**metadata, INPUT_SHAPES_KEY.partition(".")[2]: shapes})
     save(model, path)
     try:
-        onnx.checker.check_model(str(path), full_check=True)
+        _check(path)
     except onnx.shape_inference.InferenceError as error:
         told = " ".join(str(error).split())[:200]
         raise UserError(
             f"torch.onnx writes this model in a form that ONNX refuses ({told}): a bug in torch's "
             "exporter; write the op that it names in another way"
         ) from error
+
+
+def _check(path: Path, full: bool = True) -> None:
+    """Has onnx.checker read a file, large weights aside: it takes several times their memory.
+    Raises onnx.checker.ValidationError, and what shape inference raises where that is done too."""
+    beside = path.with_name(f"{path.name}.light")
+    beside.write_bytes(light(path))
+    try:
+        onnx.checker.check_model(str(beside), full_check=full)
+    finally:
+        beside.unlink()
 
 
 def mark_unmet(path: Path) -> None:
@@ -209,9 +229,9 @@ def mark_lost(path: Path) -> None:
 
 
 def _mark(path: Path, key: str, value: str) -> None:
-    model = onnx.load(str(path))
-    model.metadata_props.append(onnx.StringStringEntryProto(key=key, value=value))
-    save(model, path)
+    entry = onnx.StringStringEntryProto(key=key, value=value)
+    with path.open("ab") as file:  # two messages, one behind the other, are one with both's fields
+        file.write(onnx.ModelProto(metadata_props=[entry]).SerializeToString())
 
 
 def _output_names(module: GraphModule, inputs: ExampleInputs, taken: set[str]) -> tuple[str, ...]:
@@ -289,14 +309,12 @@ def _describe(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> None:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Writes a file, its weights beside it where they are too many. What lay there from the file
-    before goes: onnx would append to it."""
+    """Writes a file, its weights beside it where they are too many."""
     weights = path.with_name(f"{path.name}.data")
-    outside = onnx.TensorProto.EXTERNAL
-    if all(t.data_location != outside for t in model.graph.initializer):
+    big = sum(map(data_bytes, model.graph.initializer)) > LARGEST_FILE_BYTES
+    write(model, path, weights if big else None)
+    if not big:  # what lay there from the file before
         weights.unlink(missing_ok=True)
-    big = sum(len(t.raw_data) for t in model.graph.initializer) > LARGEST_FILE_BYTES
-    onnx.save(model, str(path), save_as_external_data=big, location=weights.name if big else None)
 
 
 def size_mb(path: Path) -> float:

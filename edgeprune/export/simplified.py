@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import onnx
 import onnxsim
 
+from edgeprune.core.large.onnx_file import data_bytes, fetch
+
 #: Above this, weights that nothing could be made of stay out: onnxsim holds a model several times.
 _LARGE_BYTES, _LARGE_WEIGHT = 300e6, 1 << 20
 #: The ops that take a weight as it is: no simplification computes with it, but for a convolution's
@@ -40,7 +42,8 @@ def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     graph = model.graph
     held = {tensor.name: tensor for tensor in graph.initializer}
     nested = any(a.HasField("g") for node in graph.node for a in node.attribute)
-    if nested or sum(len(t.raw_data) for t in held.values()) < _LARGE_BYTES:
+    if nested or sum(map(data_bytes, held.values())) < _LARGE_BYTES:
+        fetch(held.values())
         return {}
     stays, constant = set(), set(held)
     norms = {node.input[0] for node in graph.node if node.op_type == "BatchNormalization"}
@@ -54,9 +57,10 @@ def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     taken = {
         name: tensor
         for name, tensor in held.items()
-        if name not in stays and len(tensor.raw_data) >= _LARGE_WEIGHT
+        if name not in stays and data_bytes(tensor) >= _LARGE_WEIGHT
     }
     rest = [tensor for name, tensor in held.items() if name not in taken]
+    fetch(rest)
     del graph.initializer[:]
     graph.initializer.extend(rest)
     for name, tensor in taken.items():

@@ -343,7 +343,8 @@ class Workspace:
             return self._in_precision(self._written(module, self.folder, plan), final, chosen)
         whole = baseline.exported
         for file in whole.path.parent.iterdir():
-            shutil.copyfile(file, self.folder / file.name)
+            if file.is_file():  # its parts are in a folder, where they were measured
+                shutil.copyfile(file, self.folder / file.name)
         copied = replace(whole, path=self.folder / whole.path.name)
         return self._in_precision(copied, final, chosen)
 

@@ -17,9 +17,10 @@ _FOR_MEMORY = (*_SHORT, "--processes", MEMORY_PROCESSES)
 class Machine(Protocol):
     """Measures ONNX files, in processes of their own."""
 
-    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+    def compare(self, before: Path, after: Path, threads: int, in_a_row: int = 1) -> dict[str, Any]:
         """Both files' latency, timed turn about so that noise hits both: what the runner's
-        `compare` returns. Raises EdgePruneError if one can't be run."""
+        `compare` returns. in_a_row: how often a file runs when it is its turn, as it does in a
+        loop. Raises EdgePruneError if one can't be run."""
 
     def peak_memory_mb(self, model: Path, threads: int) -> float | None:
         """By how much fresh processes grow that run a file, at most, in MB of 10**6 bytes; None
@@ -32,8 +33,8 @@ class Here:
     def __str__(self) -> str:
         return "this machine"
 
-    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
-        return run_runner(["compare", before, after, "--threads", threads])
+    def compare(self, before: Path, after: Path, threads: int, in_a_row: int = 1) -> dict[str, Any]:
+        return run_runner(["compare", before, after, *_turns(threads, in_a_row)])
 
     def peak_memory_mb(self, model: Path, threads: int) -> float | None:
         found = run_runner(["measure", model, "--threads", threads, *_FOR_MEMORY])
@@ -50,12 +51,12 @@ class RemoteMachine:
     def __str__(self) -> str:
         return str(self._remote)
 
-    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+    def compare(self, before: Path, after: Path, threads: int, in_a_row: int = 1) -> dict[str, Any]:
         if before not in self._there:  # in a folder of its own, as both have the same name
             self._remote.put(before.parent)
             self._there[before] = f"./{before.parent.name}/{before.name}"
         names = self._there[before], self._there.get(after) or self._put(after)
-        return self._remote.run_runner(["compare", *names, "--threads", threads])
+        return self._remote.run_runner(["compare", *names, *_turns(threads, in_a_row)])
 
     def peak_memory_mb(self, model: Path, threads: int) -> float | None:
         name = self._there.get(model) or self._put(model)
@@ -82,7 +83,8 @@ class EngineMachine:
     def __str__(self) -> str:
         return str(self._tensorrt)
 
-    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+    def compare(self, before: Path, after: Path, threads: int, in_a_row: int = 1) -> dict[str, Any]:
+        """As Machine; an engine runs many times in a row in any case."""
         return self._tensorrt.compare(self._engine(before), self._engine(after))
 
     def peak_memory_mb(self, model: Path, threads: int) -> float | None:
@@ -91,6 +93,10 @@ class EngineMachine:
 
     def _engine(self, model: Path) -> Engine:
         return self._tensorrt.build(model, _weights_beside(model), self._shapes_of(model))
+
+
+def _turns(threads: int, in_a_row: int) -> list[Any]:
+    return ["--threads", threads, "--in-a-row", in_a_row]
 
 
 def _weights_beside(model: Path) -> list[Path]:

@@ -7,7 +7,6 @@ which tensors are one. Everything in it is JSON: nothing runs that the file brou
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ from edgeprune.graph.compare import TOLERANCE, difference
 from edgeprune.graph.fidelity import in_eval, outputs_of
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.loading.import_spec import one_line
+from edgeprune.surgery.copies import sharing_weights
 
 Size = int | tuple[int, ...]
 
@@ -78,7 +78,7 @@ class Recipe(BaseModel):
         """
         if missing := sorted(set(self.tied.values()) - set(tensors)):
             raise CannotRebuild(f"the file has no {missing[0]}")
-        module = copy.deepcopy(original).eval()
+        module = sharing_weights(original)
         for path in self.gone:
             _remove(module, path)
         for path in self.identities:

@@ -8,7 +8,6 @@ values that a run of both gives. The stand-in is called as the module was.
 
 from __future__ import annotations
 
-import copy
 import operator
 import zlib
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.normalize import writes
 from edgeprune.graph.trace import TracedModel
 from edgeprune.graph.training_flags import TrainableGraph, is_plain
+from edgeprune.surgery.copies import sharing_weights
 
 _SIZE = torch.ops.aten.sym_size.int
 
@@ -260,7 +260,7 @@ def _values_of(traced: TracedModel, inputs: ExampleInputs) -> dict[Key, list[str
 
 def _calls_of(original: nn.Module, inputs: ExampleInputs) -> dict[str, list[_Call]]:
     """Every call of every module."""
-    module = copy.deepcopy(original).eval()
+    module = sharing_weights(original)
     recorders = {path: _Recorder(child) for path, child in module.named_modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     # The fused attention of inference is another sum than the traced one: values would differ.

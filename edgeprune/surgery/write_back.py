@@ -9,7 +9,6 @@ user gets.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from edgeprune.graph.fx_utils import attribute, module_path
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel
 from edgeprune.loading.import_spec import one_line
+from edgeprune.surgery.copies import sharing_weights
 from edgeprune.surgery.module_layers import RESIZED, RIGID, Removed, resize_layer
 from edgeprune.surgery.subgraph import CannotCarve, Carver
 
@@ -122,7 +122,7 @@ class _Writer:
     def write(self, paths: frozenset[str], restated: bool) -> WrittenBack:
         """The resized class, graphs in place of the modules at `paths`; restated: with attributes
         changed. Raises _Stuck, and what the user's code raises."""
-        module = copy.deepcopy(self._original).eval()
+        module = sharing_weights(self._original)
         graphs = self._carved(paths)
         for holder, leaves in self._removed.items():
             if not _under(holder, graphs):
@@ -336,14 +336,15 @@ def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
 
 
 def _take_weights(module: nn.Module, smaller: GraphModule) -> None:
-    """The graph's parameters and buffers (recovery may have moved them)."""
+    """The graph's parameters and buffers (recovery may have moved them); none lies where one of
+    the original's does after that."""
+    given = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
     mine = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    with torch.no_grad():
-        for name, tensor in (*smaller.named_parameters(), *smaller.named_buffers()):
-            if name in mine:
-                if mine[name].shape != tensor.shape:
-                    raise _Stuck(f"{name}: its class keeps the old size")
-                mine[name].copy_(tensor)
+    for name, own in mine.items():
+        if name in given and own.shape != given[name].shape:
+            raise _Stuck(f"{name}: its class keeps the old size")
+    for name, own in mine.items():
+        own.data = given.get(name, own).detach().to(own.dtype, copy=True)
 
 
 def _difference(module: nn.Module, smaller: GraphModule, inputs: ExampleInputs) -> float:

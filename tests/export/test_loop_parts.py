@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 import edgeprune
 from edgeprune.core.errors import ParityError, UserError
+from edgeprune.core.large import onnx_file
 from edgeprune.core.loop import LOOP_KEY, Loop
 from edgeprune.export.loop_parts import InParts, check_parts, write_parts
 from edgeprune.loading.policies.schedule import denoised
+from edgeprune.pipeline import workspace
+from edgeprune.profiles.profile import HOST, load_profile
 from export.recipes.policy import Policy
 from tests.policies import HORIZON, JOINTS, STATE, STEPS, TOP, Denoising
 
@@ -153,6 +156,17 @@ def test_parts_that_are_not_the_whole_are_refused(pruned: tuple[Any, Path], tmp_
             check_parts(out / "model.onnx", (once, step), inputs)
 
 
+def test_parts_are_cut_without_the_weights(
+    pruned: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = pruned
+    monkeypatch.setattr(onnx_file, "LARGE_WEIGHT", 64)
+    (tmp_path / "model.onnx").write_bytes((out / "model.onnx").read_bytes())
+    made = write_parts(tmp_path / "model.onnx", tmp_path)
+    for part in made:
+        assert part.read_bytes() == (out / part.name).read_bytes()
+
+
 def test_a_file_that_runs_once_has_no_parts(pruned: tuple[Any, Path], tmp_path: Path) -> None:
     _, out = pruned
     model = onnx.load(str(out / "model.onnx"))
@@ -187,7 +201,8 @@ class Watch:
     def __str__(self) -> str:
         return "a watch"
 
-    def compare(self, before: Path, after: Path, threads: int) -> dict[str, Any]:
+    def compare(self, before: Path, after: Path, threads: int, in_a_row: int = 1) -> dict[str, Any]:
+        assert in_a_row == (STEPS if before.name == "step.onnx" else 1)  # as they run in the loop
         a, b = (float(len(onnx.load(str(file)).graph.node)) for file in (before, after))
         return {"a": {"latency_ms": a}, "b": {"latency_ms": b}, "ratio": b / a}
 
@@ -203,3 +218,13 @@ def test_a_machine_measures_both_parts(pruned: tuple[Any, Path]) -> None:
     assert found["a"]["latency_ms"] == once + STEPS * step
     assert found["ratio"] == pytest.approx(1)
     assert InParts(Watch(), STEPS).peak_memory_mb(out / "model.onnx", 1) == 7.0
+
+
+def test_what_is_measured_in_parts_may_stay_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "Here", Watch)
+    torch.manual_seed(0)
+    policy = Denoising().eval()
+    here = load_profile(PROFILE).model_copy(update={"name": HOST})
+    report = edgeprune.prune(policy, policy.dummy_inputs, here, rate=0.0, data="none").report
+    assert report["before"]["latency_source"] == "measured"
+    assert report["before"]["latency_ms"] == report["after"]["latency_ms"] > STEPS

@@ -12,15 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeprune.cost.onnx_reader import recorded_shapes
+from edgeprune.core.large import onnx_file
+from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, recorded_shapes
 from edgeprune.coupling import couple
 from edgeprune.coupling.plan import Plan
+from edgeprune.export import conversion, simplified
 from edgeprune.export import onnx as onnx_export
 from edgeprune.export.conversion import Conversion
 from edgeprune.export.onnx import Exported, export, mark_lost, mark_unmet
 from edgeprune.export.parity import cases_for, validate
 from edgeprune.graph.inputs import ExampleInputs, random_like
 from edgeprune.graph.trace import trace
+from edgeprune.profiles.profile import load_profile
 from edgeprune.surgery.resize import resize
 from tests.pruning import Net
 
@@ -232,8 +235,8 @@ def test_a_file_that_the_optimizer_broke_is_made_without_it(
 ) -> None:
     whole, asked = Conversion.model, []
 
-    def breaking(self: Conversion, outputs: Any, optimize: bool) -> Any:
-        made = whole(self, outputs, optimize)
+    def breaking(self: Conversion, outputs: Any, optimize: bool, aside: Path) -> Any:
+        made = whole(self, outputs, optimize, aside)
         asked.append(optimize)
         if optimize:
             made.graph.node[0].input[0] = made.graph.node[-1].output[0]
@@ -300,6 +303,60 @@ def test_a_pool_over_all_is_no_gather(tmp_path: Path) -> None:
     ops = {node.op_type for node in onnx.load(str(made.path)).graph.node}
     assert "GlobalAveragePool" in ops and not ops & {"Gather", "Range"}
     assert proof()[0].passed
+
+
+def test_large_weights_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to check a file, nor to price it, nor to mark it."""
+    sizes: list[int] = []
+    check = onnx.checker.check_model
+
+    def watched(path: str, **options: Any) -> None:
+        sizes.append(Path(path).stat().st_size)
+        check(path, **options)
+
+    monkeypatch.setattr(onnx.checker, "check_model", watched)
+    module = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256))
+    made, proof = exported(module, tmp_path / "m.onnx", torch.randn(1, 256))
+    weights = 2 * 4 * 256**2
+    assert sizes and max(sizes) < 0.1 * weights < weights < made.path.stat().st_size
+    light, whole = load_onnx(made.path, weights=False), load_onnx(made.path)
+    assert light.ByteSize() < 0.1 * weights
+    fusion = load_profile("raspberry-pi-5").fusion
+    assert repr(kernel_graph(light, fusion)) == repr(kernel_graph(whole, fusion))
+    content = made.path.read_bytes()
+    mark_unmet(made.path)
+    assert made.path.read_bytes().startswith(content) and proof()[0].passed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+
+
+def test_weights_that_stay_aside_make_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model's weights are in a file of their own from torch.onnx to the last byte."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32)
+    )
+    x = torch.randn(2, 3, 6, 6)
+    monkeypatch.setattr(simplified, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(simplified, "_LARGE_WEIGHT", 64)
+    made, _ = exported(module, tmp_path / "m.onnx", x)
+    want = made.path.read_bytes()
+    fetched: list[str] = []
+    own = simplified.fetch
+    monkeypatch.setattr(conversion, "LARGE", 0)
+    for each in (conversion, onnx_file):
+        monkeypatch.setattr(each, "LARGE_WEIGHT", 64)
+
+    def watched(tensors: list[onnx.TensorProto]) -> None:
+        fetched.extend(t.name for t in tensors)
+        own(tensors)
+
+    monkeypatch.setattr(simplified, "fetch", watched)
+    made, proof = exported(module, tmp_path / "again.onnx", x)
+    assert made.path.read_bytes() == want and proof()[0].passed
+    assert fetched and "4.weight" not in fetched
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.onnx", "m.onnx"]
 
 
 def test_weights_beside_a_file_are_written_over_not_appended_to(

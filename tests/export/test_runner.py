@@ -283,6 +283,8 @@ def test_compare_finds_which_model_is_slower_and_by_how_much(tmp_path):
     assert result["a"]["p50_ms"] < result["b"]["p50_ms"]
     assert result["a"]["runs"] == result["b"]["runs"]
     assert call("compare", long, short, *timing)[1]["ratio"] < 0.5
+    several = call("compare", short, long, *timing, "--in-a-row", "5")[1]
+    assert several["ratio"] > 2 and several["a"]["p50_ms"] < 3 * result["a"]["p50_ms"]
 
 
 def test_steps_are_timed_turn_about(stopwatch):

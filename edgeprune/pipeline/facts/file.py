@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import onnx
-
+from edgeprune.core.large.onnx_file import read_light
 from edgeprune.export.onnx import Exported
 from edgeprune.graph.free_sizes import BATCH
 from edgeprune.graph.trace import TracedModel
@@ -29,7 +28,7 @@ def onnx_facts(traced: TracedModel, best: Candidate, settings: Settings) -> Onnx
 
 def _unsupported(exported: Exported, settings: Settings) -> list[str]:
     """What the device's runtime can't run of the file, each reason once with its first place."""
-    model = onnx.load(str(exported.path), load_external_data=False)
+    model = read_light(exported.path)
     places: dict[str, list[str]] = {}
     for found in findings(model, settings.profile.target):
         if found.fatal:

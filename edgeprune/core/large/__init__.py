@@ -1,0 +1,1 @@
+"""Models that are too large to be in memory several times."""

@@ -1,0 +1,17 @@
+"""Copies of a module whose weights take no memory of their own, until they are given others."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+
+def sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy in eval mode. Its parameters are its own, and lie where the module's lie: they may be
+    replaced, or their `data` be set, but not written to. Buffers are copied."""
+    memo: dict[int, Any] = {
+        id(own): type(own)(own.detach(), own.requires_grad) for own in module.parameters()
+    }
+    return copy.deepcopy(module, memo).eval()
