@@ -5,7 +5,7 @@
 EfficientNet-Lite0 with public weights, ResNet-18 with random ones, both at 224×224, and CIFAR's
 ResNet-20, 96 unlabelled pictures each, all widths to half: seconds for what scoring and recovery
 are made of (the order of units, trials of 16 groups, a plan judged as a whole, recovery), each
-process with one thread, and what they came to. On an idle machine with two cores, three minutes a
+process with one thread, and what they came to. On an idle machine with two cores, a few minutes a
 network; rows of FILE are kept. The whole command is compared in tests/core/test_distributed.py.
 """
 
