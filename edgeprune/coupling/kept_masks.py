@@ -38,10 +38,15 @@ class Kept:
         for dim, label in enumerate(labels):
             if label is not None:
                 mask = at_size(self.mask(label), value.shape[dim])
-                if not mask.all():
-                    there = torch.from_numpy(np.flatnonzero(mask)).to(value.device)
-                    value = value.index_select(dim, there)
+                value = narrowed(value, dim, mask)
         return value
+
+
+def narrowed(value: Tensor, dim: int, mask: NDArray[np.bool_]) -> Tensor:
+    """What a mask keeps of a tensor along a dimension; the tensor itself where that is all."""
+    if mask.all():
+        return value
+    return value.index_select(dim, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
 
 
 def at_size(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

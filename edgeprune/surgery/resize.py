@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch
+from edgeprune.coupling.kept_masks import narrowed
 from edgeprune.coupling.plan import Plan
 from edgeprune.coupling.propagate import Literal
 from edgeprune.graph.capture import quiet
@@ -89,10 +90,7 @@ def inherit(
         for dim, label in enumerate(coupling.parameters[name]):
             if label is not None:
                 there = coupling.kept(label, gone_before)
-                stays = coupling.kept(label, gone)[there]
-                if not stays.all():
-                    picked = torch.from_numpy(np.flatnonzero(stays)).to(value.device)
-                    value = value.index_select(dim, picked)
+                value = narrowed(value, dim, coupling.kept(label, gone)[there])
         tensor.copy_(value)
 
 
@@ -114,12 +112,8 @@ def _resized(module: GraphModule, name: str, coupling: Coupling, gone: NDArray[n
         return tensor
     smaller = tensor.detach()
     for dim, label in enumerate(coupling.parameters[name]):
-        if label is None:
-            continue
-        mask = coupling.kept(label, gone)
-        if not mask.all():
-            picked = torch.from_numpy(np.flatnonzero(mask)).to(smaller.device)
-            smaller = smaller.index_select(dim, picked)
+        if label is not None:
+            smaller = narrowed(smaller, dim, coupling.kept(label, gone))
     # A copy even where nothing shrank: training the result must not move the user's model.
     smaller = smaller.clone()
     learnt = isinstance(tensor, nn.Parameter)

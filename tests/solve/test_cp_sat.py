@@ -76,12 +76,17 @@ def test_what_is_no_problem_is_said() -> None:
     assert found.status == "MODEL_INVALID" and found.why
 
 
+def acts(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process beside us is this script."""
+    child = folder / "child.py"
+    child.write_text(script)
+    monkeypatch.setattr(cp_sat, "_CHILD", child)
+
+
 def test_a_process_that_ends_in_the_middle_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(DIES)
-    monkeypatch.setattr(cp_sat, "_CHILD", child)
+    acts(DIES, tmp_path, monkeypatch)
     found = search(knapsack(), {}, None)
     assert found.status == DIED and "Check failed" in found.why and "(-6)" in found.why
     monkeypatch.undo()
@@ -91,18 +96,14 @@ def test_a_process_that_ends_in_the_middle_ends_no_run(
 def test_a_process_that_ends_in_the_middle_of_its_answer_has_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(DIES_SPEAKING)
-    monkeypatch.setattr(cp_sat, "_CHILD", child)
+    acts(DIES_SPEAKING, tmp_path, monkeypatch)
     assert search(knapsack(), {}, None).status == DIED
 
 
 def test_a_process_that_says_much_is_not_held_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = tmp_path / "child.py"
-    child.write_text(CHATTERS)
-    monkeypatch.setattr(cp_sat, "_CHILD", child)
+    acts(CHATTERS, tmp_path, monkeypatch)
     assert [search(knapsack(), {}, None).status for _ in range(2)] == ["UNKNOWN", "UNKNOWN"]
 
 
