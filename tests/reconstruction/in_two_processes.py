@@ -18,6 +18,7 @@ from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
 from edgeprune.reconstruction.layerwise import reconstruct
 from edgeprune.reconstruction.samples import Samples
+from edgeprune.reconstruction.sampling import Sampling
 from edgeprune.reconstruction.synthetic import made_up
 from edgeprune.recovery.batch_norm import recalibrate
 from edgeprune.scoring.magnitude import magnitude
@@ -60,8 +61,6 @@ def found() -> dict[str, Any]:
     ranks, halves = magnitude(traced, coupling), {g.index: g.size // 2 for g in coupling.groups}
     plan = Plan(keep_best(ranks.importance, halves), frozenset())
     smaller, mine = resize(traced, coupling, plan), share()
-    norms = recalibrate(smaller, samples.fit, True, mine)
-    statistics = sums(smaller)
     changed = reconstruct(PrunedModel(traced, coupling, plan, smaller), samples.fit, share=mine)
     # A process has none of the one call above, and some of these three.
     several, larger = (
@@ -69,7 +68,14 @@ def found() -> dict[str, Any]:
         resize(traced, coupling, plan),
     )
     assert (len(samples.fit), len(several.fit)) == (1, 3)
+    knowing = resize(traced, coupling, plan)
+    norms, statistics = recalibrate(knowing, several.fit, True, mine), sums(knowing)
     reconstruct(PrunedModel(traced, coupling, plan, larger), several.fit, share=mine)
+    sampling = Sampling()
+    drawn = [
+        sampling.everywhere(mine, calls, lambda: torch.rand(2, generator=sampling._generator))
+        for calls in (1, 2)  # sent by the first process, then drawn by each
+    ]
     judge = judge_of(traced, samples)
     lost = joint(traced, coupling, plan, samples, judge)
     orders = eliminations(traced, coupling, samples.fit)
@@ -83,6 +89,7 @@ def found() -> dict[str, Any]:
         told = str(error)
     return {
         "norms": norms,
+        "drawn": [values.tolist() for values in drawn],
         "statistics": statistics,
         "changed": changed,
         "weights": sums(smaller),

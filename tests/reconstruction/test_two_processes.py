@@ -46,7 +46,7 @@ def test_both_processes_hold_the_same(both: list[dict[str, Any]]) -> None:
 
 def test_they_find_what_one_finds(both: list[dict[str, Any]]) -> None:
     alone = found()
-    for key in ("norms", "changed", "orders", "asked", "answer", "told"):
+    for key in ("norms", "drawn", "changed", "orders", "asked", "answer", "told"):
         assert both[0][key] == alone[key], key
     for key in ("statistics", "weights", "several"):
         for name, total in alone[key].items():

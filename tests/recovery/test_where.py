@@ -112,6 +112,17 @@ def test_ops_that_make_tensors_follow_and_say_nothing_of_it_afterwards(
     assert graph(torch.zeros(2, 4, device=elsewhere)).device == elsewhere
 
 
+def test_an_op_that_says_nothing_of_its_device_follows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(ARANGE, (4,)))
+    module, elsewhere = torch.fx.GraphModule(nn.Linear(1, 1), graph), torch.device("meta")
+    monkeypatch.setattr("edgeprune.runtime.placement.device_of", lambda _: torch.device("cpu"))
+    with placed(module, elsewhere):
+        assert module().device == elsewhere
+    assert module().device.type == "cpu"
+    assert not graph.find_nodes(op="call_function", target=ARANGE)[0].kwargs
+
+
 def test_a_traced_model_elsewhere_is_a_copy_made_once() -> None:
     traced = trace(Counts().eval(), ExampleInputs((torch.zeros(2, 4),), {}))
     assert traced.on(torch.device("cpu")) is traced
