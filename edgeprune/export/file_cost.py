@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import sqrt
 
 from torch.fx import GraphModule
 
@@ -37,6 +38,13 @@ class Cost:
         if self.ratio is None:
             return self
         return replace(self, latency_ms=self.ratio * before_ms)
+
+    def averaged(self, again: Cost) -> Cost:
+        """With what two measurements of one file tell together, of its latency beside the model as
+        it was; the first one's where either was predicted."""
+        if self.ratio is None or again.ratio is None:
+            return self
+        return replace(self, ratio=sqrt(self.ratio * again.ratio))
 
     def figure(self, name: str) -> float:
         """A cost by the name of its budget."""

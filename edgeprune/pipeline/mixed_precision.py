@@ -200,25 +200,53 @@ def _places(workspace: Workspace) -> dict[str, int]:
     return found
 
 
-def file_losses(baseline: Baseline, drafts: Sequence[tuple[Workspace, Draft]]) -> list[float]:
+@dataclass(frozen=True)
+class Judged:
+    """A draft's file as it was judged. draft: with the cost that all of its measurements tell."""
+
+    draft: Draft
+    loss: float
+
+
+def judged_files(
+    baseline: Baseline, drafts: Sequence[tuple[Workspace, Draft]], whole_ms: float
+) -> list[Judged]:
     """What each draft's file loses on the samples held back, its layers fitted on the others: in
-    brief, and where that hardly tells them apart as thoroughly as the one that is kept."""
-    lost = [_file_loss(at, baseline, draft, brief=True) for at, draft in drafts]
+    brief, and where that hardly tells them apart as thoroughly as the one that is kept.
+
+    Where files are timed, each is once more, one right after the other: which of them keeps a
+    budget must not hang on what else the machine did minutes ago. whole_ms: the latency of the
+    model as it was.
+    """
+    found = [_judged(at, baseline, draft, whole_ms, brief=True) for at, draft in drafts]
+    lost = [each.loss for each in found]
     if max(lost) <= _ALIKE * min(lost):
-        lost = [_file_loss(at, baseline, draft, brief=False) for at, draft in drafts]
-    return lost
+        pairs = [(at, each.draft) for (at, _), each in zip(drafts, found, strict=True)]
+        found = [_judged(at, baseline, draft, whole_ms, brief=False) for at, draft in pairs]
+    return found
 
 
-def _file_loss(workspace: Workspace, baseline: Baseline, draft: Draft, brief: bool) -> float:
+def _judged(
+    workspace: Workspace, baseline: Baseline, draft: Draft, whole_ms: float, brief: bool
+) -> Judged:
     """The draft's own weights stay: its graph is lent, as it is known in ONNX already."""
     module, weights = draft.module, state_of(draft.module)
     try:
-        return _lost_when_fitted(workspace, baseline, draft, brief)
+        loss, exported = _fitted_file(workspace, baseline, draft, brief)
+        cost = draft.cost
+        if brief and cost is not None and workspace.machine is not None:
+            with workspace.steps.step("price"):
+                _, again = workspace.measured(baseline, exported, cost.parameters)
+            cost = cost.averaged(again).beside(whole_ms)
+        return Judged(replace(draft, cost=cost), loss)
     finally:
         module.load_state_dict(weights)
 
 
-def _lost_when_fitted(workspace: Workspace, baseline: Baseline, draft: Draft, brief: bool) -> float:
+def _fitted_file(
+    workspace: Workspace, baseline: Baseline, draft: Draft, brief: bool
+) -> tuple[float, Exported]:
+    """What the draft's file loses, and the file."""
     where, module = workspace.where, draft.module
     if not draft.plan.removes_nothing and not brief:
         workspace.recover(module, draft.plan)
@@ -236,4 +264,4 @@ def _lost_when_fitted(workspace: Workspace, baseline: Baseline, draft: Draft, br
         if exported.quantized is not None:
             file = FileModule(exported.path, module, workspace.file_batch)
         found = workspace.agreement(file)
-    return 0.0 if found is None else found.loss
+    return (0.0 if found is None else found.loss), exported

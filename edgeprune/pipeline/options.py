@@ -174,7 +174,7 @@ class PruneOptions(BaseModel):
                 )
         if self.cautious:
             limits = profile.lowered(limits, measured=remote or profile.name == HOST)
-        _check_computed(self.precision, profile, limits)
+        precision = _computed(self.precision, profile, limits)
         target, batch = profile.target, _samples(self.batch)
         default = 1 if self.max_drop is None else _STEPS_TO_STOP_AT
         alone = self.max_drop is not None and rate is None and self.budgets.is_empty
@@ -183,6 +183,8 @@ class PruneOptions(BaseModel):
                 **dict(self),
                 "budgets": limits,
                 "rate": rate,
+                "precision": precision,
+                "bits_by_device": precision != self.precision,
                 "steps": default if self.steps is None else self.steps,
                 "epochs": self.epochs or 0,
                 "align": _passes(self.align),
@@ -206,7 +208,8 @@ class Settings(PruneOptions):
     fastest: --max-drop is the only limit asked for, so where the profile's own budgets hold already
     latency is made small. align: None for as many passes as are worth it. batch: a size that the
     inputs are to have; None for theirs. fixed_batch: whether the file takes no other; free_batch:
-    whether it must take any.
+    whether it must take any. bits_by_device: --precision auto was asked for, and the device has one
+    alone.
     """
 
     profile: Profile
@@ -219,6 +222,7 @@ class Settings(PruneOptions):
     batch: int | None = None
     fixed_batch: bool = False
     free_batch: bool = False
+    bits_by_device: bool = False
 
     @property
     def form(self) -> FileForm:
@@ -273,17 +277,25 @@ def _passes(align: int | str | None) -> int | None:
     return int(align)
 
 
-def _check_computed(precision: str, profile: Profile, limits: Budgets) -> None:
-    """Raises UserError where the device has no int8, and for bits that no budget asks for."""
+def _computed(precision: str, profile: Profile, limits: Budgets) -> str:
+    """The precision that a device is asked for. Raises UserError where the device has no int8, and
+    for bits that no budget asks for.
+
+    Where a device has fp16 and no int8, "auto" has one choice: fp16 loses next to nothing, and what
+    overflows in it stays in fp32 anyway.
+    """
     if precision == "auto" and limits.is_empty:
         raise UserError(
             "--precision auto gives each layer the bits that the budgets ask for: give "
             "--latency-ms, --memory-mb or --size-mb, or choose --precision int8, fp16 or fp32"
         )
     if precision in ("int8", "auto"):
-        from edgeprune.quantization.preset import preset_for  # onnxruntime comes with it
+        from edgeprune.quantization.preset import has_int8, preset_for  # onnxruntime comes with it
 
+        if precision == "auto" and not has_int8(profile) and "fp16" in profile.target.computes_in:
+            return "fp16"
         preset_for(profile)
+    return precision
 
 
 def _narrows(options: PruneOptions) -> None:

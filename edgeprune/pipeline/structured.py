@@ -27,7 +27,7 @@ from edgeprune.pipeline.carry_out import (
     untouched,
     won_back,
 )
-from edgeprune.pipeline.mixed_precision import choices_of, file_losses
+from edgeprune.pipeline.mixed_precision import choices_of, judged_files
 from edgeprune.pipeline.workspace import (
     Baseline,
     Candidate,
@@ -361,12 +361,15 @@ class _Search:
             (self, self._looped(problem, None)),
             (other, other._looped(theirs, other.choice if whole else None)),
         ]
-        lost = file_losses(self.baseline, [(way.workspace, draft) for way, draft in found])
+        pairs = [(way.workspace, draft) for way, draft in found]
+        judged = judged_files(self.baseline, pairs, self.controller.whole.latency_ms)
+        lost = [each.loss for each in judged]
         missed = [
-            bool(draft.cost and over(draft.cost, way.controller.budgets)) for way, draft in found
+            each.draft.cost is not None and bool(over(each.draft.cost, way.controller.budgets))
+            for (way, _), each in zip(found, judged, strict=True)
         ]
         best = min(range(len(found)), key=lambda i: (missed[i], lost[i]))
-        way, draft = found[best]
+        way, draft = found[best][0], judged[best].draft
         self.bits_tried = lost
         if way is other:
             self.workspace, self.problem = other.workspace, other.problem
@@ -433,6 +436,10 @@ class _Search:
 
     def _bits_chosen(self, exported: Exported) -> list[str]:
         """What was decided of bits, for the report."""
+        settings = self.workspace.settings
+        if settings.bits_by_device:
+            only = f"{settings.profile.name} computes nothing in int8: {settings.precision} it is"
+            return [f"--precision auto: {only}"]
         if self.problem.bits is None and self.int8 is None:
             return []
         made = exported.quantized

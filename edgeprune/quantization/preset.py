@@ -69,13 +69,18 @@ TENSORRT_INT8 = Preset("tensorrt", "int8", symmetric=True, placement="tensorrt")
 PRESETS = {preset.name: preset for preset in (X86_AVX2, X86_VNNI, ARM, TENSORRT_INT8)}
 
 
+def has_int8(profile: Profile) -> bool:
+    """Whether a device's runtime computes in int8."""
+    return profile.name not in _WITHOUT_INT8 and "int8" in profile.target.computes_in
+
+
 def preset_for(profile: Profile) -> Preset:
     """The preset of a device: by its runtime, then by its processor.
 
     The host's is this machine's. Of an x86 processor that nobody knows to have VNNI, none is
     supposed. Raises UserError for a device whose runtime computes nothing in int8.
     """
-    if profile.name in _WITHOUT_INT8 or "int8" not in profile.target.computes_in:
+    if not has_int8(profile):
         raise UserError(
             f"{profile.name} computes nothing in int8 ({profile.target.full_name}): "
             "choose --precision fp16 or fp32"

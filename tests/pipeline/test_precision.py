@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import edgeprune
 from edgeprune.core.errors import UserError
+from edgeprune.core.timing import Steps
+from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.precision import FileModule, samples_of
 from edgeprune.graph.inputs import ExampleInputs
+from edgeprune.pipeline.carry_out import Draft
+from edgeprune.pipeline.mixed_precision import Judged
 from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.run import slower_than_float
 from edgeprune.profiles.profile import load_profile
@@ -290,10 +295,10 @@ def test_the_file_that_loses_less_is_taken(
     """The solver's own, with a layer in float, against all in int8: by what the files lose."""
     from edgeprune.pipeline import structured
 
-    def lost(_baseline: Any, drafts: Any) -> list[float]:
-        return [float(bool(draft.floats) != mixed_is_better) for _, draft in drafts]
+    def judged(_baseline: Any, drafts: Any, _whole_ms: float) -> list[Judged]:
+        return [Judged(draft, float(bool(draft.floats) != mixed_is_better)) for _, draft in drafts]
 
-    monkeypatch.setattr(structured, "file_losses", lost)
+    monkeypatch.setattr(structured, "judged_files", judged)
     report = chosen(tmp_path, size_mb=0.55 * whole["size_mb"]).report
     assert (report["quantization"]["int8_layers"] < 4) == mixed_is_better
     assert "judged, lose" in " ".join(report["remarks"])
@@ -304,20 +309,20 @@ def test_judging_a_file_leaves_the_draft_as_it_was(
 ) -> None:
     from edgeprune.pipeline import structured
 
-    judged, same = structured.file_losses, []
+    judged, same = structured.judged_files, []
 
-    def looked_at(baseline: Any, drafts: Any) -> list[float]:
+    def looked_at(baseline: Any, drafts: Any, whole_ms: float) -> list[Judged]:
         before = [
             {name: tensor.clone() for name, tensor in draft.module.state_dict().items()}
             for _, draft in drafts
         ]
-        found = judged(baseline, drafts)
+        found = judged(baseline, drafts, whole_ms)
         for state, (_, draft) in zip(before, drafts, strict=True):
             after = draft.module.state_dict()
             same.append(all(torch.equal(tensor, after[name]) for name, tensor in state.items()))
         return found
 
-    monkeypatch.setattr(structured, "file_losses", looked_at)
+    monkeypatch.setattr(structured, "judged_files", looked_at)
     chosen(tmp_path, size_mb=0.2 * whole["size_mb"])
     assert same == [True, True]
 
@@ -329,7 +334,26 @@ def test_nothing_is_quantised_where_the_budgets_hold(tmp_path: Path, whole: Any)
 
 def test_a_device_without_int8_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="jetson-nano computes nothing in int8"):
-        chosen(tmp_path, "jetson-nano", latency_ms=0.01)
+        pruned(tmp_path, "jetson-nano", "int8")
+
+
+def test_where_a_device_has_fp16_alone_auto_is_that(tmp_path: Path, whole: Any) -> None:
+    """Half the size by bits, so that no channel goes, and the report says which bits and why."""
+    report = chosen(tmp_path, "jetson-nano", size_mb=0.55 * whole["size_mb"]).report
+    assert report["precision"] == "fp16" and report["met"]
+    assert report["after"]["params"] == report["before"]["params"]
+    assert "jetson-nano computes nothing in int8" in " ".join(report["remarks"])
+    told = PruneOptions(budgets=edgeprune.Budgets(size_mb=1), precision="auto")
+    assert told.on(load_profile("jetson-nano")).precision == "fp16"
+
+
+def test_files_are_told_apart_by_all_measurements_of_them() -> None:
+    """A ratio of 0.5 once and 0.405 then is 0.45; what was predicted stays."""
+    cost = Cost(1, 1, 10.0, 1.0, 1.0, "measured", ratio=0.5)
+    both = cost.averaged(replace(cost, ratio=0.405)).beside(20.0)
+    assert both.latency_ms == pytest.approx(9.0)
+    assert cost.averaged(replace(cost, ratio=None)) is cost
+    assert replace(cost, ratio=None).averaged(cost).latency_ms == 10.0
 
 
 def test_the_losses_of_bits_add_up_to_that_of_all() -> None:
@@ -339,3 +363,29 @@ def test_the_losses_of_bits_add_up_to_that_of_all() -> None:
     assert adding_up([0.1, -0.05, 0.2], 0.6) == pytest.approx([0.2, 0.0, 0.4])
     assert adding_up([0.0, 0.0], 0.6) == [0.3, 0.3]
     assert adding_up([0.5, float("inf")], float("inf")) == pytest.approx([0.5, 999.5], rel=1e-3)
+
+
+def test_finalists_are_timed_once_more_each_and_told_apart_by_both_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of losses that differ, in brief alone; where they are alike a thorough fit isn't timed."""
+    from edgeprune.pipeline import mixed_precision
+
+    cost = Cost(7, 1, 10.0, 1.0, 1.0, "measured", ratio=0.5)
+    timed: list[int] = []
+
+    class Bench:
+        machine, steps = object(), Steps()
+
+        def measured(self, baseline: Any, exported: Any, parameters: int) -> tuple[Cost, Cost]:
+            timed.append(parameters)
+            return cost, replace(cost, ratio=0.32)
+
+    losses = iter([1.0, 1.1, 3.0, 2.0])
+    monkeypatch.setattr(mixed_precision, "_fitted_file", lambda *_: (next(losses), None))
+    draft = Draft(None, None, nn.Linear(1, 1), None, cost)  # type: ignore[arg-type]
+    pairs = [(Bench(), draft)] * 2
+    found = mixed_precision.judged_files(None, pairs, 20.0)  # type: ignore[arg-type]
+    assert [each.loss for each in found] == [3.0, 2.0] and timed == [7, 7]
+    latencies = [each.draft.cost.latency_ms for each in found if each.draft.cost]
+    assert latencies == pytest.approx([20 * 0.4] * 2)
