@@ -1,4 +1,5 @@
-"""Copies of a module whose weights take no memory of their own, until they are given others."""
+"""Copies of a module whose weights take no memory of their own, until they are given others or a
+place of their own."""
 
 from __future__ import annotations
 
@@ -15,3 +16,9 @@ def sharing_weights(module: nn.Module) -> nn.Module:
         id(own): type(own)(own.detach(), own.requires_grad) for own in module.parameters()
     }
     return copy.deepcopy(module, memo).eval()
+
+
+def place_apart(module: nn.Module) -> None:
+    """Moves a module's tensors to where no other's lie, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.clone()

@@ -55,7 +55,8 @@ def write_back(
     smaller: GraphModule,
     inputs: ExampleInputs | None = None,
 ) -> WrittenBack:
-    """A resized copy of `original` with the weights of `smaller`; `original` stays as it was.
+    """A resized copy of `original` whose weights lie where those of `smaller` do, so that a large
+    model is held once; `original` stays as it was.
 
     First its layers are resized and its own code is trusted with the rest. Where that differs, the
     numbers among its modules' attributes change as they did in the graph (num_heads), and at last
@@ -336,15 +337,15 @@ def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
 
 
 def _take_weights(module: nn.Module, smaller: GraphModule) -> None:
-    """The graph's parameters and buffers (recovery may have moved them); none lies where one of
-    the original's does after that."""
+    """The graph's parameters and buffers themselves (recovery may have moved them); none lies where
+    one of the original's does after that."""
     given = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
     mine = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, own in mine.items():
         if name in given and own.shape != given[name].shape:
             raise _Stuck(f"{name}: its class keeps the old size")
     for name, own in mine.items():
-        own.data = given.get(name, own).detach().to(own.dtype, copy=True)
+        own.data = given[name].detach().to(own.dtype) if name in given else own.detach().clone()
 
 
 def _difference(module: nn.Module, smaller: GraphModule, inputs: ExampleInputs) -> float:
