@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
@@ -127,7 +127,9 @@ class _Writer:
         graphs = self._carved(paths)
         for holder, leaves in self._removed.items():
             if not _under(holder, graphs):
-                resize_layer(module.get_submodule(holder), holder, leaves, self._smaller)
+                layer = module.get_submodule(holder)
+                resize_layer(layer, holder, leaves, self._smaller)
+                _take_fitting(layer, f"{holder}." if holder else "", self._given)
         for branch in self._branches:
             if not any(_under(self._path(join), graphs) for join in branch.joins):
                 self._skip(module, branch)
@@ -139,7 +141,7 @@ class _Writer:
             for other in others:
                 if not (_under(other, graphs) or _under(name, graphs)):
                     _put(module, other, attribute(module, name))
-        _take_weights(module, self._smaller)
+        _take_weights(module, self._given)
         error = self._difference(module)
         if error > TOLERANCE:
             raise _Stuck(f"its output differs from the graph's by {error:.1e} once resized")
@@ -200,6 +202,12 @@ class _Writer:
                         removed[path] = {"weight": {1: np.flatnonzero(~mask).tolist()}}
                     break
         return removed
+
+    @cached_property
+    def _given(self) -> dict[str, Tensor]:
+        """The smaller graph's parameters and buffers."""
+        smaller = self._smaller
+        return {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
 
     @property
     def unread_squares(self) -> list[str]:
@@ -336,10 +344,18 @@ def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
     setattr(module.get_submodule(holder), leaf, new)
 
 
-def _take_weights(module: nn.Module, smaller: GraphModule) -> None:
+def _take_fitting(layer: nn.Module, prefix: str, given: Mapping[str, Tensor]) -> None:
+    """A layer's own parameters that fit already: what resizing made of them goes at once, not when
+    all layers have been resized."""
+    for name, own in layer.named_parameters(recurse=False):
+        there = given.get(prefix + name)
+        if there is not None and there.shape == own.shape:
+            own.data = there.detach().to(own.dtype)
+
+
+def _take_weights(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     """The graph's parameters and buffers themselves (recovery may have moved them); none lies where
     one of the original's does after that."""
-    given = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
     mine = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, own in mine.items():
         if name in given and own.shape != given[name].shape:
