@@ -134,7 +134,7 @@ class _Silenced(Interpreter):
         return map_arg(args, self._read)
 
     def _read(self, source: Node) -> Any:
-        """A node's value, zeroed where it is a parameter. A graph takes all of its parameters at the
+        """A node's value, zeroed where it is a parameter. A graph takes all parameters at its
         beginning: zeroed there, the model would be held once more."""
         value = self.env[source]
         if source.op == "get_attr":
