@@ -149,9 +149,10 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     best = result.best
     _mark(workspace, result)
     final = _as_called(workspace, best)
+    written = _written_back(workspace, best, final)
+    workspace.forget_original(result)
     validation = _validated(workspace, best, final)
     _part(workspace, best, final)
-    written = _written_back(workspace, best, final)
     let_go(workspace.task.weights)
     _save(workspace, best, final, written)
     let_go(workspace.task.weights)

@@ -4,9 +4,10 @@ place of their own."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def sharing_weights(module: nn.Module) -> nn.Module:
@@ -22,3 +23,9 @@ def place_apart(module: nn.Module) -> None:
     """Moves a module's tensors to where no other's lie, in place."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = tensor.data.clone()
+
+
+def without_values(tensors: Iterable[Tensor]) -> None:
+    """Lets the values of tensors go, in place: their sizes stay."""
+    for tensor in tensors:
+        tensor.data = tensor.new_zeros(()).expand(tensor.shape)

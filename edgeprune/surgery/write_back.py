@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.heap import give_back
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch, common_module
 from edgeprune.coupling.plan import Plan
@@ -102,6 +103,7 @@ class _Writer:
     ) -> None:
         self._inputs = inputs
         self._original = original
+        self._weights = sum(parameter.nbytes for parameter in original.parameters())
         self._traced = traced
         self._coupling = coupling
         self._smaller = smaller
@@ -130,6 +132,7 @@ class _Writer:
                 layer = module.get_submodule(holder)
                 resize_layer(layer, holder, leaves, self._smaller)
                 _take_fitting(layer, f"{holder}." if holder else "", self._given)
+                give_back(self._weights)
         for branch in self._branches:
             if not any(_under(self._path(join), graphs) for join in branch.joins):
                 self._skip(module, branch)

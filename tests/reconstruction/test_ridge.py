@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from edgeprune.core.distributed import Share
 from edgeprune.reconstruction import ridge
 from edgeprune.reconstruction.ridge import Moments, fit
 
