@@ -43,6 +43,7 @@ from edgeprune.report import Report
 from edgeprune.report.notebook import framed, groups_frame, kernels_frame, summary
 from edgeprune.runtime.devices import AUTO, home_of
 from edgeprune.sparse.masks import Masks
+from edgeprune.surgery.copies import place_apart
 from edgeprune.training.seeds import random_state_kept
 
 if TYPE_CHECKING:
@@ -252,6 +253,8 @@ def prune(
     )
     shown = listener or (Lines() if progress and distributed.is_first() else None)
     outcome = carry_out(task, None if output is None else Path(output), Steps(shown))
+    if outcome.module is not outcome.graph_module:  # either may be trained without the other
+        place_apart(outcome.module)
     if home is not None:  # it goes back to where it came from
         outcome.module.to(home)
         outcome.graph_module.to(home)

@@ -85,6 +85,14 @@ def test_module_is_the_users_own_class_resized(model: Plain, result: Result) -> 
     assert counts[1] == result.report["before"]["params"]
 
 
+def test_module_and_graph_train_apart(result: Result) -> None:
+    own, others = (
+        {t.data_ptr() for t in m.state_dict().values()}
+        for m in (result.module, result.graph_module)
+    )
+    assert own.isdisjoint(others)
+
+
 def test_report_is_what_report_json_holds(model: Plain, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     result = edgeprune.prune(model, IMAGE, profile="jetson-nano", rate=0, output=folder)

@@ -108,7 +108,7 @@ def _task(request: Request) -> tuple[Task, Path]:
     """What to do, with everything loaded, and the folder for the results."""
     if request.output is not None:
         check_target(request.output)
-    task = task_of(request)
+    task = replace(task_of(request), disposable=True)
     target = request.output or Path(f"{_stem(task.name)}-{task.settings.profile.name}")
     check_target(target)
     return task, target

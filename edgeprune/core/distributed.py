@@ -105,9 +105,9 @@ class Share:
         """How many of `total` are this process's."""
         return len(range(self.place, total, self.of))
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def add_up(self, tensors: Sequence[Tensor], everywhere: bool = False) -> None:
         """Makes each tensor the sum of all processes', in the first one, in place; in the others
-        it is of no use afterwards."""
+        it is of no use afterwards, unless that is wanted everywhere."""
         if self.of == 1:
             return
         import torch
@@ -115,8 +115,11 @@ class Share:
 
         # In one message: waiting for one another takes longer than sending.
         packed = torch.cat([tensor.flatten().cpu().double() for tensor in tensors])
-        distributed.reduce(packed, dst=0)
-        if self.leads:
+        if everywhere:
+            distributed.all_reduce(packed)
+        else:
+            distributed.reduce(packed, dst=0)
+        if self.leads or everywhere:
             parts = packed.split([tensor.numel() for tensor in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))

@@ -23,6 +23,13 @@ def let_go(weights: int) -> None:
     """
     if weights > LARGE:
         gc.collect()
+        give_back(weights)
+
+
+def give_back(weights: int) -> None:
+    """Gives what a large model's steps freed back to the system, where the C library can be told
+    so: it keeps tensors under 32 MB for the next ones, which may not fit in their places."""
+    if weights > LARGE:
         with contextlib.suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
 

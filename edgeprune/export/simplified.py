@@ -13,7 +13,7 @@ import onnxsim
 from edgeprune.core.large.onnx_file import data_bytes, fetch
 
 #: Above this, weights that nothing could be made of stay out: onnxsim holds a model several times.
-_LARGE_BYTES, _LARGE_WEIGHT = 300e6, 1 << 20
+_LARGE_BYTES, _LARGE_WEIGHT = 100e6, 1 << 20
 #: The ops that take a weight as it is: no simplification computes with it, but for a convolution's
 #: batch norm.
 _TAKERS = {"MatMul", "Gemm", "Gather", "Conv", "ConvTranspose"}
@@ -24,17 +24,18 @@ def simplified(model: onnx.ModelProto, warnings: list[str]) -> onnx.ModelProto:
 
     Takes the weights out of a large `model`, which is of no further use then.
     """
+    order = [tensor.name for tensor in model.graph.initializer]
     taken = _taken_out(model)
     try:
         with _native_warnings_hidden():  # of ops that it leaves as they are, twice an export
             simpler, same = onnxsim.simplify(model)
     except Exception as error:  # onnxsim is C++: it raises what it likes; the model is fine without
         warnings.append(f"onnxsim could not simplify the model ({error}): it stays as exported")
-        return _put_back(model, taken)
+        return _put_back(model, taken, order)
     if not same:
         warnings.append("onnxsim changed the model's output: it stays as exported")
-        return _put_back(model, taken)
-    return _put_back(simpler, taken)
+        return _put_back(model, taken, order)
+    return _put_back(simpler, taken, order)
 
 
 def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -68,13 +69,18 @@ def _taken_out(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return taken
 
 
-def _put_back(model: onnx.ModelProto, taken: dict[str, onnx.TensorProto]) -> onnx.ModelProto:
+def _put_back(
+    model: onnx.ModelProto, taken: dict[str, onnx.TensorProto], order: list[str]
+) -> onnx.ModelProto:
+    """The model with its weights, in the order in which they were before."""
     if taken:
         inputs = [info for info in model.graph.input if info.name not in taken]
         del model.graph.input[:]
         model.graph.input.extend(inputs)
         used = {name for node in model.graph.node for name in node.input}
         model.graph.initializer.extend(t for name, t in taken.items() if name in used)
+        places = {name: number for number, name in enumerate(order)}
+        model.graph.initializer.sort(key=lambda tensor: places.get(tensor.name, len(places)))
     return model
 
 

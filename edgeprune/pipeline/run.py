@@ -67,7 +67,8 @@ from edgeprune.training.seeds import random_state_kept, seed_epoch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives. module: the user's own class if it could follow, else the smaller graph.
+    """What a run gives. module: the user's own class if it could follow, else the smaller graph;
+    its weights lie where the graph's do.
     example_inputs: with the sizes beside the batch that are free in the graph."""
 
     graph_module: GraphModule
@@ -148,9 +149,10 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     best = result.best
     _mark(workspace, result)
     final = _as_called(workspace, best)
+    written = _written_back(workspace, best, final)
+    workspace.forget_original(result)
     validation = _validated(workspace, best, final)
     _part(workspace, best, final)
-    written = _written_back(workspace, best, final)
     let_go(workspace.task.weights)
     _save(workspace, best, final, written)
     let_go(workspace.task.weights)
@@ -470,6 +472,7 @@ def _save(workspace: Workspace, best: Candidate, final: _Final, written: Written
             cases_for(final.inputs, traced.dynamic_batch, seed)[:2],
             TOLERANCE,
         )
+        let_go(workspace.task.weights)  # what was loaded again
         save_weights(
             workspace.folder / RESULTS["weights"],
             workspace.task.module,

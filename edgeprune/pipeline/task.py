@@ -27,6 +27,7 @@ class Task:
 
     remarks: what was assumed so far, for the report. loss: the user's own for fine-tuning, of what
     the model returns and the batch as the data give it. command: as it was typed, "" in Python.
+    disposable: whether nobody but this run has the module, so that its weights may go on the way.
 
     Noise is constants in `module` where that was asked for. Weights that are parametrized (spectral
     norm, say) are plain in `module`; `example_inputs` have the batch that was asked for.
@@ -44,6 +45,7 @@ class Task:
     machine: Machine | None = None
     makes_samples_up: bool = True
     command: str = ""
+    disposable: bool = False
 
     @property
     def weights(self) -> int:

@@ -50,6 +50,7 @@ from edgeprune.runtime.machines import Here, Machine
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
+from edgeprune.surgery.copies import without_values
 from edgeprune.surgery.oracle import SurgeryProof
 from edgeprune.surgery.resize import PrunedModel
 
@@ -310,6 +311,18 @@ class Workspace:
                     device=self.settings.device,
                 ),
             )
+
+    def forget_original(self, result: PruningResult) -> None:
+        """Lets the original's weights go, where the run has the model for itself and none of its
+        steps to come reads them: a large one's are most of what is held."""
+        read = result.best.plan.removes_nothing or self.given is not None  # how far each layer is
+        if not self.task.disposable or read:
+            return
+        program = result.baseline.exported.program
+        for module in (self.task.module, self.traced.graph_module):
+            without_values((*module.parameters(), *module.buffers()))
+        without_values(program.state_dict.values())
+        let_go(self.task.weights)
 
     # -- files ----------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from edgeprune.coupling.kept_masks import Kept
 from edgeprune.coupling.plan import Plan
 from edgeprune.reconstruction.layers import Layer, find_layers, idle
 from edgeprune.reconstruction.replay import Replay
-from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, add_up, fit
+from edgeprune.reconstruction.ridge import LARGEST_DEPTH, Fitted, Moments, add_up, fit, tried
 from edgeprune.reconstruction.sampling import Sampling, everyones
 from edgeprune.runtime.placement import CPU, summing
 from edgeprune.sparse.masks import Masks
@@ -165,7 +165,8 @@ def refit(
     """Gives a layer new weights; returns False if those that it has are as good.
 
     Both runs must have come to what the layer reads and aims at. Where processes share the calls,
-    each sums over its own, the first solves, and all get what it found. rounds: how often it is
+    each sums over its own and tries a share of the ridges on the sums of all; the first solves for
+    the best one, and all get what it found. rounds: how often it is
     repeated where a ReLU reads the result, for what the ReLU lets through. masks: weights that stay
     zero.
     """
@@ -185,7 +186,8 @@ def refit(
                 y = _as_seen(x, y, addend, aim.seen, *current)
             moments[held].add(x, y - addend if addend is not None else y)
         add_up(moments, share)
-        solve = partial(fit, *moments, layer.has_offset, mask, fitted)
+        known = tried(*moments, layer.has_offset, share) if mask is None else None
+        solve = partial(fit, *moments, layer.has_offset, mask, fitted, known)
         found = _told(share, solve, matrix.device)
         if found is None:
             break

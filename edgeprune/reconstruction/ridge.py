@@ -4,7 +4,7 @@ there are so few that they are less than their sums."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -261,7 +261,8 @@ class Fitted:
 
 
 def add_up(several: Sequence[Moments], share: Share) -> None:
-    """Makes sums those over all processes' rows, in the first one."""
+    """Makes sums those over all processes' rows, in all of them: each tries a share of the ridges
+    on them."""
     if share.of == 1:
         return
     sums, counts = [], []
@@ -271,13 +272,16 @@ def add_up(several: Sequence[Moments], share: Share) -> None:
             sums += [counts[-1][1], one.inputs.x, one.inputs._summed()]
         sums += [one.r, one.xr, one.rr]
         one._together = True
-    share.add_up(sums)
+    share.add_up(sums, everywhere=True)
     for inputs, count in counts:
         inputs.count = int(count)
 
 
 #: How weights (groups, depth, outputs) and offsets (groups, outputs) change.
 _Change = tuple[Tensor, Tensor]
+
+#: What each ridge leaves of the error on rows held out; None: each output is scaled.
+Errors = dict[float | None, float]
 
 
 def fit(
@@ -286,6 +290,7 @@ def fit(
     has_offset: bool,
     mask: Tensor | None = None,
     before: Fitted | None = None,
+    errors: Errors | None = None,
 ) -> Fitted | None:
     """The weights of least squared error; None if they'd be no better on rows held out.
 
@@ -293,7 +298,8 @@ def fit(
     on the rows held out is taken.
 
     mask (groups, outputs, depth): False where a weight must stay what it is. before: what came of
-    the same inputs with other targets: of masked weights, its ridge is taken again.
+    the same inputs with other targets: of masked weights, its ridge is taken again. errors: see
+    `tried`, where that is known.
 
     The ridge pulls towards the weights there are; it is the one that does best on `held`, and the
     answer is then taken from all rows. Without held-out rows it is 1 %.
@@ -303,10 +309,14 @@ def fit(
     ridge: float | None = _RIDGES[4]
     near: Tensor | None = None
     if held.count:
-        errors, changes = _tried(seen, held, has_offset, mask, before)
+        changes: dict[float | None, Tensor] = {}
+        if mask is not None:
+            errors, changes = _tried_masked(seen, held, has_offset, mask, before)
+        elif errors is None:
+            errors = tried(seen, held, has_offset)
         if not errors:
             return None
-        ridge = min(errors, key=lambda candidate: errors[candidate])
+        ridge = min(errors, key=errors.__getitem__)
         least = _LEAST_GAIN if mask is None or before is None else _WORTH_MORE
         if not errors[ridge] < held.unchanged_error * (1 - least):
             return None
@@ -320,27 +330,38 @@ def fit(
     )
 
 
-def _tried(
+def tried(seen: Moments, held: Moments, has_offset: bool, share: Share = ALONE) -> Errors:
+    """What each ridge leaves of the error on `held`; nothing where there are no rows to tell by.
+    share: of the ridges, where all processes hold the same sums and call this."""
+    if not (seen.count and held.count):
+        return {}
+    ridges = _RIDGES if seen.matrix.shape[2] <= _LARGE_DEPTH else _FEW_RIDGES
+    candidates = (*ridges, None)
+    own: Errors = {}
+    # The first process has the answer to compute besides, so that it begins behind the others.
+    for candidate in replace(share, place=share.of - 1 - share.place).mine(candidates):
+        change = _change(seen, candidate, has_offset)
+        if change is not None:
+            own[candidate] = held.error(*change)
+    found = {key: error for each in share.gathered(own) for key, error in each.items()}
+    # In their order, whoever tried them: of equal ones the first is taken.
+    return {candidate: found[candidate] for candidate in candidates if candidate in found}
+
+
+def _tried_masked(
     seen: Moments,
     held: Moments,
     has_offset: bool,
-    mask: Tensor | None,
+    mask: Tensor,
     before: Fitted | None = None,
-) -> tuple[dict[float | None, float], dict[float | None, Tensor]]:
-    """What each ridge leaves of the error on `held`; of masked weights the changes too.
+) -> tuple[Errors, dict[float | None, Tensor]]:
+    """What ridges leave of the error on `held`, and the changes of masked weights.
 
     Those are found by steps, from a ridge's solution to that of the next smaller one, as long as
     smaller ones do clearly better: each takes longer than the one before.
     """
-    errors: dict[float | None, float] = {}
+    errors: Errors = {}
     changes: dict[float | None, Tensor] = {}
-    if mask is None:
-        ridges = _RIDGES if seen.matrix.shape[2] <= _LARGE_DEPTH else _FEW_RIDGES
-        for candidate in (*ridges, None):
-            change = _change(seen, candidate, has_offset)
-            if change is not None:
-                errors[candidate] = held.error(*change)
-        return errors, changes
     near: Tensor | None = None
     known = None if before is None else before.ridge
     for candidate in sorted(_FEW_RIDGES, reverse=True) if known is None else (known,):

@@ -51,7 +51,8 @@ def _rebuilt(into: nn.Module, weights: Path, loaded: LoadedModel, graph: GraphMo
             "`into` out and train the graph"
         )
     try:
-        module = recipe.applied(into, tensors)
+        # Of its own: the file that they lie in may be written anew.
+        module = recipe.applied(into, {name: tensor.clone() for name, tensor in tensors.items()})
         if loaded.example_inputs is not None:
             check_same(module, graph, loaded.example_inputs)
     except CannotRebuild as reason:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from edgeprune.coupling import Coupling
@@ -128,12 +129,23 @@ class _Silenced(Interpreter):
             self.errors.append((difference([self.expected[n.name]], [kept])[1], n.name))
         return value
 
+    def map_nodes_to_values(self, args: Any, n: Node) -> Any:
+        """What a node reads."""
+        return map_arg(args, self._read)
+
+    def _read(self, source: Node) -> Any:
+        """A node's value, zeroed where it is a parameter. A graph takes all parameters at its
+        beginning: zeroed there, the model would be held once more."""
+        value = self.env[source]
+        if source.op == "get_attr":
+            return self._zeroed(value, self._coupling.labels[source.name])
+        return value
+
     def _computed(self, n: Node) -> Any:
         if n.name in self._bypass:
-            skip = next(s for s in n.all_input_nodes if s.name == self._bypass[n.name])
-            return self.env[skip]
+            return self._read(next(s for s in n.all_input_nodes if s.name == self._bypass[n.name]))
         if n.op == "get_attr":
-            return self._zeroed(super().run_node(n), self._coupling.labels[n.name])
+            return super().run_node(n)
         if n.name in self._coupling.reducing and n.name in self._resized and self._shrinks(n):
             self.gathered = True
             return self._on_what_is_kept(n)

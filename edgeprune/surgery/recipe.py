@@ -72,7 +72,7 @@ class Recipe(BaseModel):
         )
 
     def applied(self, original: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A smaller copy of `original`, in eval mode, that holds `tensors`, where they lie.
+        """A smaller copy of `original`, in eval mode, that holds `tensors` themselves.
 
         Raises CannotRebuild for a module that isn't built as the pruned one was.
         """
@@ -123,15 +123,21 @@ def check_same(module: nn.Module, smaller: nn.Module, inputs: ExampleInputs) -> 
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a module's state dict, and buffers outside it that it can't be called without;
-    one that has several names once, under the first."""
+    """The tensors of a module's state dict, and buffers outside it that it can't be called without,
+    where they lie; one that has several names once, under the first."""
     tied = _tied(module)
     named = {**module.state_dict(keep_vars=True), **dict(module.named_buffers())}
-    return {
-        name: tensor.detach().clone().contiguous()
-        for name, tensor in named.items()
-        if isinstance(tensor, Tensor) and name not in tied
-    }
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in named.items():
+        if not isinstance(tensor, Tensor) or name in tied:
+            continue
+        own = tensor.detach().contiguous()
+        if own.untyped_storage().data_ptr() in places:  # parts of one: a file has each by itself
+            own = own.clone()
+        places.add(own.untyped_storage().data_ptr())
+        found[name] = own
+    return found
 
 
 def _tied(module: nn.Module) -> dict[str, str]:
@@ -196,7 +202,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                     raise CannotRebuild(f"the file has no {name}")
                 filled.add(name)
                 if id(old) not in made:
-                    new = tensors[name].clone()
+                    new = tensors[name]
                     learnt = isinstance(old, nn.Parameter)
                     made[id(old)] = nn.Parameter(new, old.requires_grad) if learnt else new
                 kept[leaf] = made[id(old)]  # type: ignore[assignment]

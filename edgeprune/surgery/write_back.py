@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from edgeprune.core.heap import give_back
 from edgeprune.coupling import Coupling
 from edgeprune.coupling.branches import Branch, common_module
 from edgeprune.coupling.plan import Plan
@@ -55,7 +56,8 @@ def write_back(
     smaller: GraphModule,
     inputs: ExampleInputs | None = None,
 ) -> WrittenBack:
-    """A resized copy of `original` with the weights of `smaller`; `original` stays as it was.
+    """A resized copy of `original` whose weights lie where those of `smaller` do, so that a large
+    model is held once; `original` stays as it was.
 
     First its layers are resized and its own code is trusted with the rest. Where that differs, the
     numbers among its modules' attributes change as they did in the graph (num_heads), and at last
@@ -101,6 +103,7 @@ class _Writer:
     ) -> None:
         self._inputs = inputs
         self._original = original
+        self._weights = sum(parameter.nbytes for parameter in original.parameters())
         self._traced = traced
         self._coupling = coupling
         self._smaller = smaller
@@ -126,7 +129,10 @@ class _Writer:
         graphs = self._carved(paths)
         for holder, leaves in self._removed.items():
             if not _under(holder, graphs):
-                resize_layer(module.get_submodule(holder), holder, leaves, self._smaller)
+                layer = module.get_submodule(holder)
+                resize_layer(layer, holder, leaves, self._smaller)
+                _take_fitting(layer, f"{holder}." if holder else "", self._given)
+                give_back(self._weights)
         for branch in self._branches:
             if not any(_under(self._path(join), graphs) for join in branch.joins):
                 self._skip(module, branch)
@@ -138,7 +144,7 @@ class _Writer:
             for other in others:
                 if not (_under(other, graphs) or _under(name, graphs)):
                     _put(module, other, attribute(module, name))
-        _take_weights(module, self._smaller)
+        _take_weights(module, self._given)
         error = self._difference(module)
         if error > TOLERANCE:
             raise _Stuck(f"its output differs from the graph's by {error:.1e} once resized")
@@ -199,6 +205,12 @@ class _Writer:
                         removed[path] = {"weight": {1: np.flatnonzero(~mask).tolist()}}
                     break
         return removed
+
+    @cached_property
+    def _given(self) -> dict[str, Tensor]:
+        """The smaller graph's parameters and buffers."""
+        smaller = self._smaller
+        return {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
 
     @property
     def unread_squares(self) -> list[str]:
@@ -335,16 +347,24 @@ def _put(module: nn.Module, path: str, new: nn.Module | nn.Parameter) -> None:
     setattr(module.get_submodule(holder), leaf, new)
 
 
-def _take_weights(module: nn.Module, smaller: GraphModule) -> None:
-    """The graph's parameters and buffers (recovery may have moved them); none lies where one of
-    the original's does after that."""
-    given = {**dict(smaller.named_parameters()), **dict(smaller.named_buffers())}
+def _take_fitting(layer: nn.Module, prefix: str, given: Mapping[str, Tensor]) -> None:
+    """A layer's own parameters that fit already: what resizing made of them goes at once, not when
+    all layers have been resized."""
+    for name, own in layer.named_parameters(recurse=False):
+        there = given.get(prefix + name)
+        if there is not None and there.shape == own.shape:
+            own.data = there.detach().to(own.dtype)
+
+
+def _take_weights(module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """The graph's parameters and buffers themselves (recovery may have moved them); none lies where
+    one of the original's does after that."""
     mine = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, own in mine.items():
         if name in given and own.shape != given[name].shape:
             raise _Stuck(f"{name}: its class keeps the old size")
     for name, own in mine.items():
-        own.data = given.get(name, own).detach().to(own.dtype, copy=True)
+        own.data = given[name].detach().to(own.dtype) if name in given else own.detach().clone()
 
 
 def _difference(module: nn.Module, smaller: GraphModule, inputs: ExampleInputs) -> float:

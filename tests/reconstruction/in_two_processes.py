@@ -80,6 +80,8 @@ def found() -> dict[str, Any]:
     lost = joint(traced, coupling, plan, samples, judge)
     orders = eliminations(traced, coupling, samples.fit)
     made = made_up(traced)
+    everywhere = torch.tensor([1.0 + mine.place, 1.0])
+    mine.add_up([everywhere], everywhere=True)
     asked: list[int] = []
     answer = led(lambda ask: [ask(i) for i in (3, 5)], lambda i: asked.append(i) or 2 * i)
     try:
@@ -98,6 +100,7 @@ def found() -> dict[str, Any]:
         "lost": [lost.loss, lost.agreement],
         "orders": [[g, e.order.tolist()] for g, e in orders.items()],
         "made": [] if made is None else [float(batch.abs().sum()) for batch in made.batches],
+        "everywhere": everywhere.tolist(),
         "asked": asked,
         "answer": answer,
         "told": told,

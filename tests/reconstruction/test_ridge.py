@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from edgeprune.core.distributed import Share
 from edgeprune.reconstruction import ridge
 from edgeprune.reconstruction.ridge import Moments, fit
 
@@ -204,7 +205,7 @@ def test_smaller_ridges_are_tried_while_they_do_better(monkeypatch: pytest.Monke
     generator = torch.Generator().manual_seed(6)
     noise.add(torch.randn(1, 80, 300, generator=generator), torch.randn(1, 80, 7))
     tried.clear()
-    ridge._tried(noise, held, True, mask)
+    ridge._tried_masked(noise, held, True, mask)
     assert [share for share, _ in tried] == [1.0, 1e-2]  # the second was worse
 
 
@@ -252,3 +253,22 @@ def test_inputs_that_are_known_are_factorised_once(monkeypatch: pytest.MonkeyPat
         again = fit(again_seen, again_held, True)
         assert first is not None and again is not None and len(made) == before
         torch.testing.assert_close(first.matrix, again.matrix, rtol=1e-2, atol=1e-3)
+
+
+def test_each_process_tries_a_share_of_the_ridges(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, held, *_ = few_rows(1, 80)
+    alone = ridge.tried(seen, held, True)
+    parts: list[dict[float | None, float]] = []
+
+    def gathered(self: Share, value: Any) -> list[Any]:
+        parts.append(value)
+        return parts
+
+    monkeypatch.setattr(Share, "gathered", gathered)
+    ridge.tried(seen, held, True, Share(1, 2))
+    together = ridge.tried(seen, held, True, Share(0, 2))
+    assert together == alone and list(together) == list(alone)
+    others, first = parts
+    assert others.keys() | first.keys() == alone.keys() and not others.keys() & first.keys()
+    # Scaling takes nearly no time, and the answer is the first one's to compute.
+    assert len(others) >= len(first.keys() - {None}) + 1

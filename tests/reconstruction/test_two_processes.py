@@ -42,6 +42,7 @@ def test_both_processes_hold_the_same(both: list[dict[str, Any]]) -> None:
     assert both[0] == both[1]
     assert both[0]["asked"] == [3, 5] and both[0]["answer"] == [6, 10]
     assert both[0]["told"] == "refused"
+    assert both[0]["everywhere"] == [3, 2]
 
 
 def test_they_find_what_one_finds(both: list[dict[str, Any]]) -> None:
