@@ -119,7 +119,12 @@ def won_back(
             aligned = workspace.align(draft.module, draft.plan)
             draft = replace(draft, alignment=aligned)
         if epochs:
-            trained = workspace.fine_tune(draft.module, draft.plan, epochs, recovery)
+            # What a step trains on the way, no file is made of.
+            rehearse = (
+                workspace.rehearsing(draft.module, draft.plan, draft.floats) if last else None
+            )
+            module, plan = draft.module, draft.plan
+            trained = workspace.fine_tune(module, plan, epochs, recovery, rehearse=rehearse)
             draft = replace(draft, trained=trained)
     with workspace.steps.step("evaluate"):
         metric, agreement = workspace.metric(draft.module), workspace.agreement(draft.module)

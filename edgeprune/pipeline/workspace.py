@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from edgeprune.core.budgets import Budgets
 from edgeprune.core.distributed import from_first, share
 from edgeprune.core.errors import UserError
 from edgeprune.core.heap import let_go
+from edgeprune.core.scratch import scratch_folder
 from edgeprune.core.timing import Steps
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_graph
@@ -28,11 +29,12 @@ from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, pr
 from edgeprune.export.loop_parts import InParts
 from edgeprune.export.onnx import Exported, export
 from edgeprune.export.precision import Floats, in_precision, samples_of, staying_float
+from edgeprune.export.rehearsal import Rehearsal, rehearsal
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
-from edgeprune.quantization import Drift
+from edgeprune.quantization import Drift, preset_for
 from edgeprune.reconstruction.outputs import floating, streamed
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found, Yardstick
@@ -292,8 +294,9 @@ class Workspace:
         epochs: int,
         recovery: Recovery,
         masks: Masks | None = None,
+        rehearse: Callable[[], Rehearsal] | None = None,
     ) -> tuple[str, ...]:
-        """What epochs of training did to a module, in place."""
+        """What epochs of training did to a module, in place. rehearse: see `rehearsing`."""
         from edgeprune.training import Extras  # Lightning comes with it
 
         assert self.task.data is not None
@@ -309,7 +312,26 @@ class Workspace:
                     note=lambda words, done: self.steps.note("fine-tune", words, done),
                     device=self.settings.device,
                 ),
+                rehearse,
             )
+
+    def rehearsing(
+        self, module: GraphModule, plan: Plan, floats: frozenset[str] | None = None
+    ) -> Callable[[], Rehearsal] | None:
+        """What tells what a plan's file rounds, for training to see it; None where the file isn't
+        in int8. floats: see `_in_precision`."""
+        if self._precision(floats is not None) != "int8":
+            return None
+        chosen = None if floats is None else staying_float(floats, module)
+
+        def told() -> Rehearsal:
+            with scratch_folder() as folder:
+                exported = self._written(module, folder, plan)
+                preset = preset_for(self.settings.profile)
+                fit = self.calibration().fit
+                return rehearsal(exported, module, fit, self.file_batch, preset, chosen)
+
+        return lambda: from_first(told)
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -358,15 +380,19 @@ class Workspace:
     ) -> Exported:
         """The file in the precision that was asked for. floats: the layers that stay float in int8,
         where the solver decides; without it all of them do."""
-        settings, precision = self.settings, self.settings.precision
-        if precision == "auto":
-            precision = "fp32" if floats is None else "int8"
+        settings, precision = self.settings, self._precision(floats is not None)
         if precision == "fp32":
             return exported
         samples = self.calibration()
         with self.steps.step("quantize"):
             calls = samples_of(samples.fit, exported.input_names, self.file_batch)
             return in_precision(exported, precision, settings.profile, calls, final, floats)
+
+    def _precision(self, decided: bool) -> str:
+        """What the file is in. decided: whether it is said which layers stay float."""
+        if self.settings.precision == "auto":
+            return "int8" if decided else "fp32"
+        return self.settings.precision
 
     def calibration(self) -> Samples:
         """The samples that fewer bits are calibrated on. Raises UserError where there are none."""
