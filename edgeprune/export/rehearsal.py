@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
-from edgeprune.core.errors import UserError
 from edgeprune.export.onnx import Exported
 from edgeprune.export.precision import MOST_SAMPLES, Floats, layer_parameters, samples_of
 from edgeprune.graph.fx_utils import op_name
@@ -83,11 +82,8 @@ def rehearsal(
     each = LayerByLayer(exported.path, samples, preset)
     left = each.found(samples, floats).floats
     rounded = each.grids(left)
-    if not rounded.weights:
-        raise UserError(
-            "fine-tuning can't see int8: every layer with weights stays float in the file: use "
-            "--precision fp32 or fp16"
-        )
+    if not rounded.weights:  # the budgets hold without, or 8 bits cost too much everywhere
+        return Rehearsal({}, (), 0)
     held = next(iter(insides(each.base, rounded.values, samples[:1])))
     names = same_values(module, calls[0], [samples[0][n] for n in exported.input_names], held)
     parameters = layer_parameters(each.layers, module)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
 
 from edgeprune.quantization.layers import Layers
 
@@ -49,6 +51,8 @@ def grids(quantised: onnx.ModelProto, layers: Sequence[str], reduced: bool) -> G
     """Read off a model that `LayerByLayer.made` gave. layers: names of those with weights. reduced:
     whether weights have 7 bits."""
     model = Layers(quantised)
+    kind = QuantType.QInt8.tensor_type
+    _, largest = map(int, get_qmin_qmax_for_qType(kind, reduced, symmetric=True))
     values = dict(_values(model))
     weights = {}
     for name in layers:
@@ -64,7 +68,7 @@ def grids(quantised: onnx.ModelProto, layers: Sequence[str], reduced: bool) -> G
             if d is not None and not _of_activation(model, d)
         ]
         if scales:
-            weights[name] = WeightGrid(64 if reduced else 127, scales[0].size > 1)
+            weights[name] = WeightGrid(largest, scales[0].size > 1)
     return Grids(values, weights)
 
 

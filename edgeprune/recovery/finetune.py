@@ -115,6 +115,8 @@ def _told(phases: Sequence[Trained]) -> str:
 
 def _seen(rehearsal: Rehearsal, in_int8: int, epochs: int) -> str:
     count = len(rehearsal.layers)
+    if not count and not rehearsal.unseen:
+        return "no layer is in int8 in the file, so fine-tuning saw none"
     told = f"fine-tuned with {count} layer{'s'[: count != 1]} in int8 in the loop"
     if in_int8 < epochs:
         told += f", in the last {in_int8} of {epochs} epochs"

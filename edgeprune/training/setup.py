@@ -231,7 +231,7 @@ def _identity(setup: Setup, size: int, seed: int) -> dict[str, Any]:
     objective = setup.objective
     kind = "classes" if objective.by_classes else "values" if objective.loss is None else "own"
     # Not the grids: they follow from the weights, in whose last bits two runs may differ.
-    int8 = {} if setup.int8 is None else {"int8": str(setup.int8)}
+    int8 = "" if setup.int8 is None else str(setup.int8)
     return identity(
         setup.student,
         setup.recipe,
@@ -240,5 +240,5 @@ def _identity(setup: Setup, size: int, seed: int) -> dict[str, Any]:
         data=[setup.batches, size],
         objective=[kind, objective.needs_teacher],
         zeros=setup.masks.zeros if setup.masks is not None else 0,
-        **int8,
+        int8=int8,
     )
