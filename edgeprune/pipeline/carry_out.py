@@ -124,7 +124,7 @@ def won_back(
                 workspace.rehearsing(draft.module, draft.plan, draft.floats) if last else None
             )
             module, plan = draft.module, draft.plan
-            trained = workspace.fine_tune(module, plan, epochs, recovery, rehearse=rehearse)
+            trained = workspace.fine_tune(module, plan, epochs, recovery, None, rehearse)
             draft = replace(draft, trained=trained)
     with workspace.steps.step("evaluate"):
         metric, agreement = workspace.metric(draft.module), workspace.agreement(draft.module)
