@@ -71,7 +71,7 @@ def one(row: Row, folder: Path) -> Row:
             "output": Path(scratch) / "out",
         }
         if row["way"] == "float":
-            with patch.object(Workspace, "rehearsing", lambda *_: None):
+            with patch.object(Workspace, "rehearsal", lambda *_: None):
                 result = edgeprune.prune(case.model, case.example, row["profile"], **asked)
         else:
             result = edgeprune.prune(case.model, case.example, row["profile"], **asked)

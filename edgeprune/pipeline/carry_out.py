@@ -119,12 +119,10 @@ def won_back(
             aligned = workspace.align(draft.module, draft.plan)
             draft = replace(draft, alignment=aligned)
         if epochs:
-            # What a step trains on the way, no file is made of.
-            rehearse = (
-                workspace.rehearsing(draft.module, draft.plan, draft.floats) if last else None
-            )
             module, plan = draft.module, draft.plan
-            trained = workspace.fine_tune(module, plan, epochs, recovery, None, rehearse)
+            # Of what a step on the way comes to no file is made.
+            int8 = workspace.rehearsal(module, plan, draft.floats) if last else None
+            trained = workspace.fine_tune(module, plan, epochs, recovery, None, int8)
             draft = replace(draft, trained=trained)
     with workspace.steps.step("evaluate"):
         metric, agreement = workspace.metric(draft.module), workspace.agreement(draft.module)

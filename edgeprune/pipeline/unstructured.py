@@ -209,8 +209,9 @@ class Sparsifier:
             recovery = workspace.recover(module, plan, made.masks)
             made = replace(made, recovery=recovery)
             if epochs:
-                rehearse = workspace.rehearsing(module, plan) if last else None
-                trained = workspace.fine_tune(module, plan, epochs, recovery, made.masks, rehearse)
+                int8 = workspace.rehearsal(module, plan) if last else None
+                masks = made.masks
+                trained = workspace.fine_tune(module, plan, epochs, recovery, masks, int8)
                 made = replace(made, trained=trained)
         if not made.masks.held_by(module):
             raise EdgePruneError(

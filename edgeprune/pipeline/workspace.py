@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -294,9 +294,10 @@ class Workspace:
         epochs: int,
         recovery: Recovery,
         masks: Masks | None = None,
-        rehearse: Callable[[], Rehearsal] | None = None,
+        int8: Rehearsal | None = None,
     ) -> tuple[str, ...]:
-        """What epochs of training did to a module, in place. rehearse: see `rehearsing`."""
+        """What epochs of training did to a module, in place. int8: what of its file training
+        sees."""
         from edgeprune.training import Extras  # Lightning comes with it
 
         assert self.task.data is not None
@@ -311,27 +312,27 @@ class Workspace:
                     seed=self.settings.seed,
                     note=lambda words, done: self.steps.note("fine-tune", words, done),
                     device=self.settings.device,
+                    int8=int8,
                 ),
-                rehearse,
             )
 
-    def rehearsing(
+    def rehearsal(
         self, module: GraphModule, plan: Plan, floats: frozenset[str] | None = None
-    ) -> Callable[[], Rehearsal] | None:
-        """What tells what a plan's file rounds, for training to see it; None where the file isn't
-        in int8. floats: see `_in_precision`."""
+    ) -> Rehearsal | None:
+        """What a plan's file rounds, for training to see it; None where the file isn't in int8.
+        floats: see `_in_precision`."""
         if self._precision(floats is not None) != "int8":
             return None
         chosen = None if floats is None else staying_float(floats, module)
+        fit, preset = self.calibration().fit, preset_for(self.settings.profile)
 
         def told() -> Rehearsal:
             with scratch_folder() as folder:
                 exported = self._written(module, folder, plan)
-                preset = preset_for(self.settings.profile)
-                fit = self.calibration().fit
                 return rehearsal(exported, module, fit, self.file_batch, preset, chosen)
 
-        return lambda: from_first(told)
+        with self.steps.step("quantize"):
+            return from_first(told)
 
     # -- files ----------------------------------------------------------------------------------
 
