@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from onnxruntime.quantization import quant_utils
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from edgeprune.core.errors import EdgePruneError
@@ -81,6 +81,31 @@ def test_a_layer_that_stays_float_is_not_rounded() -> None:
         "conv2d_1"
     }
     assert none == Rehearsal({}, (), 0)
+
+
+def test_what_a_batch_norm_makes_is_rounded_though_it_changes_nothing_yet() -> None:
+    """Fresh, it hands on what it reads; once it trains, what it reads has another range."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(), nn.Conv2d(8, 4, 3))
+    drawn = torch.randn(32, 3, 8, 8)
+    graph = trace(net.eval(), ExampleInputs((drawn[:1],), {})).graph_module
+    values = rehearsed(graph, calls_of(drawn), VNNI).values
+    assert "batch_norm" in values and "conv2d" not in values
+
+
+def test_a_layer_that_runs_twice_is_rounded_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.conv(torch.relu(self.conv(x)))))
+
+    drawn = torch.randn(32, 3, 8, 8)
+    graph = trace(Twice().eval(), ExampleInputs((drawn[:1],), {})).graph_module
+    seen = rehearsed(graph, calls_of(drawn), VNNI)
+    assert {layer.node for layer in seen.layers} == {"conv2d", "conv2d_1", "conv2d_2"}
+    assert seen.unseen == 0
 
 
 def test_seven_bits_where_the_preset_reduces_the_range() -> None:
