@@ -3,9 +3,10 @@
     PYTHONPATH=. python benchmarks/qat_schedules.py
 
 Half of a small network on scikit-learn's digits, 6 epochs in all, from four seeds. Eight bits
-hardly hurt it, so that weights have 7 levels, and 15, by onnxruntime's own quantiser. Printed are the
-means of the int8 file's percent right, on the 360 digits that don't train, and of the float model's
-that it is made from. Each phase has the usual warm-up and cosine. About three minutes on one core.
+hardly hurt it, so that weights have 7 levels, and 15, by onnxruntime's own quantiser. Printed are
+the means of the int8 file's percent right, on the 360 digits that don't train, and of the float
+model's that it is made from. Each phase has the usual warm-up and cosine. About three minutes on
+one core.
 """
 
 from __future__ import annotations
