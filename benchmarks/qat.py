@@ -7,7 +7,7 @@ and a few epochs: ResNet-8 on the 4,000 training images of the CIFAR-10 sample, 
 keywords that don't test. Both ways train the same epochs from the same seed; "float" has the
 rehearsal left out, as before there was one. Judged is the int8 file, in onnxruntime, on test inputs
 that nothing saw; beside it the float model that it was made from. Each row of FILE is kept: an
-interrupted run goes on. About a quarter of an hour on one core.
+interrupted run goes on. About a quarter of an hour on an idle core.
 """
 
 from __future__ import annotations
