@@ -9,17 +9,19 @@ from math import ceil, log
 from torch.fx import GraphModule
 
 from edgeprune.core.distributed import from_first
+from edgeprune.core.heap import let_go
 from edgeprune.core.timeout import deadline
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost, count_parameters, predicted
 from edgeprune.export.onnx import Exported
 from edgeprune.pipeline.budget_controller import BudgetController
-from edgeprune.pipeline.workspace import Baseline, Workspace
+from edgeprune.pipeline.workspace import Baseline, PruningResult, Workspace
 from edgeprune.reconstruction.yardstick import Found
 from edgeprune.recovery import Alignment, Recovery
 from edgeprune.scoring.sensitivity import joint
 from edgeprune.solve import Limits, Problem, Solution, solve
 from edgeprune.solve.plan_search import SAMPLES
+from edgeprune.surgery.copies import without_values
 from edgeprune.surgery.oracle import SurgeryProof, prove
 from edgeprune.surgery.resize import inherit, resize
 
@@ -119,7 +121,10 @@ def won_back(
             aligned = workspace.align(draft.module, draft.plan)
             draft = replace(draft, alignment=aligned)
         if epochs:
-            trained = workspace.fine_tune(draft.module, draft.plan, epochs, recovery)
+            module, plan = draft.module, draft.plan
+            # Of what a step on the way comes to no file is made.
+            int8 = workspace.rehearsal(module, plan, draft.floats) if last else None
+            trained = workspace.fine_tune(module, plan, epochs, recovery, None, int8)
             draft = replace(draft, trained=trained)
     with workspace.steps.step("evaluate"):
         metric, agreement = workspace.metric(draft.module), workspace.agreement(draft.module)
@@ -203,3 +208,17 @@ def priced(
         before, after = workspace.measured(whole, exported, parameters)
         controller.recalibrate(before)
         return exported, after.beside(controller.whole.latency_ms)
+
+
+def forget_original(workspace: Workspace, result: PruningResult) -> None:
+    """Lets the original's weights go, where the run has the model for itself and none of its steps
+    to come reads them: a large one's are most of what is held."""
+    # With samples, how far each layer is from the original is still to be said.
+    read = result.best.plan.removes_nothing or workspace.given is not None
+    if not workspace.task.disposable or read:
+        return
+    program = result.baseline.exported.program
+    for module in (workspace.task.module, workspace.traced.graph_module):
+        without_values((*module.parameters(), *module.buffers()))
+    without_values(program.state_dict.values())
+    let_go(workspace.task.weights)

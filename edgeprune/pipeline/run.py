@@ -38,6 +38,7 @@ from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import TracedModel, trace
 from edgeprune.pipeline.artifacts import MASKS, PARTS, RESULTS
 from edgeprune.pipeline.budget_controller import over
+from edgeprune.pipeline.carry_out import forget_original
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.report_builder import build_report
 from edgeprune.pipeline.structured import left_as_it_was, out_of_reach, prune_structured
@@ -150,7 +151,7 @@ def _finished(workspace: Workspace, result: PruningResult) -> Outcome:
     _mark(workspace, result)
     final = _as_called(workspace, best)
     written = _written_back(workspace, best, final)
-    workspace.forget_original(result)
+    forget_original(workspace, result)
     validation = _validated(workspace, best, final)
     _part(workspace, best, final)
     let_go(workspace.task.weights)

@@ -173,7 +173,8 @@ class Sparsifier:
                     "report the model)"
                 )
         made = Zeroed(module, masks, _lost(scores, masks), proof, criterion)
-        return self._won_back(made, share_of_epochs(settings.epochs, settings.steps, number))
+        epochs = share_of_epochs(settings.epochs, settings.steps, number)
+        return self._won_back(made, epochs, number == settings.steps)
 
     def _scores(self, module: GraphModule, before: Zeroed | None) -> tuple[str, dict[str, Tensor]]:
         """What each weight is worth by now, by which criterion; what is gone is worth nothing."""
@@ -200,7 +201,7 @@ class Sparsifier:
             return self.workspace.batches(data.train)
         return None if samples is None else [tuple(call.tensors) for call in samples.fit]
 
-    def _won_back(self, made: Zeroed, epochs: int) -> Zeroed:
+    def _won_back(self, made: Zeroed, epochs: int, last: bool) -> Zeroed:
         """With its accuracy won back where there are samples; the zeros stay."""
         workspace, module = self.workspace, made.module
         if workspace.samples is not None and made.masks.zeros:
@@ -208,7 +209,9 @@ class Sparsifier:
             recovery = workspace.recover(module, plan, made.masks)
             made = replace(made, recovery=recovery)
             if epochs:
-                trained = workspace.fine_tune(module, plan, epochs, recovery, made.masks)
+                int8 = workspace.rehearsal(module, plan) if last else None
+                masks = made.masks
+                trained = workspace.fine_tune(module, plan, epochs, recovery, masks, int8)
                 made = replace(made, trained=trained)
         if not made.masks.held_by(module):
             raise EdgePruneError(

@@ -16,6 +16,7 @@ from edgeprune.core.budgets import Budgets
 from edgeprune.core.distributed import from_first, share
 from edgeprune.core.errors import UserError
 from edgeprune.core.heap import let_go
+from edgeprune.core.scratch import scratch_folder
 from edgeprune.core.timing import Steps
 from edgeprune.core.version import __version__
 from edgeprune.cost.fx_reader import kernel_graph
@@ -28,11 +29,12 @@ from edgeprune.export.file_cost import Cost, count_parameters, measured_pair, pr
 from edgeprune.export.loop_parts import InParts
 from edgeprune.export.onnx import Exported, export
 from edgeprune.export.precision import Floats, in_precision, samples_of, staying_float
+from edgeprune.export.rehearsal import Rehearsal, rehearsal
 from edgeprune.graph.trace import TracedModel
 from edgeprune.pipeline.budget_controller import over
 from edgeprune.pipeline.options import Settings
 from edgeprune.pipeline.task import Task
-from edgeprune.quantization import Drift
+from edgeprune.quantization import Drift, preset_for
 from edgeprune.reconstruction.outputs import floating, streamed
 from edgeprune.reconstruction.samples import Samples
 from edgeprune.reconstruction.yardstick import Found, Yardstick
@@ -50,7 +52,6 @@ from edgeprune.runtime.machines import Here, Machine
 from edgeprune.scoring.sensitivity import judge_of
 from edgeprune.solve import Reachable, Solution
 from edgeprune.sparse.masks import Masks
-from edgeprune.surgery.copies import without_values
 from edgeprune.surgery.oracle import SurgeryProof
 from edgeprune.surgery.resize import PrunedModel
 
@@ -293,8 +294,10 @@ class Workspace:
         epochs: int,
         recovery: Recovery,
         masks: Masks | None = None,
+        int8: Rehearsal | None = None,
     ) -> tuple[str, ...]:
-        """What epochs of training did to a module, in place."""
+        """What epochs of training did to a module, in place. int8: what of its file training
+        sees."""
         from edgeprune.training import Extras  # Lightning comes with it
 
         assert self.task.data is not None
@@ -309,20 +312,27 @@ class Workspace:
                     seed=self.settings.seed,
                     note=lambda words, done: self.steps.note("fine-tune", words, done),
                     device=self.settings.device,
+                    int8=int8,
                 ),
             )
 
-    def forget_original(self, result: PruningResult) -> None:
-        """Lets the original's weights go, where the run has the model for itself and none of its
-        steps to come reads them: a large one's are most of what is held."""
-        read = result.best.plan.removes_nothing or self.given is not None  # how far each layer is
-        if not self.task.disposable or read:
-            return
-        program = result.baseline.exported.program
-        for module in (self.task.module, self.traced.graph_module):
-            without_values((*module.parameters(), *module.buffers()))
-        without_values(program.state_dict.values())
-        let_go(self.task.weights)
+    def rehearsal(
+        self, module: GraphModule, plan: Plan, floats: frozenset[str] | None = None
+    ) -> Rehearsal | None:
+        """What a plan's file rounds, for training to see it; None where the file isn't in int8.
+        floats: see `_in_precision`."""
+        if self._precision(floats is not None) != "int8":
+            return None
+        chosen = None if floats is None else staying_float(floats, module)
+        fit, preset = self.calibration().fit, preset_for(self.settings.profile)
+
+        def told() -> Rehearsal:
+            with scratch_folder() as folder:
+                exported = self._written(module, folder, plan)
+                return rehearsal(exported, module, fit, self.file_batch, preset, chosen)
+
+        with self.steps.step("quantize"):
+            return from_first(told)
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -371,15 +381,19 @@ class Workspace:
     ) -> Exported:
         """The file in the precision that was asked for. floats: the layers that stay float in int8,
         where the solver decides; without it all of them do."""
-        settings, precision = self.settings, self.settings.precision
-        if precision == "auto":
-            precision = "fp32" if floats is None else "int8"
+        settings, precision = self.settings, self._precision(floats is not None)
         if precision == "fp32":
             return exported
         samples = self.calibration()
         with self.steps.step("quantize"):
             calls = samples_of(samples.fit, exported.input_names, self.file_batch)
             return in_precision(exported, precision, settings.profile, calls, final, floats)
+
+    def _precision(self, decided: bool) -> str:
+        """What the file is in. decided: whether it is said which layers stay float."""
+        if self.settings.precision == "auto":
+            return "int8" if decided else "fp32"
+        return self.settings.precision
 
     def calibration(self) -> Samples:
         """The samples that fewer bits are calibrated on. Raises UserError where there are none."""

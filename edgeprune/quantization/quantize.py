@@ -11,6 +11,7 @@ import onnx
 from edgeprune.core.errors import EdgePruneError, UserError
 from edgeprune.core.files import whole_file
 from edgeprune.quantization.bias_correction import corrected
+from edgeprune.quantization.grids import Grids, grids
 from edgeprune.quantization.half import MOST_DRIFT, halved
 from edgeprune.quantization.layers import Layers
 from edgeprune.quantization.prepare import loaded, named, prepared, with_shapes
@@ -98,6 +99,23 @@ class LayerByLayer:
         """The nodes that become int8 then."""
         return regions(self.layers, self._preset.placement, frozenset(floats)).quantised
 
+    def found(
+        self,
+        calibration: Sequence[Sample],
+        floats: Callable[[Layers], Iterable[str]] | None = None,
+    ) -> Found:
+        """Which layers stay float: those given, else the ones that cost most, looked for."""
+        if floats is not None:
+            return Found(tuple(floats(self.layers)), 0.0, 0)
+        limits = self._preset.max_drift, self._preset.max_runs
+        return sensitive_layers(self.base, calibration, self.candidates, self.made, limits)
+
+    def grids(self, floats: Iterable[str]) -> Grids:
+        """What the model rounds then, and to what."""
+        floats = set(floats)
+        inside = [name for name in self.candidates if name not in floats]
+        return grids(self.made(floats), inside, self._preset.reduce_range)
+
     def kept(self, floats: Iterable[str], why: str = SENSITIVE) -> tuple[Kept, ...]:
         """What stays float then, and why."""
         kept = regions(self.layers, self._preset.placement, frozenset(floats)).kept
@@ -121,11 +139,7 @@ def int8(
     that is quantised already, or one with nothing to quantise.
     """
     each = LayerByLayer(path_in, calibration, preset)
-    if floats is None:
-        limits = preset.max_drift, preset.max_runs
-        found = sensitive_layers(each.base, calibration, each.candidates, each.made, limits)
-    else:
-        found = Found(tuple(floats(each.layers)), 0.0, 0)
+    found = each.found(calibration, floats)
     left = [name for name in each.candidates if name not in found.floats]
     base = each.base
     if preset.correct_biases:

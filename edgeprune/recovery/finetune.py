@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgeprune.core.cache import cache_folder
 from edgeprune.coupling.plan import Plan
 from edgeprune.data.loaders import Data
+from edgeprune.export.rehearsal import Rehearsal
 from edgeprune.sparse.masks import Masks
 from edgeprune.surgery.resize import PrunedModel
 
@@ -40,7 +41,7 @@ def tune(
 
     error: the share of the outputs' variance by which the model misses the original's. A model that
     is near already learns gently: at full rate it would first unlearn what recovery won. extras:
-    loss, seed, note and device; what else training takes follows from the model.
+    loss, seed, note, device and int8; what else training takes follows from the model.
 
     Each epoch is saved in the user's cache folder: an interrupted run of the same plan goes on from
     there. What is saved goes once training is done.
@@ -48,7 +49,7 @@ def tune(
     from edgeprune.recovery.distillation import taught_features
     from edgeprune.training import Recipe, fine_tune
 
-    checkpoint = _checkpoint(extras.seed, model.plan, epochs, model.masks)
+    checkpoint = _checkpoint(extras.seed, model.plan, epochs, model.masks, extras.int8)
     done = fine_tune(
         model.module,
         data,
@@ -70,18 +71,31 @@ def tune(
     words = f"fine-tuned for {done.epochs} epochs{resumed}"
     if done.losses:
         words += f": loss {done.losses[0]:.3g} in the first, {done.losses[-1]:.3g} in the last"
-    return (words, *done.remarks)
+    seen = () if extras.int8 is None else (_seen(extras.int8),)
+    return (words, *seen, *done.remarks)
+
+
+def _seen(rehearsal: Rehearsal) -> str:
+    """What training saw of int8."""
+    count, unseen = len(rehearsal.layers), rehearsal.unseen
+    if not count and not unseen:
+        return "no layer is in int8 in the file, so fine-tuning saw none"
+    told = f"fine-tuned with {count} layer{'s'[: count != 1]} in int8 in the loop"
+    return f"{told}; of {unseen} more it can't be told where they are" if unseen else told
 
 
 def _scale(error: float) -> float:
     return min(max(error / _FULL_RATE_ERROR, _GENTLEST), 1.0)
 
 
-def _checkpoint(seed: int, plan: Plan, epochs: int, masks: Masks | None) -> Path | None:
+def _checkpoint(
+    seed: int, plan: Plan, epochs: int, masks: Masks | None, int8: Rehearsal | None
+) -> Path | None:
     """A file of its own for each plan; None where there is no place for it."""
     parts = [k.tobytes() for k in plan.keep]
     parts += [mask.numpy().tobytes() for mask in (masks.kept.values() if masks else ())]
     parts += [repr((sorted(plan.removed_branches), epochs, seed)).encode()]
+    parts += [] if int8 is None else [str(int8).encode()]
     key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     folder = cache_folder() / "training"
     try:

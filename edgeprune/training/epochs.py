@@ -13,6 +13,7 @@ from edgeprune.data.batches import arrange
 from edgeprune.training.augment import augmented_inputs
 from edgeprune.training.feed import Batch
 from edgeprune.training.graphs import freeze_batch_norms, with_features
+from edgeprune.training.int8 import round_within
 from edgeprune.training.objective import Values
 from edgeprune.training.processes import average_statistics, expect_unused
 from edgeprune.training.recipe import rate_at
@@ -36,6 +37,8 @@ class Trainer:
         self._rate = setup.steps.learning_rate * scale
         self._note = note
         self._module = with_features(setup.student, [f.student for f in setup.features])
+        if setup.int8 is not None:
+            round_within(self._module, setup.int8)
         self._own_optimizer = self._made_optimizer()
         self._wrapped: Any = self._module
         if setup.fabric.world_size > 1:

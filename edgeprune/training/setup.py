@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from edgeprune.core.errors import UserError
 from edgeprune.data.batches import arrange
 from edgeprune.data.loaders import Data
+from edgeprune.export.rehearsal import Rehearsal
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.training_flags import least_batch
 from edgeprune.runtime.devices import AUTO
@@ -83,7 +84,8 @@ class Extras:
     after each epoch and taken up from, if it is of the same settings, model and number of
     processes. note: called with words and the share done. masks: weights that are zero, and are so
     after each step. features: inner values to draw to the teacher's, None to look for them. device:
-    as runtime/devices.py names it.
+    as runtime/devices.py names it. int8: what the student's file rounds; training sees it then, and
+    the student's own weights stay float.
     """
 
     metric: Metric | None = None
@@ -94,6 +96,7 @@ class Extras:
     masks: Masks | None = None
     features: Sequence[Feature] | None = None
     device: str = AUTO
+    int8: Rehearsal | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Setup:
     """One run. features: the inner values to compare. augments: whether inputs are.
     frozen_norms: whether batch norms keep their statistics. batches: per epoch and process.
     identity: what another run must share to be the same one. remarks: what was assumed. masks:
-    weights that stay zero."""
+    weights that stay zero. int8: what is rounded in training."""
 
     fabric: Fabric
     student: GraphModule
@@ -118,6 +121,7 @@ class Setup:
     identity: dict[str, Any]
     remarks: tuple[str, ...]
     masks: Masks | None
+    int8: Rehearsal | None
 
     @staticmethod
     def made(
@@ -163,6 +167,7 @@ class Setup:
             {},
             (),
             masks,
+            extras.int8,
         )
         remarks = [*objective.remarks, *_assumed(setup)]
         if loss is not None and module is not None:
@@ -225,6 +230,8 @@ def _assumed(setup: Setup) -> Iterator[str]:
 def _identity(setup: Setup, size: int, seed: int) -> dict[str, Any]:
     objective = setup.objective
     kind = "classes" if objective.by_classes else "values" if objective.loss is None else "own"
+    # Not the grids: they follow from the weights, in whose last bits two runs may differ.
+    int8 = "" if setup.int8 is None else str(setup.int8)
     return identity(
         setup.student,
         setup.recipe,
@@ -233,4 +240,5 @@ def _identity(setup: Setup, size: int, seed: int) -> dict[str, Any]:
         data=[setup.batches, size],
         objective=[kind, objective.needs_teacher],
         zeros=setup.masks.zeros if setup.masks is not None else 0,
+        int8=int8,
     )

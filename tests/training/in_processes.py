@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from edgeprune.data.loaders import Data
 from edgeprune.graph.inputs import ExampleInputs
 from edgeprune.graph.trace import trace
+from edgeprune.quantization import PRESETS
 from edgeprune.training import Recipe, fine_tune
 from edgeprune.training.setup import Extras
+from tests.training.int8_case import digits, rehearsed
 
 lightning = ["lightning_fabric" in sys.modules]
 folder = Path(sys.argv[1])
@@ -48,6 +50,19 @@ resumed = fine_tune(
     again.inputs,
     Recipe(epochs=2, accumulate=2),
     extras=Extras(checkpoint=folder / "run.pt"),
+)
+
+
+# Each process tells by itself what the int8 file rounds: the same of the same weights.
+inside = case()
+seen = rehearsed(inside.student, digits(), PRESETS["x86-vnni"])
+in_int8 = fine_tune(
+    inside.student,
+    replace(inside.data, train=batches),
+    inside.inputs,
+    Recipe(epochs=2),
+    inside.teacher,
+    extras=Extras(int8=seen),
 )
 
 
@@ -85,6 +100,8 @@ torch.save(
         "dealt": dealt.student.state_dict(),
         "again": again.student.state_dict(),
         "partial": partial.state_dict(),
+        "int8": inside.student.state_dict(),
+        "int8_losses": in_int8.losses,
         "partial_before": before,
         "lightning": (*lightning, "lightning_fabric" in sys.modules),
         "metrics": done.metrics,

@@ -22,9 +22,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = [str(here.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [*command, str(here / "in_processes.py"), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -39,7 +40,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("which", ["loaded", "dealt", "again", "partial"])
+@pytest.mark.parametrize("which", ["loaded", "dealt", "again", "partial", "int8"])
 def test_both_processes_end_with_the_same_weights(
     results: list[dict[str, Any]], which: str
 ) -> None:
@@ -66,7 +67,7 @@ def test_lightning_is_imported_only_once_training_starts(results: list[dict[str,
 
 
 def test_what_is_told_is_of_both_processes(results: list[dict[str, Any]]) -> None:
-    for key in ("metrics", "losses", "samples", "rates"):
+    for key in ("metrics", "losses", "samples", "rates", "int8_losses"):
         assert results[0][key] == results[1][key]
     assert results[0]["metrics"][-1] == results[0]["accuracy"]
     # One sample twice makes 1,437 even; of seven batches, two processes take three each.
