@@ -41,11 +41,13 @@ class Kernel:
 class _Counter(TorchDispatchMode):
     """Lists kernels as operators run; an operator that only follows one fuses into it."""
 
-    def __init__(self, multiple: int | None) -> None:
+    def __init__(self, multiple: int | None, attention: bool) -> None:
         super().__init__()
         self.multiple = multiple
+        self.attention = attention
         self.kernels: list[Kernel] = []
         self.producer: dict[int, int] = {}  # id of a tensor -> the kernel that can still grow
+        self.scores: dict[int, int] = {}  # kernels of attention that the values are still to join
         self.alive: list[Any] = []  # ids stay unique while the tensors live
 
     def __torch_dispatch__(
@@ -74,6 +76,8 @@ class _Counter(TorchDispatchMode):
         if name in _VIEWS:
             return sources[0]
         latest = max(sources)
+        if self.attention and self._attends(name, latest, inputs):
+            return latest
         if name in _ACTIVATIONS and self.kernels[latest].kind != "pool":
             return latest  # batch norm + activation before a convolution is one kernel too
         if self.kernels[latest].macs == 0:
@@ -86,6 +90,27 @@ class _Counter(TorchDispatchMode):
             self.kernels[latest] = replace(kernel, elements=elements)
             return latest
         return None
+
+    def _attends(self, name: str, latest: int, inputs: list[torch.Tensor]) -> bool:
+        """Whether an operator joins the product of queries and keys: the softmax behind it does,
+        and the product with the values, which alone are read besides."""
+        kernel = self.kernels[latest]
+        if kernel.kind != "matmul":
+            return False
+        if "softmax" in name:
+            # The scores are never written, and not read again.
+            kernel = replace(kernel, elements=kernel.elements - inputs[0].numel())
+            self.scores[latest] = kernel.macs
+        elif name in ("bmm", "baddbmm") and latest in self.scores:
+            first, second = inputs[-2:]
+            macs = kernel.macs + first.numel() * second.shape[-1]
+            made = first.numel() // first.shape[-1] * second.shape[-1]
+            kernel = replace(kernel, macs=macs, elements=kernel.elements + second.numel() + made)
+            del self.scores[latest]
+        else:
+            return False
+        self.kernels[latest] = kernel
+        return True
 
     def _launched(
         self, name: str, args: tuple[Any, ...], inputs: list[torch.Tensor], outputs: list[Any]
@@ -132,17 +157,20 @@ def _flat(values: Any) -> list[Any]:
     return [values]
 
 
-def kernels_of(build: Callable[[], nn.Module], side: int, multiple: int | None) -> list[Kernel]:
+def kernels_of(
+    build: Callable[[], nn.Module], side: int, multiple: int | None, attention: bool = False
+) -> list[Kernel]:
     """The fused kernels of one inference on a square image, batch 1.
 
     build: makes the network; called under the meta device.
     side: height and width in pixels.
     multiple: channels run in tiles of this many; None counts MACs as written.
+    attention: both its products and the softmax between them are one kernel.
     """
     with torch.device("meta"), torch.no_grad():
         model = build().eval()
         image = torch.empty(1, 3, side, side)
-        counter = _Counter(multiple)
+        counter = _Counter(multiple, attention)
         with counter:
             model(image)
     return counter.kernels

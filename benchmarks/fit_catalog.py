@@ -15,6 +15,7 @@ from zoo import declare_torchvision
 declare_torchvision()
 import timm  # noqa: E402
 import torchvision.models as tv  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 Build = Callable[[], Any]
 
@@ -25,6 +26,17 @@ def _tv(name: str, **options: Any) -> Build:
 
 def _timm(name: str) -> Build:
     return partial(timm.create_model, name)
+
+
+def _tower(side: int, patch: int, class_token: bool = True) -> Build:
+    return partial(
+        VisionTransformer,
+        img_size=side,
+        patch_size=patch,
+        num_classes=0,
+        global_pool="",
+        class_token=class_token,
+    )
 
 
 _PLAIN = {"aux_logits": False, "init_weights": False}
@@ -75,6 +87,10 @@ NETWORKS: dict[str, Build] = {
     "yolov8m": partial(detectors.yolov8, 0.75, 0.67, 768),
     "yolov8l": partial(detectors.yolov8, 1.0, 1.0, 512),
     "yolo11n": partial(detectors.yolo11, 0.25, 0.5, 1024, False),
+    # The towers alone: OWL-ViT's of CLIP, SmolVLM's of SigLIP without its head.
+    "owlvit_b32_tower": _tower(768, 32),
+    "owlvit_b16_tower": _tower(768, 16),
+    "smolvla_vision_tower": _tower(512, 16, class_token=False),
     "yolo11x": partial(detectors.yolo11, 1.5, 1.0, 512, True),
 }
 
@@ -98,9 +114,12 @@ def family(name: str) -> str:
 
 
 @cache
-def counted(name: str, side: int, multiple: int | None) -> tuple[Kernel, ...]:
-    """The fused kernels of a published name on a square image of `side` pixels."""
-    return tuple(kernels_of(NETWORKS[name], side, multiple))
+def counted(
+    name: str, side: int, multiple: int | None, attention: bool = False
+) -> tuple[Kernel, ...]:
+    """The fused kernels of a published name on a square image of `side` pixels. attention: each is
+    one kernel."""
+    return tuple(kernels_of(NETWORKS[name], side, multiple, attention))
 
 
 def counted_as_ncnn(

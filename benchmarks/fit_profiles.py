@@ -266,6 +266,8 @@ def profile_data(
         "precision": "fp16" if device.gpu else "fp32",
         "threads": device.threads,
         "channel_multiple": device.channel_multiple,
+        # NVIDIA's fused kernels need Turing's tensor cores or newer ones.
+        **({"fuses_attention": True} if device.group == "ampere" else {}),
         **facts_of(device, facts),
         "bandwidth_efficiency": fitted["bandwidth"],
         "launch_overhead_us": fitted["overhead_us"],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from counting import Kernel
 from fit_catalog import NETWORKS, counted, counted_as_ncnn, family
 from fit_model import Row, Run
 
@@ -23,6 +24,29 @@ DISTURBED = 2.0
 FELL_BACK = 0.9
 HALF = "fp16-if-supported"
 Table = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row that published_latency.csv lacks. run: the device's name in SETS."""
+
+    run: str
+    network: str
+    side: int
+    latency_ms: float
+    source: str
+
+
+#: Transformers in TensorRT fp16. The towers' rows are engines' own: a frame rate of the encoder
+#: alone; what SmolVLA's two cameras take, a half each.
+TRANSFORMERS = (
+    Published("agx-orin", "owlvit_b32_tower", 768, 1000 / 95, "NVIDIA-AI-IOT/nanoowl README.md"),
+    Published("agx-orin", "owlvit_b16_tower", 768, 1000 / 25, "NVIDIA-AI-IOT/nanoowl README.md"),
+    Published(
+        *("orin-nano-super", "smolvla_vision_tower", 512, 91.2 / 2),
+        "huggingface.co/eetmie/smolvla-base-onnx, MAXN_SUPER, onnxruntime on TensorRT 10.16",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,9 @@ SETS: dict[str, tuple[Source, ...]] = {
         _tensorrt("orin-nano", "ampere", "Jetson Orin Nano", 10000, 68),
         _tensorrt("orin-nano-super", "ampere", "Jetson Orin Nano Super", 16700, 102),
         _tensorrt("orin-nx", "ampere", "Jetson Orin NX 16GB", 14700, 102.4),
+        # 170 TOPS of sparse int8 in its GPU (NVIDIA, "Jetson AGX Orin series technical brief"): a
+        # quarter of that in dense fp16.
+        _tensorrt("agx-orin", "ampere", "Jetson AGX Orin", 42500, 204.8),
     ),
     "cuda": (
         _tensorrt("nano", "cuda", "Jetson Nano", 472, 25.6),
@@ -151,7 +178,11 @@ def _rows(
         key = (row["device"], row["model"], side)
         ms = float(row["latency_min_ms"] or row["latency_ms"])
         fastest[key] = min(ms, fastest.get(key, ms))
-    rows = []
+    rows = [
+        Row(each.network, each.network, each.side, each.latency_ms, _fused(source, each))
+        for each in TRANSFORMERS
+        if each.run == source.name
+    ]
     for (_, model, side), ms in fastest.items():
         if source.threads:
             kernels = counted_as_ncnn(model, side, 16 // source.bytes, macs)
@@ -159,6 +190,11 @@ def _rows(
             kernels = counted(model, side, 8)
         rows.append(Row(model, family(model), side, ms, kernels))
     return rows, left_out
+
+
+def _fused(source: Source, each: Published) -> tuple[Kernel, ...]:
+    """On tensor cores of the Ampere class an attention is one kernel."""
+    return counted(each.network, each.side, 8, source.group == "ampere")
 
 
 def _wanted(source: Source, row: Mapping[str, str]) -> bool:

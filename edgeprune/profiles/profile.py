@@ -81,10 +81,12 @@ class Efficiency(_Frozen):
 
 @dataclass(frozen=True)
 class Fusion:
-    """How a runtime fuses. block: channels in a block of onnxruntime's own layout, 0 for none."""
+    """How a runtime fuses. block: channels in a block of onnxruntime's own layout, 0 for none.
+    attention: whether it computes an attention in one kernel."""
 
     runtime: str = "tensorrt"
     block: int = 0
+    attention: bool = False
 
 
 class Calibration(_Frozen):
@@ -136,6 +138,7 @@ class Profile(_Frozen):
     MB are 10**6 bytes and GB 10**9.
     channel_multiple: channels are computed in tiles of this many.
     block: channels in a block of onnxruntime's own image layout (x86), 0 where it has none.
+    fuses_attention: TensorRT computes an attention in one kernel there (tensor cores, from 8.5).
     expected_error_percent: mean relative error of the predicted latency, as measured.
     interval: where 90 % of the truth lies; left out, it is drawn from the expected error.
     memory: what the runtime takes beyond weights and activations; left out, nothing.
@@ -165,6 +168,7 @@ class Profile(_Frozen):
     efficiency: Efficiency
     budgets: Budgets = Budgets()
     block: Annotated[int, Field(ge=0)] = 0
+    fuses_attention: bool = False
     expected_error_percent: Figure
     interval: Interval | None = None
     notes: str = ""
@@ -222,7 +226,7 @@ class Profile(_Frozen):
     @property
     def fusion(self) -> Fusion:
         """How the device's runtime fuses ops."""
-        return Fusion(self.runtime, self.block)
+        return Fusion(self.runtime, self.block, self.fuses_attention)
 
     def lowered(self, budgets: Budgets, measured: bool = False) -> Budgets:
         """Budgets that a prediction must keep for the upper end of its interval to keep `budgets`.

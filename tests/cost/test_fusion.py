@@ -305,7 +305,9 @@ def both(name: str, profile: Profile) -> tuple[KernelGraph, KernelGraph, dict[in
     return by_graph, from_onnx.kernel_graph(model, profile.fusion), values
 
 
-@pytest.mark.parametrize("device", ["tables", "figures in blocks", "figures", "tensorrt"])
+@pytest.mark.parametrize(
+    "device", ["tables", "figures in blocks", "figures", "tensorrt", "fused attention"]
+)
 @pytest.mark.parametrize("name", MODULES)
 def test_a_graph_and_its_file_cost_the_same(name: str, device: str) -> None:
     profile = {
@@ -313,12 +315,14 @@ def test_a_graph_and_its_file_cost_the_same(name: str, device: str) -> None:
         "figures in blocks": lambda: ANALYTIC,
         "figures": lambda: load_profile("raspberry-pi-5"),
         "tensorrt": lambda: TENSORRT,
+        "fused attention": lambda: TENSORRT.model_copy(update={"fuses_attention": True}),
     }[device]()
     graph, file, values = both(name, profile)
     if name == "cnn":
         assert [k.kind for k in graph.kernels] == [k.kind for k in file.kernels]
-    # The simplifier joins the three products of an attention, and splits their result.
-    tolerance = 0.03 if name == "cnn" else 0.15
+    # The simplifier joins the three products of an attention, and splits their result: of what is
+    # left where the attention itself is one kernel, launches are nearly all.
+    tolerance = 0.03 if name == "cnn" else 0.25 if device == "fused attention" else 0.15
     assert file.latency_ms(profile, {}) == pytest.approx(
         graph.latency_ms(profile, values), rel=tolerance
     )

@@ -1,6 +1,7 @@
 """What a runtime makes of a model's ops: which of them become one kernel, and in which layout.
 
-TensorRT takes whole chains of element-wise ops into the kernel before them. onnxruntime takes an
+TensorRT takes whole chains of element-wise ops into the kernel before them, and on tensor cores
+computes an attention in one (`attention.py`). onnxruntime takes an
 activation or an addition into a convolution, and little else; on x86 it also keeps the channels of
 images in blocks (NCHWc), and reorders a tensor wherever an op doesn't know that layout. Its rules
 here are those seen in the graphs that onnxruntime 1.32 optimises (`optimized_model_filepath`).
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 from edgeprune.core.polynomial import Monomial, Poly
 from edgeprune.cost.analytic import COMPUTE_KINDS
+from edgeprune.cost.fusion.attention import with_attention
 from edgeprune.cost.kernels import FREE, Kernel, KernelGraph, Op, OpGraph, altered
 from edgeprune.cost.work import surroundings
 from edgeprune.profiles.profile import Fusion
@@ -55,6 +57,8 @@ def _fused(
         if how.block:
             graph = _Blocks(graph, how.block, widths).run()
         return _surrounded(_OnnxRuntime(graph, scale).run(), widths)
+    if how.attention:
+        graph = with_attention(graph)
     return _Chains(_without(graph, lambda op: _flag(op, "feeds")), scale).run()
 
 
