@@ -21,10 +21,10 @@ WIDTH, HEADS, TOKENS = 16, 2, 6
 
 
 class Attention(nn.Module):
-    """As timm and transformers write it. spy: the weights are an answer too. written_out: without
-    PyTorch's own attention."""
+    """As timm and transformers write it. spy: what reads the weights or the keys besides.
+    written_out: without PyTorch's own attention."""
 
-    def __init__(self, spy: bool = False, written_out: bool = False, mask: bool = False) -> None:
+    def __init__(self, spy: str = "", written_out: bool = False, mask: bool = False) -> None:
         super().__init__()
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.spy, self.written_out = spy, written_out
@@ -39,7 +39,8 @@ class Attention(nn.Module):
         scores = q * (WIDTH // HEADS) ** -0.5 @ k.transpose(-2, -1)
         weights = scores.softmax(-1)
         made = self.out((weights @ v).transpose(1, 2).flatten(2))
-        return (made, weights) if self.spy else made
+        besides = {"": None, "answer": weights, "sum": weights.sum(-1), "keys": k.relu()}
+        return made if not self.spy else (made, besides[self.spy])
 
 
 def kernels(module: nn.Module, fusion: Fusion) -> tuple[KernelGraph, dict[int, float]]:
@@ -70,10 +71,19 @@ def test_a_mask_is_read_too() -> None:
     assert one.weights(values) == TOKENS * TOKENS
 
 
-def test_weights_that_somebody_else_reads_are_written() -> None:
-    whole, _ = kernels(Attention(spy=True, written_out=True), FUSED)
+@pytest.mark.parametrize("spy", ["answer", "sum"])
+def test_weights_that_somebody_else_reads_are_written(spy: str) -> None:
+    whole, _ = kernels(Attention(spy, written_out=True), FUSED)
     assert any(k.kind == "softmax" for k in whole.kernels)
     assert not any(k.label == "Attention" for k in whole.kernels)
+
+
+def test_what_others_read_of_a_side_is_cut_out_for_them() -> None:
+    """The keys, and so what they are cut out of; queries and values are read where that lies."""
+    whole, _ = kernels(Attention("keys", written_out=True), FUSED)
+    labels = [k.label for k in whole.kernels]
+    assert labels.count("Attention") == 1 and labels.count("Split") == 1
+    assert labels.count("Transpose") == 2  # of all three together, and of what is made
 
 
 def test_boards_whose_tensor_cores_do_it_say_so() -> None:
