@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -445,6 +446,34 @@ def test_cluster_makes_the_same_points(
         n_workers=1, threads_per_worker=2, dashboard_address=None
     ) as cluster:
         assert main([*command, "-q", "--cluster", cluster.scheduler_address]) == 0
+    assert widths(folder).items() <= widths(swept).items()
+
+
+def test_a_worker_that_is_lost_in_the_middle_is_replaced(
+    place: Path, words: tuple[str, ...], swept: Path, tmp_path: Path
+) -> None:
+    """Its points are made by another one, and come to the same."""
+    distributed = pytest.importorskip("distributed")
+    folder = tmp_path / "out"
+    command = changed(words, "--points", "2", "--data", str(place / "data.npz"), "-o", str(folder))
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
+        pids = {nanny.worker_address: nanny.pid for nanny in cluster.workers.values()}
+        lost: list[int] = []
+
+        def lose_one() -> None:
+            while not lost:
+                time.sleep(0.01)
+                for worker in list(cluster.scheduler.workers.values()):
+                    if worker.processing and worker.address in pids:
+                        lost.append(pids[worker.address])
+                        os.kill(lost[0], signal.SIGKILL)
+                        return
+
+        threading.Thread(target=lose_one, daemon=True).start()
+        assert main([*command, "-q", "--cluster", cluster.scheduler_address]) == 0
+    assert lost
     assert widths(folder).items() <= widths(swept).items()
 
 
