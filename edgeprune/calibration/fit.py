@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.calibration.boosting import boosted
+from edgeprune.calibration.int8_shares import figures, read_pairs
 from edgeprune.calibration.observations import Observation, Results, Sample
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.cost import memory
@@ -109,6 +110,7 @@ def fit(
         },
         "notes": _notes(results),
         "memory": _memory(results, Fusion("onnxruntime", results.block), source),
+        **figures(read_pairs(results.pairs), source),
         "calibration": _calibration(results, when),
         "tables": tables.dump(),
     }
@@ -302,5 +304,14 @@ def _notes(results: Results) -> str:
     return (
         f"Frequency governor: {results.header.get('governor') or 'unknown'}; load average before "
         f"measuring: {results.header.get('load_average')}; {noisy} of {len(results.samples)} "
-        "networks ran unevenly."
+        "networks ran unevenly." + _without_int8(results)
     )
+
+
+def _without_int8(results: Results) -> str:
+    """What there is to say of networks that didn't run in int8."""
+    failed = [pair for pair in results.pairs if "error" in pair]
+    if not failed:
+        return ""
+    why = failed[0]["error"]
+    return f" {len(failed)} of {len(results.pairs)} networks did not run in int8: {why}"

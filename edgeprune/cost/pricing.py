@@ -51,6 +51,15 @@ def padding(size: Array, tile: int | Array) -> Array:
     return np.asarray(run_channels(whole, tile) / np.maximum(whole, 1))
 
 
+def int8_share(profile: Profile, work: Work) -> float | None:
+    """How long a kernel takes in int8 as a share of its time in float: by its kind where the
+    profile knows that, else as any other; None where it knows nothing of int8."""
+    if profile.int8_kinds is not None:
+        channels = work.sizes.get("cin")
+        return profile.int8_kinds.share(work.kind, None if channels is None else float(channels))
+    return None if profile.int8 is None else profile.int8.value
+
+
 @lru_cache(maxsize=16)
 def pricing(profile: Profile) -> Source:
     """The source of a profile's prices: its tables where it has them, else its figures."""

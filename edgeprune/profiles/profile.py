@@ -79,6 +79,43 @@ class Efficiency(_Frozen):
     matmul: Share
 
 
+#: A convolution of fewer input channels than this is a network's first: integer kernels gain
+#: nothing by so few.
+STEM_CHANNELS = 4
+
+
+class Int8Kinds(_Frozen):
+    """How long int8 takes, as a share of the time in the profile's precision, by kind of kernel.
+
+    stem: a convolution of fewer than STEM_CHANNELS input channels. conv: any other of a window
+    above 1x1, grouped ones too. linear: a product with a weight. rest: sums, products of two
+    tensors, pools, concatenations: all else that int8 flows through.
+    """
+
+    stem: Figure
+    conv: Figure
+    pointwise: Figure
+    depthwise: Figure
+    linear: Figure
+    rest: Figure
+
+    @staticmethod
+    def name_of(kind: str, input_channels: float | None) -> str:
+        """Which of the fields a kernel is priced by. kind: of the kernel (`cost/analytic.py`);
+        input_channels: of a convolution."""
+        convolution = kind in ("conv", "pointwise", "grouped")
+        if convolution and input_channels is not None and input_channels < STEM_CHANNELS:
+            return "stem"
+        if kind == "grouped":
+            return "conv"
+        return kind if kind in Int8Kinds.model_fields else "rest"
+
+    def share(self, kind: str, input_channels: float | None) -> float:
+        """The share of a kernel of that kind."""
+        figure: Figure = getattr(self, self.name_of(kind, input_channels))
+        return figure.value
+
+
 @dataclass(frozen=True)
 class Fusion:
     """How a runtime fuses. block: channels in a block of onnxruntime's own layout, 0 for none."""
@@ -140,6 +177,7 @@ class Profile(_Frozen):
     interval: where 90 % of the truth lies; left out, it is drawn from the expected error.
     memory: what the runtime takes beyond weights and activations; left out, nothing.
     int8: how long a network takes in int8, as a share of what it takes in `precision`.
+    int8_kinds: the same by kind of kernel, where that was measured: prices go by it then.
     tables: measured latencies by kind of kernel (`tables.py`), used instead of the figures.
     calibration: how the device was measured: runtime, provider, governor, clock and so on.
     reads: the target (`target.py`) that says what the runtime reads, by its shipped name or with
@@ -170,6 +208,7 @@ class Profile(_Frozen):
     notes: str = ""
     memory: Memory | None = None
     int8: Figure | None = None
+    int8_kinds: Int8Kinds | None = None
     calibration: Calibration | None = None
     tables: str | None = Field(default=None, repr=False)
 
