@@ -89,9 +89,11 @@ def _joined(net: SampleNetwork, width: int) -> str:
     for _ in range(2):
         squeezed = net.activation(net.conv(x, width // 2, 1), "Relu")
         wide = net.activation(net.conv(squeezed, width, 3), "Relu")
-        x = net.node("Concat", [net.conv(x, width, 1), wide], (1, 2 * width, 24, 24), axis=1)
-        mean = net.node("GlobalAveragePool", [x], (1, 2 * width, 1, 1))
-        gate = net.activation(net.conv(mean, 2 * width, 1), "Sigmoid")
+        # One layer after the other: those beside each other run in another order in int8.
+        joined = width // 2 + width
+        x = net.node("Concat", [squeezed, wide], (1, joined, 24, 24), axis=1)
+        mean = net.node("GlobalAveragePool", [x], (1, joined, 1, 1))
+        gate = net.activation(net.conv(mean, joined, 1), "Sigmoid")
         y = net.node("Mul", [x, gate], net.shapes[x])
         x = net.add(net.pool(y, "MaxPool", 3, 1), y)
     return _head(net, net.activation(net.conv(x, 4 * width, 1), "Relu"))

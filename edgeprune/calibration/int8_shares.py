@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeprune.calibration.observations import BROKEN, observation
 from edgeprune.core.errors import EdgePruneError
+from edgeprune.cost.pricing import int8_kind
 from edgeprune.profiles.profile import Int8Kinds
 
 #: A network tells of a kind of kernel that takes at least this much of its time in float.
@@ -39,18 +40,19 @@ class Pair:
 
 
 def read_pairs(lines: Iterable[Mapping[str, Any]]) -> list[Pair]:
-    """What `export/microbench.py` wrote of networks in float and in int8, those left out that it
-    couldn't run.
+    """What `export/microbench.py` wrote of networks in float and in int8; left out are those that
+    it couldn't run, and those that a runtime computes in other layers in int8 than in float.
 
     Raises EdgePruneError, in one line, for what isn't that.
     """
     try:
-        return [_pair(line) for line in lines if "error" not in line]
-    except BROKEN as error:
+        found = [_pair(line) for line in lines if "error" not in line]
+        return [pair for pair in found if pair is not None]
+    except (*BROKEN, ZeroDivisionError) as error:
         raise EdgePruneError(f"no times of networks in int8 ({error}): measure again") from error
 
 
-def _pair(line: Mapping[str, Any]) -> Pair:
+def _pair(line: Mapping[str, Any]) -> Pair | None:
     first, second = line["float"], line["int8"]
     # Each is measured turn about with the other: speeds that change from one to the other don't
     # count.
@@ -59,7 +61,7 @@ def _pair(line: Mapping[str, Any]) -> Pair:
     layers, beside = _kernels(first, 1.0)
     others, beside_in_int8 = _kernels(second, faster)
     if len(layers) != len(others):
-        raise ValueError(f"{line['pair']}: {len(layers)} layers in float, {len(others)} in int8")
+        return None
     in_float: dict[str, float] = defaultdict(float)
     in_int8: dict[str, float] = defaultdict(float)
     # Both run in the same order; an integer kernel doesn't tell its weight's shape.
@@ -97,8 +99,7 @@ def _kind(kernel: Mapping[str, Any]) -> str:
     found = observation(kernel, 0, 1.0)
     if found is None:
         raise ValueError(f"{kernel['name']} tells no shapes")
-    channels = found.work.sizes.get("cin")
-    return Int8Kinds.name_of(found.work.kind, None if channels is None else float(channels))
+    return int8_kind(found.work)
 
 
 def figures(pairs: Sequence[Pair], source: str) -> dict[str, Any]:

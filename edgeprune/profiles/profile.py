@@ -79,17 +79,13 @@ class Efficiency(_Frozen):
     matmul: Share
 
 
-#: A convolution of fewer input channels than this is a network's first: integer kernels gain
-#: nothing by so few.
-STEM_CHANNELS = 4
-
-
 class Int8Kinds(_Frozen):
     """How long int8 takes, as a share of the time in the profile's precision, by kind of kernel.
 
-    stem: a convolution of fewer than STEM_CHANNELS input channels. conv: any other of a window
-    above 1x1, grouped ones too. linear: a product with a weight. rest: sums, products of two
-    tensors, pools, concatenations: all else that int8 flows through.
+    stem: a convolution of few multiplications an output, as a network's first has. conv: any other
+    of a window above 1x1, grouped ones too. linear: a product with a weight. rest: sums, products
+    of two tensors, pools, concatenations: all else that int8 flows through. Which of them a kernel
+    is, `cost/pricing.py` says.
     """
 
     stem: Figure
@@ -98,22 +94,6 @@ class Int8Kinds(_Frozen):
     depthwise: Figure
     linear: Figure
     rest: Figure
-
-    @staticmethod
-    def name_of(kind: str, input_channels: float | None) -> str:
-        """Which of the fields a kernel is priced by. kind: of the kernel (`cost/analytic.py`);
-        input_channels: of a convolution."""
-        convolution = kind in ("conv", "pointwise", "grouped")
-        if convolution and input_channels is not None and input_channels < STEM_CHANNELS:
-            return "stem"
-        if kind == "grouped":
-            return "conv"
-        return kind if kind in Int8Kinds.model_fields else "rest"
-
-    def share(self, kind: str, input_channels: float | None) -> float:
-        """The share of a kernel of that kind."""
-        figure: Figure = getattr(self, self.name_of(kind, input_channels))
-        return figure.value
 
 
 @dataclass(frozen=True)

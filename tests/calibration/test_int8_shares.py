@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import onnx
 import pytest
 
 from edgeprune.calibration import int8_samples
+from edgeprune.calibration.fit import fit
 from edgeprune.calibration.int8_shares import figures, read_pairs
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.profiles.profile import Int8Kinds
+from tests.calibration import tabled
 
 SHARES = {"stem": 1.5, "conv": 0.3, "pointwise": 0.4, "depthwise": 1.2, "linear": 0.25, "rest": 2.0}
 #: What the profiler adds to each kernel, and what quantising the input takes.
@@ -112,13 +115,27 @@ def test_without_times_of_each_kind_there_is_no_table() -> None:
     assert table(line("a", some), line("b", ALIKE), failed)["int8_kinds"]
 
 
-@pytest.mark.parametrize("broken", ["no float", "a layer less", "no number"])
+def test_networks_of_other_layers_in_int8_are_left_out_and_the_notes_say_why() -> None:
+    other = line("b", ALIKE)
+    del other["int8"]["kernels"][1]
+    assert table(line("a", ALIKE), other) == table(line("a", ALIKE))
+    results = replace(tabled.results(12), pairs=(line("a", ALIKE), other))
+    made = fit(results, "mine")
+    assert "1 of 2 networks told nothing of int8: the runtime" in made.notes
+    assert made.int8_kinds is not None and made.int8_kinds.conv.value == pytest.approx(0.3)
+    failed = fit(replace(results, pairs=({"pair": "a", "error": "no kernel"},)), "mine")
+    assert "1 of 1 networks told nothing of int8: no kernel" in failed.notes
+    assert failed.int8 is failed.int8_kinds is None
+    assert failed.tables == made.tables == fit(replace(results, pairs=()), "mine").tables
+
+
+@pytest.mark.parametrize("broken", ["no float", "no time", "no number"])
 def test_what_is_broken_is_one_line(broken: str) -> None:
     found = copy.deepcopy(line("a", ALIKE))
     if broken == "no float":
         del found["float"]
-    elif broken == "a layer less":
-        del found["int8"]["kernels"][1]
+    elif broken == "no time":
+        found["float"]["ms"] = 0
     else:
         found["int8"]["ms"] = "fast"
     with pytest.raises(EdgePruneError, match="measure again") as caught:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from edgeprune.calibration.int8_samples import sample
 from edgeprune.cost.onnx_reader import kernel_graph
+from edgeprune.cost.pricing import int8_kind
+from edgeprune.cost.work import Work
 from edgeprune.export.file_cost import predicted
 from edgeprune.export.onnx import Exported
 from edgeprune.profiles.profile import Figure, Int8Kinds, Profile, load_profile
@@ -101,3 +104,27 @@ def test_where_nothing_is_known_it_is_floats_latency_and_said(tmp_path: Path) ->
     assert "no figure for int8" in cost.remarks[-1]
     told = predicted(in_int8(tmp_path, "residual-24"), 1, profile(int8_kinds=kinds())).remarks[-1]
     assert "by kind of kernel" in told and "depthwise 120%" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "name"),
+    [
+        ("conv", (3, 3, 3, 1), "stem"),
+        ("conv", (1, 10, 4, 1), "stem"),
+        ("conv", (3, 7, 7, 1), "conv"),
+        ("conv", (16, 3, 3, 1), "conv"),
+        ("grouped", (64, 3, 3, 8), "conv"),
+        ("grouped", (64, 3, 3, 32), "stem"),
+        ("pointwise", (3, 1, 1, 1), "pointwise"),
+        ("depthwise", (64, 3, 3, 64), "depthwise"),
+        ("linear", None, "linear"),
+        ("elementwise", None, "rest"),
+        ("pool", None, "rest"),
+        ("copy", None, "rest"),
+    ],
+)
+def test_each_kernel_has_its_kind(
+    kind: str, sizes: tuple[int, int, int, int] | None, name: str
+) -> None:
+    known = dict(zip(("cin", "kh", "kw", "groups"), map(np.asarray, sizes or ()), strict=False))
+    assert int8_kind(Work(kind, sizes=known)) == name

@@ -341,7 +341,7 @@ def test_nothing_is_quantised_where_the_budgets_hold(tmp_path: Path, whole: Any)
 def test_auto_prices_layers_by_the_profiles_kinds_of_kernels(
     tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a first layer that int8 slows down it stays clear, whose bits one figure would take."""
+    """A first layer that int8 slows down is no choice; the others gain what their kinds do."""
     from edgeprune.pipeline import mixed_precision
 
     def written(name: str, **shares: float) -> Path:
@@ -369,7 +369,7 @@ def test_auto_prices_layers_by_the_profiles_kinds_of_kernels(
     assert kept["uneven"] == {"b.weight", "c.weight", "head.weight"}
     ratios = {asked[-1].names[bit.variable][0]: bit.ratio for bit in asked[-1].layers.values()}
     assert ratios["head.weight"] / ratios["b.weight"] == pytest.approx(0.5 / 0.4)
-    assert report["met"] and 1 <= report["quantization"]["int8_layers"] <= 3
+    assert report["met"]
 
 
 def test_a_device_without_int8_is_named(tmp_path: Path) -> None:

@@ -149,26 +149,6 @@ def test_a_table_of_int8_without_a_kind_is_refused() -> None:
     assert "int8_kinds.linear" in refusal(plain() | {"int8_kinds": table})
 
 
-@pytest.mark.parametrize(
-    ("kind", "channels", "name"),
-    [
-        ("conv", 3, "stem"),
-        ("conv", 4, "conv"),
-        ("grouped", 8, "conv"),
-        ("pointwise", 1, "stem"),
-        ("pointwise", 64, "pointwise"),
-        ("depthwise", 2, "depthwise"),
-        ("linear", None, "linear"),
-        ("elementwise", None, "rest"),
-        ("pool", None, "rest"),
-        ("copy", None, "rest"),
-    ],
-)
-def test_each_kernel_has_its_share_in_int8(kind: str, channels: int | None, name: str) -> None:
-    table = Int8Kinds.model_validate(int8_kinds())
-    assert table.share(kind, channels) == getattr(table, name).value
-
-
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.yaml: No such file"):
         load_profile(tmp_path / "nowhere.yaml")
