@@ -179,7 +179,7 @@ def measure(
 
     output: where the results are gathered; what is there already isn't measured again.
     accept_noise: a busy machine is measured all the same. int8: a few networks besides, in int8
-    beside float, which takes half a minute more at most.
+    beside float, which takes 10 to 20 s more.
     A process of its own, because torch's threads and memory would sway the times.
     Raises EdgePruneError, in one line, if that fails.
     """
