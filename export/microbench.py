@@ -38,6 +38,9 @@ else:  # run, or imported, from its own folder on the device
 FORMAT = 3
 #: Runs beside every network: how much slower than usual it runs is how slow the device is then.
 REFERENCE = "reference.onnx"
+#: The folder of the networks that are there in float and in int8: NAME.onnx, NAME.x86.onnx and
+#: NAME.arm.onnx.
+PAIRS = "int8"
 FEWEST_RUNS = 6
 MOST_RUNS = 40
 #: Runs that count in a row, after one that doesn't: what ran before has emptied the caches, as it
@@ -70,8 +73,10 @@ def measure(
 ) -> dict[str, Any]:
     """Time the sample networks in a folder or zip; append to `output` what isn't there yet.
 
-    seconds: stop after about so long; networks are in random order, so any first part of them is
-    a fair sample. accept_noise: a busy or throttling device is measured all the same.
+    Last come those that are there in int8 too: each beside its float one.
+    seconds: stop after about so long, without the latter, which take seconds each; networks are in
+    random order, so any first part of them is a fair sample. accept_noise: a busy or throttling
+    device is measured all the same.
     Returns what the last line of `output` says: how many networks and kernels there are, how many
     were disturbed, the drift, and the circumstances.
 
@@ -98,6 +103,7 @@ def measure(
                 break
         if not done:
             raise runner.RunnerError(f"{networks} holds no networks")
+        _measure_pairs(networks, output, file, threads, provider)
         if seconds is None or seconds >= LEAST_SECONDS_FOR_MEMORY:
             _measure_memory(networks, output, file, threads, provider)
         summary = _summary(done)
@@ -155,7 +161,59 @@ def _networks(source: str | Path) -> Iterator[tuple[str, Path]]:
 
 
 def _is_network(name: str) -> bool:
+    if name.startswith(f"{PAIRS}/"):
+        return False
     return name.endswith(".onnx") and not name.endswith(REFERENCE)
+
+
+def _pairs(source: str | Path) -> Iterator[tuple[str, Path, Path]]:
+    """The name of each network that is there in int8 for this processor, and both its files."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i686", "x86")
+    ending = f".{'x86' if x86 else 'arm'}.onnx"
+    source = Path(source)
+    if source.is_dir():
+        for path in sorted((source / PAIRS).glob(f"*{ending}")):
+            name = path.name[: -len(ending)]
+            yield name, path.with_name(f"{name}.onnx"), path
+        return
+    with zipfile.ZipFile(source) as archive, tempfile.TemporaryDirectory() as folder:
+        inside = [n for n in archive.namelist() if n.startswith(f"{PAIRS}/")]
+        for quantised in sorted(n for n in inside if n.endswith(ending)):
+            plain = f"{quantised[: -len(ending)]}.onnx"
+            paths = [Path(archive.extract(name, folder)) for name in (plain, quantised)]
+            yield paths[0].stem, paths[0], paths[1]
+            for path in paths:
+                path.unlink(missing_ok=True)
+
+
+def _measure_pairs(
+    networks: str | Path, output: Path, file: Any, threads: int, provider: str
+) -> None:
+    """The times of networks in float and in int8, unless they have been measured. One that can't be
+    run says why: an older runtime may lack integer kernels, and all else was measured."""
+    done = {line.get("pair") for line in _lines(output)}
+    for name, plain, quantised in _pairs(networks):
+        if name in done:
+            continue
+        try:
+            found = _timed_pair(plain, quantised, threads, provider)
+            if found["noisy"]:
+                again = _timed_pair(plain, quantised, threads, provider)
+                found = min(found, again, key=lambda each: each["noisy"])
+        except Exception as error:  # onnxruntime's errors share no base class but Exception
+            found = {"error": " ".join(str(error).split())[:200]}
+        _append(file, {"pair": name, **found})
+
+
+def _timed_pair(plain: Path, quantised: Path, threads: int, provider: str) -> dict[str, Any]:
+    """Both files' times and those of their kernels, each turn about with the other file."""
+    steps = [
+        runner.bind(runner.open_session(path, threads, provider)) for path in (plain, quantised)
+    ]
+    in_float = _timed(plain, steps[1], threads, provider)
+    in_int8 = _timed(quantised, steps[0], threads, provider)
+    noisy = in_float["noisy"] or in_int8["noisy"]
+    return {"noisy": noisy, "float": in_float, "int8": in_int8}
 
 
 def _session(path: Path, threads: int, provider: str, profile: Path | None) -> Any:

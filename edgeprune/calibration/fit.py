@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeprune.calibration.boosting import boosted
+from edgeprune.calibration.int8_shares import figures, read_pairs
 from edgeprune.calibration.observations import Observation, Results, Sample
 from edgeprune.core.errors import EdgePruneError
 from edgeprune.cost import memory
@@ -77,6 +78,7 @@ def fit(
     when = (date or datetime.date.today()).isoformat()
     ram = _ram(results, ram_mb, when)
     offset = launch_offset_ms(samples)
+    pairs = read_pairs(results.pairs)
     tables = fit_tables(samples, results.block, offset)
     ratios = cross_validated(samples, results.block, offset)
     source = f"measured by export/microbench.py, {results.header['runtime']}, {when}"
@@ -107,8 +109,9 @@ def fit(
             "high": round(float(high), 4),
             "source": error,
         },
-        "notes": _notes(results),
+        "notes": _notes(results, len(pairs)),
         "memory": _memory(results, Fusion("onnxruntime", results.block), source),
+        **figures(pairs, source),
         "calibration": _calibration(results, when),
         "tables": tables.dump(),
     }
@@ -297,10 +300,20 @@ def _calibration(results: Results, when: str) -> dict[str, Any]:
     }
 
 
-def _notes(results: Results) -> str:
+def _notes(results: Results, pairs: int) -> str:
     noisy = sum(sample.noisy for sample in results.samples)
     return (
         f"Frequency governor: {results.header.get('governor') or 'unknown'}; load average before "
         f"measuring: {results.header.get('load_average')}; {noisy} of {len(results.samples)} "
-        "networks ran unevenly."
+        "networks ran unevenly." + _without_int8(results, pairs)
     )
+
+
+def _without_int8(results: Results, told: int) -> str:
+    """What there is to say of networks whose times in int8 don't count. told: how many do."""
+    lost = len(results.pairs) - told
+    if not lost:
+        return ""
+    errors = [str(pair["error"]) for pair in results.pairs if "error" in pair]
+    why = errors[0] if errors else "the runtime computes other layers there"
+    return f" {lost} of {len(results.pairs)} networks told nothing of int8: {why}."

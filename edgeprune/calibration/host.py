@@ -66,7 +66,8 @@ def host_profile(refresh: bool = False, say: Say | None = None) -> Profile:
             tell(f"the kept profile is broken and is measured again ({error})")
     tell(f"measuring this machine for the profile {HOST!r} (about {QUICK_SECONDS:.0f} s, once) ...")
     with tempfile.TemporaryDirectory(prefix="edgeprune-results-") as folder:
-        # `host` has to work at once, also on a machine that is busy just now.
+        # `host` has to work at once, also on a machine that is busy just now. What int8 gains isn't
+        # measured: with this profile files are timed, and kernels for `--precision auto`.
         results = measure(Path(folder) / "results.jsonl", threads, QUICK_SECONDS, True)
     profile = fit(results, HOST, accept_noise=True)
     noisy = sum(sample.noisy for sample in results.samples)
@@ -122,7 +123,7 @@ def calibrate(
         unfinished = path.with_suffix(".jsonl")
         tell(f"measuring this machine for {output.name} (about {seconds / 60:.0f} minutes) ...")
         path.parent.mkdir(parents=True, exist_ok=True)
-        measured = measure(unfinished, threads, seconds)
+        measured = measure(unfinished, threads, seconds, int8=True)
         profile = fit(measured, output.stem, ram_mb=ram_mb)
         keep(profile.model_copy(update={"name": HOST}), path, tell)
         unfinished.unlink(missing_ok=True)
@@ -171,14 +172,18 @@ def host_threads() -> int:
     return int(text)
 
 
-def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
+def measure(
+    output: Path, threads: int, seconds: float, accept_noise: bool = False, int8: bool = False
+) -> Results:
     """Measure the sample networks here for about so long, in processes of their own; what they say.
 
     output: where the results are gathered; what is there already isn't measured again.
-    accept_noise: a busy machine is measured all the same.
+    accept_noise: a busy machine is measured all the same. int8: a few networks besides, in int8
+    beside float, which takes 10 to 20 s more.
     A process of its own, because torch's threads and memory would sway the times.
     Raises EdgePruneError, in one line, if that fails.
     """
+    from edgeprune.calibration.int8_samples import write_pairs
     from edgeprune.calibration.sample_blocks import write_samples
 
     began, first = time.perf_counter(), 0
@@ -190,7 +195,13 @@ def measure(output: Path, threads: int, seconds: float, accept_noise: bool = Fal
             _microbench(folder, output, threads, max(left, 1.0), accept_noise)
         first += _BATCH
         if time.perf_counter() - began > seconds - 1:
-            return read_results(output)
+            break
+    if int8:
+        with tempfile.TemporaryDirectory(prefix="edgeprune-networks-") as folder:
+            for _ in (*write_samples(Path(folder), 0), *write_pairs(Path(folder))):
+                pass
+            _microbench(folder, output, threads, 1.0, accept_noise)
+    return read_results(output)
 
 
 def _microbench(

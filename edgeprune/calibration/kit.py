@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
+from edgeprune.calibration.int8_samples import FOLDER, write_pairs
 from edgeprune.calibration.sample_blocks import write_samples
 from edgeprune.core.errors import UserError
 from edgeprune.core.files import whole_file
@@ -57,3 +58,5 @@ def _pack(file: IO[bytes], networks: int) -> None:
         for network in write_samples(Path(folder), networks):
             archive.write(network, network.name)
             network.unlink()
+        for network in write_pairs(Path(folder)):
+            archive.write(network, f"{FOLDER}/{network.name}")

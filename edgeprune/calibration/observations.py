@@ -23,7 +23,8 @@ from edgeprune.cost.work import Work, surroundings
 
 FORMAT = 3
 
-_BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+#: What reading results that aren't ours may raise.
+BROKEN = (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 _CONVOLUTIONS = ("Conv", "FusedConv", "ConvTranspose")
 _PRODUCTS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "MatMulNBits")
@@ -75,7 +76,8 @@ class Results:
     """What a device measured. header, summary: the circumstances before and after.
 
     reference_ms: what the reference usually took; `Sample`'s times are as they'd be at that speed.
-    peaks_mb: the peak memory of some of the networks.
+    peaks_mb: the peak memory of some of the networks. pairs: networks that were timed in float and
+    in int8, as it was written (`int8_shares`).
     """
 
     header: Mapping[str, Any]
@@ -83,6 +85,7 @@ class Results:
     summary: Mapping[str, Any]
     reference_ms: float
     peaks_mb: Mapping[str, float] = field(default_factory=dict)
+    pairs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def block(self) -> int:
@@ -100,7 +103,7 @@ def read_results(path: str | Path) -> Results:
     try:
         lines = [json.loads(text) for text in _lines(Path(path).read_text(encoding="utf-8"))]
         return _results(lines)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise EdgePruneError(
             f"{path}: no results of export/microbench.py ({error}): measure again"
         ) from error
@@ -115,7 +118,7 @@ _NEEDED = ("runtime", "provider", "threads")
 
 
 def _results(lines: Sequence[dict[str, Any]]) -> Results:
-    """Raises one of _BROKEN for lines that aren't what microbench.py writes."""
+    """Raises one of BROKEN for lines that aren't what microbench.py writes."""
     header = lines[0]
     if header.get("format") != FORMAT:
         raise ValueError(f"format {header.get('format')}, expected {FORMAT}")
@@ -140,7 +143,8 @@ def _results(lines: Sequence[dict[str, Any]]) -> Results:
         for line in lines
         if line.get("peak_memory_mb") and "memory" in line
     }
-    return Results(header, samples, summary, usual, peaks)
+    pairs = {line["pair"]: line for line in lines if "pair" in line}
+    return Results(header, samples, summary, usual, peaks, tuple(pairs.values()))
 
 
 def _lines(text: str) -> Iterable[str]:
@@ -166,7 +170,7 @@ def _is_blocked(name: str) -> bool:
 def _sample(name: str, line: Mapping[str, Any], block: int, usual_ms: float) -> Sample:
     """A network, its times as they'd be with the device as fast as it usually is."""
     speed = usual_ms / float(line["reference_ms"])
-    found = [_observation(kernel, block, speed) for kernel in line["kernels"]]
+    found = [observation(kernel, block, speed) for kernel in line["kernels"]]
     known = [o for o in found if o is not None]
     around = surroundings(
         [float(o.work.weights) for o in known], [float(o.work.written) for o in known]
@@ -175,8 +179,11 @@ def _sample(name: str, line: Mapping[str, Any], block: int, usual_ms: float) -> 
     return Sample(name, float(line["ms"]) * speed, bool(line["noisy"]), len(found), kernels)
 
 
-def _observation(kernel: Mapping[str, Any], block: int, speed: float) -> Observation | None:
-    """None for kernels that don't tell enough. speed: what the times are multiplied by."""
+def observation(kernel: Mapping[str, Any], block: int, speed: float) -> Observation | None:
+    """A kernel as `export/microbench.py` wrote it; None for those that don't tell enough.
+
+    block: see `Results`. speed: what the times are multiplied by.
+    """
     inputs, outputs = _shapes(kernel["in"]), _shapes(kernel["out"])
     op = kernel["op"]
     if op in _VIEWS:

@@ -34,7 +34,8 @@ class SampleNetwork:
         # of many networks compresses to almost nothing.
         self._pattern = self.rng.standard_normal(251).astype(np.float32)
         self._input = ""
-        self._open = self.chance(0.8)
+        #: Whether the file leaves the batch open.
+        self.open = self.chance(0.8)
         #: The most channels of a layer: many networks for small devices are narrow all through.
         self.widest = float(self.choose(64, 128, 512, 1024, 2048))
         #: Multiply-accumulates of the convolutions so far.
@@ -103,7 +104,7 @@ class SampleNetwork:
             for n in ends
         ]
         # Most files leave the batch open, and runtimes fuse a little less in those.
-        batch = "batch" if self._open else 1
+        batch = "batch" if self.open else 1
         shape = (batch, *self.shapes[self._input][1:])
         start = helper.make_tensor_value_info(self._input, TensorProto.FLOAT, shape)
         graph = helper.make_graph(self._nodes, "sample", [start], infos, self._weights)

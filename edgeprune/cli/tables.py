@@ -170,5 +170,5 @@ def _print_target(console: Console, target: Target) -> None:
 def _figures(profile: Profile) -> list[tuple[str, Figure]]:
     own = [(n, v) for n, v in profile if isinstance(v, Figure)]
     own += [(f"efficiency.{n}", v) for n, v in profile.efficiency if isinstance(v, Figure)]
-    memory = profile.memory or ()
-    return own + [(f"memory.{n}", v) for n, v in memory if isinstance(v, Figure)]
+    own += [(f"memory.{n}", v) for n, v in profile.memory or () if isinstance(v, Figure)]
+    return own + [(f"int8.{n}", v) for n, v in profile.int8_kinds or ()]

@@ -19,6 +19,11 @@ from edgeprune.profiles.profile import Profile
 Array = NDArray[np.float64]
 
 
+#: A convolution of fewer multiplications an output than this gains nothing by integer kernels,
+#: which lay its windows out in rows first: 3 channels in 3x3, not 16 of them, nor 3 in 7x7.
+STEM = 64
+
+
 class Source(Protocol):
     """Prices kernels on one device, for one answer: `Work.times` runs of each."""
 
@@ -49,6 +54,23 @@ def padding(size: Array, tile: int | Array) -> Array:
     """How many times as much as is asked a dimension of channels costs; see `run_channels`."""
     whole = np.round(size)
     return np.asarray(run_channels(whole, tile) / np.maximum(whole, 1))
+
+
+def int8_kind(work: Work) -> str:
+    """Which of a profile's `int8_kinds` a kernel is."""
+    if work.kind in ("conv", "grouped"):
+        sizes = work.sizes
+        multiplied = sizes["cin"] / sizes["groups"] * sizes["kh"] * sizes["kw"]
+        return "stem" if multiplied < STEM else "conv"
+    return work.kind if work.kind in ("pointwise", "depthwise", "linear") else "rest"
+
+
+def int8_share(profile: Profile, work: Work) -> float | None:
+    """How long a kernel takes in int8 as a share of its time in float: by its kind where the
+    profile knows that, else as any other; None where it knows nothing of int8."""
+    if profile.int8_kinds is not None:
+        return float(getattr(profile.int8_kinds, int8_kind(work)).value)
+    return None if profile.int8 is None else profile.int8.value
 
 
 @lru_cache(maxsize=16)

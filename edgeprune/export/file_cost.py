@@ -9,6 +9,7 @@ from torch.fx import GraphModule
 
 from edgeprune.cost.memory import memory_model
 from edgeprune.cost.onnx_reader import kernel_graph, load_onnx, pricing_remarks
+from edgeprune.cost.pricing import int8_share
 from edgeprune.export.onnx import Exported
 from edgeprune.graph.fx_utils import used_parameters
 from edgeprune.profiles.profile import Profile
@@ -60,8 +61,8 @@ def predicted(exported: Exported, parameters: int, profile: Profile, timed: bool
     """The cost of an exported file by a profile's model: what `edgeprune check` says of it.
 
     timed: its latency is measured besides, so that nothing need be said of how it is priced.
-    In int8 the kernels that became it take `Profile.int8` times as long as in float; where a
-    profile has no such figure, as long, and a remark says so.
+    In int8 the kernels that became it take `Profile.int8_kinds` times as long as in float, or
+    `Profile.int8`; where a profile has neither, as long, and a remark says so.
     """
     model = load_onnx(exported.in_float.path, weights=False)
     kernels = kernel_graph(model, profile.fusion)
@@ -75,18 +76,13 @@ def predicted(exported: Exported, parameters: int, profile: Profile, timed: bool
         macs = [kernel.macs({}) for kernel in kernels.kernels]
         left = sum(m for m, f in zip(macs, floating, strict=True) if f) / max(sum(macs), 1)
         unit = left * unit + (1 - left)
-        if profile.int8 is None and not timed:
-            remarks.append(
-                f"profile {profile.name} has no figure for int8: its latency is that of float"
-            )
-        elif profile.int8 is not None:
-            share = profile.int8.value
-            if not timed:
-                remarks.append(
-                    f"int8 is priced at {share:.0%} of the time of {profile.precision} "
-                    f"({profile.int8.source})"
-                )
-            latency_ms = sum(ms if f else share * ms for ms, f in zip(times, floating, strict=True))
+        if not timed:
+            remarks.append(_int8_remark(profile))
+        shares = [int8_share(profile, kernel.work({})) for kernel in kernels.kernels]
+        latency_ms = sum(
+            ms if f or share is None else share * ms
+            for ms, f, share in zip(times, floating, shares, strict=True)
+        )
     return Cost(
         parameters,
         round(kernels.macs({})),
@@ -96,6 +92,19 @@ def predicted(exported: Exported, parameters: int, profile: Profile, timed: bool
         "predicted",
         tuple(remarks),
     )
+
+
+def _int8_remark(profile: Profile) -> str:
+    """How int8 is priced."""
+    if profile.int8_kinds is not None:
+        kinds = ", ".join(f"{name} {figure.value:.0%}" for name, figure in profile.int8_kinds)
+        return f"int8 is priced by kind of kernel, of the time of {profile.precision}: {kinds}"
+    if profile.int8 is not None:
+        return (
+            f"int8 is priced at {profile.int8.value:.0%} of the time of {profile.precision} "
+            f"({profile.int8.source})"
+        )
+    return f"profile {profile.name} has no figure for int8: its latency is that of float"
 
 
 def measured_pair(

@@ -3,7 +3,8 @@
 What int8 costs is measured as the costs of widths are: each layer is made int8 alone, in the file
 of the model as it was, and judged by the same yardstick on samples that nothing was calibrated on;
 all are scaled so that together they come to what int8 everywhere loses. What it saves is measured
-where there is a machine, kernel by kernel on this one; elsewhere the profile's figure says it.
+where there is a machine, kernel by kernel on this one; elsewhere the profile's
+figures say it, by kind of kernel where they do.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from torch import nn
 from edgeprune.core.distributed import from_first
 from edgeprune.core.errors import UserError
 from edgeprune.cost.fx_reader import parameter_counts
+from edgeprune.cost.kernels import KernelGraph
+from edgeprune.cost.pricing import int8_share
 from edgeprune.coupling.plan import Plan
 from edgeprune.export.file_cost import Cost
 from edgeprune.export.onnx import Exported
 from edgeprune.export.precision import FileModule, layer_parameters, samples_of
 from edgeprune.pipeline.carry_out import Draft
 from edgeprune.pipeline.workspace import Baseline, Workspace
+from edgeprune.profiles.profile import Profile
 from edgeprune.quantization import LayerByLayer, preset_for
 from edgeprune.quantization.running import Sample, node_times
 from edgeprune.reconstruction.layerwise import BRIEF, reconstruct
@@ -161,12 +165,15 @@ def _bits(
     shares: Mapping[str, float],
     faster: float,
 ) -> Bits:
-    """Each layer's kernel with what int8 does to its time: as the shares tell, all of them scaled
-    so that the whole model takes `faster` times as long as in float, which is priced of it."""
+    """Each layer's kernel with what int8 does to its time: as the shares tell, measured or by the
+    profile's kinds of kernels, all of them scaled so that the whole model takes `faster` times as
+    long as in float, which is priced of it."""
     counts = parameter_counts(workspace.traced, workspace.coupling)
     places = _places(workspace)
     whole = Plan.everything(workspace.coupling).variables(workspace.coupling)
     times = problem.kernels.kernel_latencies_ms(workspace.settings.profile, whole)
+    if not shares:
+        shares = _by_kind(workspace.settings.profile, problem.kernels, places, whole)
     usual = median(shares.values()) if shares else 1.0
     chosen = [
         (places[name], variable, name)
@@ -187,6 +194,21 @@ def _bits(
     by_size = workspace.settings.rate is None
     asked = Bits(layers, by_size=by_size, names=names)
     return bits_of(asked, problem.kernels, workspace.settings.profile, whole)
+
+
+def _by_kind(
+    profile: Profile, kernels: KernelGraph, places: Mapping[str, int], whole: Mapping[int, float]
+) -> dict[str, float]:
+    """Of each parameter's kernel the time in int8 over that in float, where the profile knows it by
+    kind of kernel; nothing elsewhere."""
+    if profile.int8_kinds is None:
+        return {}
+    found = {}
+    for name, place in places.items():
+        share = int8_share(profile, kernels.kernels[place].work(whole))
+        assert share is not None
+        found[name] = share
+    return found
 
 
 def _places(workspace: Workspace) -> dict[str, int]:

@@ -79,6 +79,23 @@ class Efficiency(_Frozen):
     matmul: Share
 
 
+class Int8Kinds(_Frozen):
+    """How long int8 takes, as a share of the time in the profile's precision, by kind of kernel.
+
+    stem: a convolution of few multiplications an output, as a network's first has. conv: any other
+    of a window above 1x1, grouped ones too. linear: a product with a weight. rest: sums, products
+    of two tensors, pools, concatenations: all else that int8 flows through. Which of them a kernel
+    is, `cost/pricing.py` says.
+    """
+
+    stem: Figure
+    conv: Figure
+    pointwise: Figure
+    depthwise: Figure
+    linear: Figure
+    rest: Figure
+
+
 @dataclass(frozen=True)
 class Fusion:
     """How a runtime fuses. block: channels in a block of onnxruntime's own layout, 0 for none.
@@ -143,6 +160,7 @@ class Profile(_Frozen):
     interval: where 90 % of the truth lies; left out, it is drawn from the expected error.
     memory: what the runtime takes beyond weights and activations; left out, nothing.
     int8: how long a network takes in int8, as a share of what it takes in `precision`.
+    int8_kinds: the same by kind of kernel, where that was measured: prices go by it then.
     tables: measured latencies by kind of kernel (`tables.py`), used instead of the figures.
     calibration: how the device was measured: runtime, provider, governor, clock and so on.
     reads: the target (`target.py`) that says what the runtime reads, by its shipped name or with
@@ -174,6 +192,7 @@ class Profile(_Frozen):
     notes: str = ""
     memory: Memory | None = None
     int8: Figure | None = None
+    int8_kinds: Int8Kinds | None = None
     calibration: Calibration | None = None
     tables: str | None = Field(default=None, repr=False)
 

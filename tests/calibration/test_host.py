@@ -54,7 +54,11 @@ def runs(found: Results, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, flo
     """Every measurement asked for, as (threads, seconds); none is carried out."""
     asked: list[tuple[int, float]] = []
 
-    def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
+    def measure(
+        output: Path, threads: int, seconds: float, accept_noise: bool = False, int8: bool = False
+    ) -> Results:
+        # The quick one doesn't measure int8: with it files themselves are timed.
+        assert int8 == (seconds == host.FULL_SECONDS)
         asked.append((threads, seconds))
         output.write_text("{}")
         return replace(found, header={**found.header, "threads": threads})
@@ -92,9 +96,10 @@ def test_this_machine_is_measured_batch_by_batch(hasty: None, tmp_path: Path) ->
 
 def test_what_is_there_already_is_not_measured_again(hasty: None, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    host.measure(path, threads=1, seconds=1.0)
+    host.measure(path, threads=1, seconds=1.0, int8=True)
     before = [line for line in lines(path) if "network" in line]
-    host.measure(path, threads=1, seconds=1.0)
+    assert len(host.measure(path, threads=1, seconds=1.0, int8=True).pairs) == 10
+    assert sum("pair" in line for line in lines(path)) == 10
     after = [line for line in lines(path) if "network" in line]
     assert before and after[: len(before)] == before
     assert len({line["network"] for line in after}) == len(after)
@@ -198,7 +203,9 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(
 ) -> None:
     begun: list[bool] = []
 
-    def measure(output: Path, threads: int, seconds: float, accept_noise: bool = False) -> Results:
+    def measure(
+        output: Path, threads: int, seconds: float, accept_noise: bool = False, int8: bool = False
+    ) -> Results:
         begun.append(output.exists())
         output.write_text("half of it")
         if len(begun) == 1:

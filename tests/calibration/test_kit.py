@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from edgeprune.calibration import fit as calibration
-from edgeprune.calibration import kit
+from edgeprune.calibration import int8_samples, kit
 from edgeprune.calibration.kit import write_kit
 from edgeprune.calibration.observations import read_results
 from edgeprune.calibration.sample_blocks import sample
@@ -70,7 +70,12 @@ def test_a_kit_holds_the_scripts_and_the_networks(packed: Path) -> None:
         names = set(archive.namelist())
         scripts = {"__main__.py", "microbench.py", "runner.py", "stopwatch.py"}
         networks = {f"{seed:05d}.onnx" for seed in range(NETWORKS)}
-        assert names == scripts | networks | {"reference.onnx"}
+        pairs = {
+            f"int8/{name}{ending}"
+            for name in int8_samples.names()
+            for ending in (".onnx", ".x86.onnx", ".arm.onnx")
+        }
+        assert names == scripts | networks | pairs | {"reference.onnx"}
         assert archive.read("00003.onnx") == sample(3).SerializeToString()
     assert packed.stat().st_size < 2e6
     assert [p.name for p in packed.parent.glob("*kit.zip*")] == ["kit.zip"]
@@ -99,6 +104,8 @@ def test_it_measures_with_numpy_and_onnxruntime_alone(results: Path) -> None:
     found = read_results(results)
     assert len(found.samples) == NETWORKS
     assert found.peaks_mb  # from inside the zip as well
+    assert [pair["pair"] for pair in found.pairs] == sorted(int8_samples.names())
+    assert not [pair["error"] for pair in found.pairs if "error" in pair]
 
 
 def test_its_results_make_a_profile_that_check_takes(
@@ -117,6 +124,13 @@ def test_its_results_make_a_profile_that_check_takes(
     assert (profile.name, profile.ram_mb.value) == ("board", 2048)
     assert profile.calibration is not None and profile.calibration.networks == NETWORKS
     assert yaml.safe_load(output.read_text())["tables"]
+    assert profile.int8 is not None and profile.int8_kinds is not None
+    assert 0.1 < profile.int8.value < 3
+    shares = {kind: share.value for kind, share in profile.int8_kinds}
+    wild = {kind: value for kind, value in shares.items() if not 0.1 < value < 3}
+    assert len(wild) <= 1, shares  # a few runs in a hurry, beside other tests
+    for _, share in profile.int8_kinds:
+        assert "sample networks in int8 over float" in share.source
     model.write_bytes(sample(2).SerializeToString())
     assert main(["check", str(model), "--profile", str(output), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeprune.calibration.observations import SCATTERED, _observation
+from edgeprune.calibration.observations import SCATTERED, observation
 from edgeprune.cost.onnx_reader import kernel_graph
 from edgeprune.cost.work import Work
 
 
 def observed(op: str, inputs: list[list[int]], out: list[int], name: str = "") -> Work:
     kernel: dict[str, Any] = {"name": name or op, "op": op, "in": inputs, "out": [out]}
-    found = _observation({**kernel, "parameter_bytes": 0, "ms": 2.0}, 8, 0.5)
+    found = observation({**kernel, "parameter_bytes": 0, "ms": 2.0}, 8, 0.5)
     assert found is not None and found.ms == 1.0
     return found.work
 
@@ -69,7 +69,7 @@ def test_a_transposed_convolution_is_what_its_file_says(window: tuple[int, int])
         "in": [[1, 24, 9, 9], [8]],
         "out": [[1, 8, 18, 18]],
     }
-    assert _observation({**plain, "parameter_bytes": 0, "ms": 1.0}, 8, 1.0) is None
+    assert observation({**plain, "parameter_bytes": 0, "ms": 1.0}, 8, 1.0) is None
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> TensorProto:

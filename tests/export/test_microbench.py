@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from edgeprune.calibration import int8_samples
 from edgeprune.calibration.observations import read_results
-from edgeprune.calibration.sample_blocks import write_samples
+from edgeprune.calibration.sample_blocks import sample, write_samples
 from edgeprune.core.errors import EdgePruneError
 from export import microbench, runner
 from tests.calibration.hasty import HASTE, hasty_scripts
@@ -270,3 +271,42 @@ def test_a_convolution_whose_weight_was_packed_away_is_not_guessed_at(
     microbench.measure(folder, tmp_path / "r.jsonl", seconds=60, accept_noise=True)
     first = read_results(tmp_path / "r.jsonl").samples[0]
     assert (first.launches, len(first.kernels)) == (2, 1)
+
+
+# -- in int8 -------------------------------------------------------------------------------------
+
+
+def test_a_network_is_timed_in_int8_beside_float_with_the_types_of_this_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turn about: the reference of each is the other. What can't be run says so."""
+    monkeypatch.setattr(int8_samples, "names", lambda: ["separable-48", "residual-24"])
+    for _ in (*write_samples(tmp_path, 1), *int8_samples.write_pairs(tmp_path)):
+        pass
+    (tmp_path / "int8" / "residual-24.arm.onnx").write_bytes(b"no model")
+    monkeypatch.setattr(microbench.platform, "machine", lambda: "aarch64")
+    path = tmp_path / "r.jsonl"
+    for _ in range(2):  # the second time there is nothing left to measure
+        microbench.measure(tmp_path, path)
+    failed, timed = (line for line in lines(path) if "pair" in line)
+    assert failed["pair"] == "residual-24" and "error" in failed and "float" not in failed
+    assert timed["pair"] == "separable-48"
+    ops = {name: {kernel["op"] for kernel in timed[name]["kernels"]} for name in ("float", "int8")}
+    assert "Conv" in ops["float"] and "QLinearConv" in ops["int8"]
+    assert timed["float"]["ms"] / timed["int8"]["reference_ms"] == pytest.approx(1, rel=0.9)
+    assert read_results(path).pairs == (failed, timed)
+    assert [sample.name for sample in read_results(path).samples] == ["00000"]
+
+
+def test_a_disturbed_pair_is_timed_once_more(timed: Any, tmp_path: Path) -> None:
+    for name in ("00000.onnx", "reference.onnx"):
+        (tmp_path / name).write_bytes(sample(1).SerializeToString())
+    (tmp_path / "int8").mkdir()
+    for name in ("a.onnx", "a.x86.onnx", "a.arm.onnx"):
+        (tmp_path / "int8" / name).write_bytes(sample(1).SerializeToString())
+    noisy = {"noisy": True}
+    asked = timed({}, noisy, {}, {"ms": 3.0}, {"ms": 4.0})
+    microbench.measure(tmp_path, tmp_path / "r.jsonl", accept_noise=True)
+    assert [name.partition(".")[0] for name in asked] == ["00000", "a", "a", "a", "a"]
+    found = next(line for line in lines(tmp_path / "r.jsonl") if "pair" in line)
+    assert (found["noisy"], found["float"]["ms"], found["int8"]["ms"]) == (False, 3.0, 4.0)

@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -28,6 +29,7 @@ from edgeprune.pipeline.options import PruneOptions
 from edgeprune.pipeline.run import slower_than_float
 from edgeprune.profiles.profile import load_profile
 from edgeprune.runtime.support import findings
+from edgeprune.solve.bits import Bits
 
 
 class Small(nn.Module):
@@ -224,6 +226,10 @@ def test_a_file_of_one_batch_takes_any(tmp_path: Path) -> None:
     torch.testing.assert_close(file(x), module(x), rtol=1e-4, atol=1e-5)
 
 
+#: The shares of a profile whose kinds of kernels gain the same.
+ALIKE = dict.fromkeys(("stem", "conv", "pointwise", "depthwise", "linear", "rest"), 0.5)
+
+
 # -- auto ------------------------------------------------------------------------------------------
 
 
@@ -330,6 +336,40 @@ def test_judging_a_file_leaves_the_draft_as_it_was(
 def test_nothing_is_quantised_where_the_budgets_hold(tmp_path: Path, whole: Any) -> None:
     report = chosen(tmp_path, size_mb=2 * whole["size_mb"]).report
     assert report["precision"] == "fp32" and report.get("quantization") is None
+
+
+def test_auto_prices_layers_by_the_profiles_kinds_of_kernels(
+    tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first layer that int8 slows down is no choice; the others gain what their kinds do."""
+    from edgeprune.pipeline import mixed_precision
+
+    def written(name: str, **shares: float) -> Path:
+        profile = load_profile("raspberry-pi-5")
+        table = {k: {"value": v, "source": "made up"} for k, v in (ALIKE | shares).items()}
+        values = profile.as_dict() | {"name": name, "int8_kinds": table}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    asked: list[Bits] = []
+    made = mixed_precision._bits
+
+    def noted(*arguments: Any) -> Bits:
+        asked.append(made(*arguments))
+        return asked[-1]
+
+    monkeypatch.setattr(mixed_precision, "_bits", noted)
+    budget = 0.7 * whole["latency_ms"]
+    kept = {}
+    for path in (written("even"), written("uneven", stem=3.0, conv=0.4)):
+        report = chosen(tmp_path / path.stem, str(path), latency_ms=budget).report
+        kept[path.stem] = set(asked[-1].names[bit.variable][0] for bit in asked[-1].layers.values())
+    assert kept["even"] == {"a.weight", "b.weight", "c.weight", "head.weight"}
+    assert kept["uneven"] == {"b.weight", "c.weight", "head.weight"}
+    ratios = {asked[-1].names[bit.variable][0]: bit.ratio for bit in asked[-1].layers.values()}
+    assert ratios["head.weight"] / ratios["b.weight"] == pytest.approx(0.5 / 0.4)
+    assert report["met"]
 
 
 def test_a_device_without_int8_is_named(tmp_path: Path) -> None:

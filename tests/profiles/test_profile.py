@@ -15,7 +15,7 @@ from edgeprune.core.budgets import Budgets
 from edgeprune.core.errors import UserError
 from edgeprune.core.resources import export_folder, profiles_folder
 from edgeprune.profiles import reading
-from edgeprune.profiles.profile import Figure, load_profile, parse_profile, profile_names
+from edgeprune.profiles.profile import Figure, Int8Kinds, load_profile, parse_profile, profile_names
 
 SHIPPED = [name for name in profile_names() if name != "host"]
 
@@ -125,6 +125,28 @@ def test_a_path_loads_a_profile_of_ones_own(tmp_path: Path, suffix: str) -> None
 def test_a_profile_comes_back_from_its_own_values() -> None:
     loaded = load_profile("raspberry-pi-4")
     assert parse_profile(loaded.as_dict(), "again") == loaded
+
+
+def int8_kinds() -> dict[str, dict[str, Any]]:
+    """A table as plain values: shares of 0.3, 0.4 and so on."""
+    names = enumerate(Int8Kinds.model_fields)
+    return {name: {"value": 0.3 + i / 10, "source": f"measured {name}"} for i, name in names}
+
+
+def test_a_table_of_int8_comes_back_as_it_was(tmp_path: Path) -> None:
+    profile = parse_profile(plain() | {"name": "mine", "int8_kinds": int8_kinds()}, "mine.yaml")
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(profile.as_dict()), encoding="utf-8")
+    again = load_profile(path)
+    assert again == profile and again.int8_kinds is not None
+    assert again.int8_kinds.depthwise == Figure(value=0.6, source="measured depthwise")
+    assert load_profile("jetson-nano").int8_kinds is None  # whose file knows no such field
+
+
+def test_a_table_of_int8_without_a_kind_is_refused() -> None:
+    table = int8_kinds()
+    del table["linear"]
+    assert "int8_kinds.linear" in refusal(plain() | {"int8_kinds": table})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
