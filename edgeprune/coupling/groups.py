@@ -216,6 +216,7 @@ class _Ranks:
         first = int(np.searchsorted(ids[order], 0))
         self.sizes = np.bincount(ids[order[first:]], minlength=1)
         starts = first + np.cumsum(self.sizes) - self.sizes
+        self._known: dict[tuple[tuple[int, ...], bytes], list[tuple[int, ...]]] = {}
         self._ids = ids
         self._rank = np.zeros(len(ids), np.int64)
         self._rank[order[first:]] = np.arange(first, len(ids)) - starts[ids[order[first:]]]
@@ -223,6 +224,12 @@ class _Ranks:
     def uneven(self, rows: Rows) -> list[tuple[int, ...]]:
         """The sets of groups that a label holds together, but not every unit of one with every
         unit of the others equally often."""
+        key = rows.shape, rows.tobytes()  # most tensors share their label with others
+        if key not in self._known:
+            self._known[key] = self._uneven(rows)
+        return self._known[key]
+
+    def _uneven(self, rows: Rows) -> list[tuple[int, ...]]:
         groups = np.where(rows == NOTHING, -1, self._ids[rows])
         if rows.shape[1] > 1:
             order = np.argsort(groups, axis=1, kind="stable")

@@ -30,7 +30,9 @@ class Atoms:
 
     def __init__(self) -> None:
         self._count = 1
+        # The last entry is what -1 leads to: nothing, as its own parent.
         self._parent: Ids = np.zeros(1024, np.int64)
+        self._parent[NOTHING] = NOTHING
         self._frozen = np.zeros(1024, np.int32)  # 0 = free, else index of a reason
         # Where a bound atom's row begins in the pool.
         self._start: Ids = np.full(1024, -1, np.int64)
@@ -44,7 +46,7 @@ class Atoms:
     def fresh(self, size: int) -> Rows:
         """New free atoms, one per index. Returns rows (size, 1)."""
         first, self._count = self._count, self._count + size
-        while self._count > len(self._parent):
+        while self._count >= len(self._parent):  # the last place is NOTHING's
             self._grow()
         ids = np.arange(first, self._count, dtype=np.int64)
         self._parent[ids] = ids
@@ -52,20 +54,20 @@ class Atoms:
 
     def find(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The representative of each atom, any shape; -1 stays -1."""
-        roots = np.where(ids < 0, NOTHING, self._parent[ids])
-        while True:
-            above = np.where(roots < 0, NOTHING, self._parent[roots])
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        valid = ids >= 0
-        self._parent[ids[valid]] = roots[valid]
+        parent = self._parent
+        roots = parent[ids]
+        above = parent[roots]
+        if (above == roots).all():  # mostly: the way was shortened when they were last looked for
+            return roots
+        while not (above == roots).all():
+            roots, above = above, parent[above]
+        parent[ids] = roots
         return roots
 
     def resolve(self, rows: Rows) -> Rows:
         """The same rows in irreducible atoms: bound ones are replaced by what they are bound to."""
         rows = self.find(rows)
-        while (self._start[rows[rows >= 0]] >= 0).any():
+        while (self._start[rows] >= 0).any():  # NOTHING is bound to nothing
             columns = [self._expand(rows[:, c]) for c in range(rows.shape[1])]
             rows = self.find(np.concatenate(columns, axis=1))
         used = (rows >= 0).any(axis=0)
@@ -73,8 +75,7 @@ class Atoms:
 
     def frozen_mask(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which entries are frozen (same shape as `rows`; padding counts as not frozen)."""
-        roots = self.find(rows)
-        return (roots >= 0) & (self._frozen[roots] > 0)
+        return self._frozen[self.find(rows)] > 0  # of NOTHING it is 0
 
     def reasons(self, ids: NDArray[np.int64]) -> list[str]:
         """Why these atoms are frozen: the distinct reasons, empty if none is."""
@@ -185,6 +186,7 @@ class Atoms:
     def _grow(self) -> None:
         more = len(self._parent)
         self._parent = np.concatenate([self._parent, np.zeros(more, np.int64)])
+        self._parent[NOTHING] = NOTHING
         self._frozen = np.concatenate([self._frozen, np.zeros(more, np.int32)])
         self._start = np.concatenate([self._start, np.full(more, -1, np.int64)])
         self._arity = np.concatenate([self._arity, np.zeros(more, np.int32)])
