@@ -436,16 +436,22 @@ def test_cluster_without_dask_says_what_to_install(
     assert "pip install 'edgeprune[cluster]'" in line and not folder.exists()
 
 
+def two_points(words: tuple[str, ...], place: Path, folder: Path, cluster: Any) -> list[str]:
+    """The command for two points on a cluster."""
+    data, address = str(place / "data.npz"), cluster.scheduler_address
+    few = ("--points", "2", "--data", data, "-o", str(folder))
+    return [*changed(words, *few), "-q", "--cluster", address]
+
+
 def test_cluster_makes_the_same_points(
     place: Path, words: tuple[str, ...], swept: Path, tmp_path: Path
 ) -> None:
     distributed = pytest.importorskip("distributed")
     folder = tmp_path / "out"
-    command = changed(words, "--points", "2", "--data", str(place / "data.npz"), "-o", str(folder))
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, dashboard_address=None
     ) as cluster:
-        assert main([*command, "-q", "--cluster", cluster.scheduler_address]) == 0
+        assert main(two_points(words, place, folder, cluster)) == 0
     assert widths(folder).items() <= widths(swept).items()
 
 
@@ -455,7 +461,6 @@ def test_a_worker_that_is_lost_in_the_middle_is_replaced(
     """Its points are made by another one, and come to the same."""
     distributed = pytest.importorskip("distributed")
     folder = tmp_path / "out"
-    command = changed(words, "--points", "2", "--data", str(place / "data.npz"), "-o", str(folder))
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None
     ) as cluster:
@@ -472,7 +477,7 @@ def test_a_worker_that_is_lost_in_the_middle_is_replaced(
                         return
 
         threading.Thread(target=lose_one, daemon=True).start()
-        assert main([*command, "-q", "--cluster", cluster.scheduler_address]) == 0
+        assert main(two_points(words, place, folder, cluster)) == 0
     assert lost
     assert widths(folder).items() <= widths(swept).items()
 
