@@ -172,3 +172,18 @@ def test_both_sides_of_every_unification_go_together_whatever_goes(
                 for r in (atoms.resolve(a), atoms.resolve(b))
             ]
             assert (sides[0] == sides[1]).all()
+
+
+@pytest.mark.parametrize("count", [1022, 1023, 1024, 3000])
+def test_nothing_stays_nothing_however_many_atoms_there_are(count: int) -> None:
+    """-1 leads to the last place of a table that grows: no atom may ever have it."""
+    atoms = Atoms()
+    rows = atoms.fresh(count)
+    padded = np.concatenate([rows, np.full_like(rows, -1)], axis=1)
+    atoms.freeze(rows[-1:], "the last one")
+    assert (atoms.find(padded) == padded).all()
+    assert (atoms.resolve(padded) == rows).all()
+    frozen = atoms.frozen_mask(padded)
+    assert frozen[-1, 0] and frozen.sum() == 1
+    atoms.unify(rows[:1], rows[-2:-1])
+    assert atoms.find(rows[-2]) == atoms.find(rows[0]) and atoms.find(np.array([-1])) == -1
