@@ -3,8 +3,8 @@
 What int8 costs is measured as the costs of widths are: each layer is made int8 alone, in the file
 of the model as it was, and judged by the same yardstick on samples that nothing was calibrated on;
 all are scaled so that together they come to what int8 everywhere loses. What it saves is measured
-where there is a machine, kernel by kernel on this one; elsewhere the profile's
-figures say it, by kind of kernel where they do.
+where there is a machine, kernel by kernel on this one; elsewhere the profile's figures say it, by
+kind of kernel where they do.
 """
 
 from __future__ import annotations
